@@ -1,0 +1,1 @@
+"""Softmax regression on Fashion-MNIST, a PyTorch Lightning experiment."""
