@@ -1,0 +1,113 @@
+"""Minibatches of a data set that lives on one device, as uint8, and is gathered there.
+
+The order of an epoch is a function of (seed, epoch) alone, and a rank takes every world_size-th example of
+each global minibatch: a resumed run, and a run on several devices, sees the same minibatches, and each
+example is seen once.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# (images (b, 28, 28) uint8, labels (b,) int64, size of the global minibatch that they are a part of)
+Minibatch = tuple[Tensor, Tensor, int]
+
+
+class Shuffle:
+    """The order of the examples of an epoch; Lightning calls `set_epoch` as each epoch starts.
+
+    Args:
+        n: Number of examples.
+        seed: Together with the epoch it decides the order; None keeps the order of the data.
+    """
+
+    def __init__(self, n: int, seed: int | None) -> None:
+        self.n, self.seed, self.epoch = n, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 0, whose order is wanted."""
+        self.epoch = epoch
+
+    def order(self) -> Tensor:
+        """Return a permutation of range(n), shape (n,), int64, on the CPU."""
+        if self.seed is None:
+            return torch.arange(self.n)
+        # One 64-bit seed for each pair: neighbouring seeds or epochs must not share an order.
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return torch.randperm(self.n, generator=generator)
+
+
+class Batches:
+    """An iterable over one epoch that yields lists of up to `steps` consecutive minibatches.
+
+    A list is what one `training_step` works on (`steps_per_execution` in Keras): the minibatches, and the
+    updates made with them, are the same whatever `steps` is.
+
+    Args:
+        images: (m, 28, 28) uint8, the data set, on the device that gathers.
+        labels: (m,) int64, on the same device.
+        index: (n,) int64, the examples of the set that belong to this split.
+        batch_size: Examples in a global minibatch, over all ranks; the last one of an epoch may be smaller.
+        steps: Minibatches in a list.
+        seed: Seed of the order; None for the order of `index`.
+        rank: This process among `world_size`.
+        world_size: Number of processes that share each minibatch.
+
+    Attributes:
+        sampler: The `Shuffle` that decides the order.
+        position: Minibatches of this epoch that have been handed out, or 0 when the epoch is complete.
+    """
+
+    batch_sampler = None  # Lightning asks every loader that has a sampler for this one too
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        batch_size: int,
+        steps: int = 1,
+        seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.images, self.labels, self.index = images, labels, index
+        self.batch_size, self.steps = batch_size, steps
+        self.rank, self.world_size = rank, world_size
+        self.sampler = Shuffle(len(index), seed)
+        self.position = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Minibatches in an epoch."""
+        return -(-len(self.index) // self.batch_size)
+
+    def __len__(self) -> int:
+        """Lists in an epoch."""
+        return -(-self.steps_per_epoch // self.steps)
+
+    def __iter__(self) -> Iterator[list[Minibatch]]:
+        """Yield the lists of this epoch, from `position` on."""
+        order = self.index[self.sampler.order()].to(self.images.device)
+        for end in range(self.steps, self.steps_per_epoch + self.steps, self.steps):
+            if end > self.position:
+                start = self.position
+                self.position = end if end < self.steps_per_epoch else 0
+                yield self._gather(order[start * self.batch_size : end * self.batch_size])
+
+    def _gather(self, chosen: Tensor) -> list[Minibatch]:
+        whole = chosen.split(self.batch_size)
+        mine = [part[self.rank :: self.world_size] for part in whole]
+        sizes = [len(part) for part in mine]
+        chosen = torch.cat(mine)
+        images, labels = self.images[chosen].split(sizes), self.labels[chosen].split(sizes)
+        return [(x, y, len(part)) for x, y, part in zip(images, labels, whole, strict=True)]
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how far this epoch has come, for a checkpoint."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict` was taken."""
+        self.position = state["position"]

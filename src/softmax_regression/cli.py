@@ -1,0 +1,257 @@
+"""The command line `python train.py fit|validate|test|predict`, a LightningCLI whose mistakes are one line.
+
+Exit codes: 0 done, 2 bad input, 3 the run diverged, 4 could not save, 130 and 143 interrupted by a signal.
+"""
+
+import csv
+import io
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from softmax_regression import checkpoint
+from softmax_regression.callbacks import EpochProgress, RunRecord
+from softmax_regression.checkpoint import SafeCheckpointIO
+from softmax_regression.data import FashionMNISTDataModule
+from softmax_regression.errors import DivergedError, InputError, StorageError
+from softmax_regression.fashion_mnist import CLASSES
+from softmax_regression.model import SoftmaxRegression
+from softmax_regression.runs import METRICS, RunLogger, find_checkpoint, find_run, update_manifest
+
+DEFAULT_CONFIG = Path(__file__).parents[2] / "conf" / "default.yaml"
+COMMANDS = {
+    "fit": "Train a model.",
+    "validate": "Score a trained model on the validation images.",
+    "test": "Score a trained model on the test images.",
+    "predict": "Write a CSV with the predictions for the test images, or for photos.",
+}
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI for one model and one data module, with run folders.
+
+    Args:
+        args: The command line, without the name of the program.
+    """
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.run: Path | None = None
+        self.checkpoint: dict[str, Any] = {}
+        options = {"default_config_files": [str(DEFAULT_CONFIG)], "exit_on_error": False}
+        super().__init__(
+            SoftmaxRegression,
+            FashionMNISTDataModule,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"exit_on_error": False, **{command: dict(options) for command in COMMANDS}},
+            args=self._of_run(list(args)),
+        )
+
+    def _of_run(self, args: list[str]) -> list[str]:
+        """Put the configuration of the run that a checkpoint belongs to before all other options."""
+        given = next((value for name in ("resume", "ckpt_path") if (value := _option(args, name))), None)
+        if given is None or not args or args[0] not in COMMANDS:
+            return args
+        path = find_checkpoint(given, prefer="last" if args[0] == "fit" else "best")
+        self.checkpoint = checkpoint.read(path)
+        self.run = find_run(path)
+        config = ["--config", str(self.run / "config.yaml")] if self.run else []
+        return [args[0], *config, *args[1:], "--ckpt_path", str(path)]
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the seed."""
+        help = "Seed of the initial weights, the order of the images and the dropped pixels."
+        parser.add_argument("--seed_everything", type=int, default=0, help=help)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what this command line has beside Lightning's own options."""
+        parser.link_arguments("seed_everything", "model.seed")
+        parser.link_arguments("seed_everything", "data.seed")
+        parser.add_argument("--resume", help="Go on with the run in this folder, exactly where it stopped.")
+        parser.add_argument("--output", help="Where `predict` writes its CSV; the default is in the run's folder.")
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the flags alone: where they contradict the checkpoint, `_check_resume` says so."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the Trainer, with safe checkpoints and the callbacks that every run has."""
+        config, given = self.config[self.subcommand], self.config_init[self.subcommand].trainer
+        callbacks: list[Callback] = [*(given.callbacks or [])]
+        callbacks.append(RunRecord(self._parser(self.subcommand).dump(config, skip_none=False), config.seed_everything))
+        if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(EpochProgress())
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        trainer.strategy.checkpoint_io = SafeCheckpointIO()
+        return trainer
+
+    def before_fit(self) -> None:
+        """Refuse what cannot work before anything is written."""
+        self._check_devices()
+        self._check_limits()
+        self._load_data("fit")
+        self._check_monitors()
+        if self.run:
+            self._check_resume()
+        else:
+            self._check_logger()
+
+    before_validate = before_test = before_predict = lambda self: self._before_scoring()
+
+    def _before_scoring(self) -> None:
+        if not self.checkpoint:
+            raise InputError(
+                f"{self.subcommand}: needs a trained model; give --ckpt_path with a run's folder, `best` or `last`"
+            )
+        self._check_devices()
+        self._load_data(self.subcommand)
+        self.trainer.loggers = []
+
+    def _load_data(self, stage: str) -> None:
+        if self.trainer.local_rank == 0:  # the others wait for it in Lightning's own setup
+            self.datamodule.setup(stage)
+
+    def _check_devices(self) -> None:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if self.trainer.strategy.root_device.type == "cpu" and self.trainer.num_devices > cores:
+            raise InputError(
+                f"trainer.devices={self.trainer.num_devices}: this machine has {cores} CPU cores; "
+                "lower trainer.devices"
+            )
+        batch_size = self.datamodule.hparams["batch_size"]
+        if batch_size < self.trainer.world_size:
+            raise InputError(
+                f"batch_size={batch_size}: must be at least the {self.trainer.world_size} devices that share it; "
+                "raise data.batch_size or lower trainer.devices"
+            )
+
+    def _check_limits(self) -> None:
+        epochs = self.trainer.max_epochs
+        if epochs is not None and epochs < 1 and not (epochs == -1 and self.trainer.max_steps != -1):
+            raise InputError(f"max_epochs={epochs}: must be at least 1; change trainer.max_epochs")
+
+    def _check_monitors(self) -> None:
+        stages = ["train", *self.datamodule.val_dataloader()]
+        logged = [name for name in METRICS if name.split("/")[0] in stages]
+        for callback in self.trainer.callbacks:
+            monitor = getattr(callback, "monitor", None)
+            if monitor is not None and monitor not in logged:
+                raise InputError(
+                    f"monitor={monitor} of {type(callback).__name__}: nothing logs it here; "
+                    f"expected one of {', '.join(logged)}"
+                )
+
+    def _check_logger(self) -> None:
+        for logger in self.trainer.loggers:
+            if isinstance(logger, RunLogger):
+                _ = logger.version  # claims the folder
+
+    def _check_resume(self) -> None:
+        """Refuse flags that contradict the checkpoint, and go on in the folder of its run."""
+        assert self.run is not None
+        for group, saved, now in (
+            ("model", self.checkpoint["hyper_parameters"], self.model.hparams),
+            ("data", self.checkpoint["datamodule_hyper_parameters"], self.datamodule.hparams),
+        ):
+            for name, value in now.items():
+                if name in saved and saved[name] != value and name not in ("dirs", "images", "watch_test", "device"):
+                    raise InputError(
+                        f"{group}.{name}={value}: the run to resume has {saved[name]}; "
+                        "drop the flag, or start a new run without --resume"
+                    )
+        for logger in self.trainer.loggers:
+            if isinstance(logger, RunLogger):
+                logger.reopen(self.run, self.checkpoint["epoch"])
+
+    def after_fit(self) -> None:
+        """Say what came of the run and what to do with it."""
+        print(summary(self.trainer))
+
+    def test(self, model: SoftmaxRegression, **kwargs: Any) -> None:
+        """Score the test images and keep the metrics in the run's manifest."""
+        self._keep("test", self.trainer.test(model, **kwargs))
+
+    def validate(self, model: SoftmaxRegression, **kwargs: Any) -> None:
+        """Score the validation images and keep the metrics in the run's manifest."""
+        self._keep("validate", self.trainer.validate(model, **kwargs))
+
+    def _keep(self, command: str, results: Any) -> None:
+        if self.run and self.trainer.is_global_zero:
+            metrics = {name: value for row in results for name, value in row.items()}
+            update_manifest(self.run, **{command: metrics})
+
+    def predict(self, model: SoftmaxRegression, **kwargs: Any) -> None:
+        """Write the predictions as a CSV."""
+        if self.trainer.world_size > 1:
+            raise InputError(f"trainer.devices={self.trainer.world_size}: predict uses one; drop the option")
+        kwargs.pop("return_predictions", None)
+        batches = self.trainer.predict(model, return_predictions=True, **kwargs)
+        output = self.config[self.subcommand].output
+        path = Path(output) if output else (self.run or Path()) / "predictions.csv"
+        checkpoint.write(predictions_csv(self.datamodule, batches or []).encode(), path)
+        print(f"predictions: {path}")
+
+
+def predictions_csv(data: FashionMNISTDataModule, batches: Sequence[Any]) -> str:
+    """Return the predictions as CSV: index, label if known, predicted class, probability, all probabilities.
+
+    Args:
+        data: Where the images came from, in the order of the predictions.
+        batches: What `predict_step` returned.
+    """
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    known = data.photos is None
+    writer.writerow(["index", "label" if known else "image", "predicted", "probability", *CLASSES])
+    names: Sequence[Any] = [CLASSES[y] for y in data.loaded.test_labels.tolist()] if known else data.photos[1]
+    rows = (
+        row
+        for batch in batches
+        for row in zip(batch["class"].tolist(), batch["probability"].tolist(), batch["probabilities"].tolist())
+    )
+    for index, (name, (predicted, probability, probabilities)) in enumerate(zip(names, rows, strict=True)):
+        writer.writerow([index, name, CLASSES[predicted], f"{probability:.6f}", *(f"{p:.6g}" for p in probabilities)])
+    return file.getvalue()
+
+
+def summary(trainer: Trainer) -> str:
+    """Return what `fit` says in the end: metrics, checkpoint, next commands."""
+    return ""
+
+
+def _option(args: Sequence[str], name: str) -> str | None:
+    """Return the last value that a command line gives an option, as `--name value` or `--name=value`."""
+    value = None
+    for i, arg in enumerate(args):
+        if arg == f"--{name}" and i + 1 < len(args):
+            value = args[i + 1]
+        elif arg.startswith(f"--{name}="):
+            value = arg.partition("=")[2]
+    return value
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code; a user's mistake is one line on stderr."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    try:
+        TrainCLI(sys.argv[1:] if args is None else args)
+    except (InputError, DivergedError, StorageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except (ArgumentError, MisconfigurationException) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0

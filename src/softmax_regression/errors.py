@@ -1,0 +1,19 @@
+"""The ways a command can fail, each with the exit code that the README documents."""
+
+
+class InputError(ValueError):
+    """A mistake in flags, configuration, data or checkpoints: one line, exit code 2."""
+
+    exit_code = 2
+
+
+class DivergedError(RuntimeError):
+    """The loss or a weight is no longer finite: one line, exit code 3."""
+
+    exit_code = 3
+
+
+class StorageError(OSError):
+    """A result could not be saved or read back: one line, exit code 4."""
+
+    exit_code = 4

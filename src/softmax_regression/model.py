@@ -1,0 +1,241 @@
+"""Softmax regression as a LightningModule.
+
+Source: "Concise Implementation of Softmax Regression", Dive into Deep Learning, section 4.5.
+"""
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from softmax_regression import numerics
+from softmax_regression.batches import Minibatch
+from softmax_regression.errors import DivergedError, InputError
+
+LOSSES = {
+    "torch": F.cross_entropy,
+    "stable": numerics.cross_entropy,
+    "naive": numerics.naive_cross_entropy,
+}
+
+
+class SoftmaxRegression(LightningModule):
+    """A linear model of images, trained by minibatch SGD on the cross-entropy of its logits.
+
+    Args:
+        lr: Learning rate, above 0; the first one if `schedule` is cosine.
+        weight_decay: L2 penalty on weights and biases, as in torch.optim.SGD.
+        momentum: Momentum of SGD, in [0, 1).
+        dropout: Probability, in [0, 1), with which a pixel is dropped in training.
+        schedule: `constant`, or `cosine` to let the learning rate fall to 0 over the run.
+        loss: `torch` for F.cross_entropy; `stable` and `naive` for the forms in `numerics`.
+        init_std: Standard deviation of the initial weights, from N(0, init_std²); biases start at 0.
+        num_classes: Number of classes.
+        seed: Decides the initial weights and the dropped pixels.
+
+    Attributes:
+        linear: The weights (num_classes, 784) and biases (num_classes,).
+
+        history: One row of metrics an epoch, with the number of epochs done.
+
+    Raises:
+        InputError: A value is out of range.
+
+    >>> SoftmaxRegression()(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        lr: float = 0.1,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        dropout: float = 0.0,
+        schedule: Literal["constant", "cosine"] = "constant",
+        loss: Literal["torch", "stable", "naive"] = "torch",
+        init_std: float = 0.01,
+        num_classes: int = 10,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self._check_hparams()
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.linear = nn.Linear(28 * 28, num_classes)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.normal_(self.linear.weight, std=init_std, generator=generator)
+        nn.init.zeros_(self.linear.bias)
+        self.metrics = nn.ModuleDict({f"{stage}_metrics": self._metrics(stage) for stage in ("train", "val", "test")})
+        self.epoch_metrics: dict[str, float] = {}
+        self.history: list[dict[str, float]] = []
+        self.automatic_optimization = False  # a training_step makes several updates
+        self.example_input_array = torch.zeros(1, 1, 28, 28)
+
+    def _check_hparams(self) -> None:
+        for name, low, high in (
+            ("lr", 0.0, math.inf), ("weight_decay", 0.0, math.inf), ("momentum", 0.0, 1.0),
+            ("dropout", 0.0, 1.0), ("init_std", 0.0, math.inf), ("num_classes", 1, math.inf),
+        ):  # fmt: skip
+            value = self.hparams[name]
+            if not low <= value < high or (name == "lr" and value == 0):
+                bounds = f"{'above' if name == 'lr' else 'at least'} {low:g}"
+                bounds += " and finite" if high == math.inf else f" and below {high:g}"
+                raise InputError(f"{name}={value}: must be {bounds}; change model.{name}")
+
+    def _metrics(self, stage: str) -> MetricCollection:
+        # Neither metric waits for the device: a NaN is found once an epoch, labels were checked when loaded.
+        loss = MeanMetric(nan_strategy="disable")
+        acc = MulticlassAccuracy(self.hparams["num_classes"], average="micro", validate_args=False)
+        return MetricCollection({"loss": loss, "acc": acc}, prefix=f"{stage}/", compute_groups=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits of a batch of images.
+
+        Args:
+            x: (n, 1, 28, 28) or (n, 28, 28), float in [0, 1] or uint8 in 0..255.
+
+        Returns:
+            (n, num_classes) logits; `softmax(1)` of them are the probabilities.
+        """
+        if not x.is_floating_point():
+            x = x / 255
+        x = x.flatten(1)  # (n, 1, 28, 28) -> (n, 784)
+        logits: Tensor = self.linear(self.dropout(x))
+        return logits
+
+    def _step(self, minibatches: list[Minibatch], stage: str) -> tuple[Tensor, Tensor]:
+        """Score minibatches, learn from them in training, and return logits (n, k) and labels (n,)."""
+        loss_fn = LOSSES[self.hparams["loss"]]
+        all_logits, losses = [], []
+        for images, labels, size in minibatches:
+            if self.training and self.hparams["dropout"]:
+                self._seed_dropout()
+            logits = self(images)
+            loss = loss_fn(logits, labels, reduction="sum")
+            if self.training:
+                self._update(loss / size)
+            all_logits.append(logits.detach())
+            losses.append(loss.detach())
+        logits, labels = torch.cat(all_logits), torch.cat([labels for _, labels, _ in minibatches])
+        metrics = self.metrics[f"{stage}_metrics"]
+        metrics["loss"].update(torch.stack(losses).sum() / max(len(labels), 1), len(labels))
+        metrics["acc"].update(logits, labels)
+        return logits, labels
+
+    def _update(self, loss: Tensor) -> None:
+        """Make one step of SGD on this rank's share of the minibatch's mean loss."""
+        optimizer = self._optimizer
+        optimizer.zero_grad()
+        self.manual_backward(loss * self.trainer.world_size)  # DDP takes the mean over the ranks
+        optimizer.step()
+        if self._scheduler:
+            self._scheduler.step()
+
+    def _seed_dropout(self) -> None:
+        # A function of (seed, step, rank) alone, so that a resumed run drops the same pixels.
+        step = self.global_step * self.trainer.world_size + self.global_rank
+        torch.manual_seed(self.hparams["seed"] * 1_000_003 + step)
+
+    def on_train_start(self) -> None:
+        """Look up once what every update needs."""
+        self._optimizer, self._scheduler = self.optimizers(), self.lr_schedulers()
+
+    def training_step(self, batch: list[Minibatch], batch_idx: int) -> None:
+        """Learn from the minibatches of a list, one update each."""
+        self._step(batch, "train")
+
+    def validation_step(
+        self, batch: list[Minibatch], batch_idx: int, dataloader_idx: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Score a list of minibatches; return logits (n, k) and labels (n,) for the callbacks."""
+        return self._step(batch, self._eval_stages()[dataloader_idx])
+
+    def test_step(self, batch: list[Minibatch], batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Score a list of minibatches; return logits (n, k) and labels (n,) for the callbacks."""
+        return self._step(batch, "test")
+
+    def predict_step(self, batch: list[Minibatch], batch_idx: int) -> dict[str, Tensor]:
+        """Predict a list of minibatches of n images.
+
+        Returns:
+            `class` (n,) int64; `probability` of that class (n,); the distribution `probabilities` (n, k).
+        """
+        probabilities = torch.cat([self(images) for images, _, _ in batch]).softmax(1)
+        probability, predicted = probabilities.max(1)
+        return {"class": predicted, "probability": probability, "probabilities": probabilities}
+
+    def _eval_stages(self) -> list[str]:
+        loaders = self.trainer.val_dataloaders
+        return list(loaders) if isinstance(loaders, dict) else ["val"]
+
+    def _log_epoch(self, stage: str) -> None:
+        """Make the exact metrics of the epoch known to callbacks, and forget the epoch's sums."""
+        values = {name: value.item() for name, value in self.metrics[f"{stage}_metrics"].compute().items()}
+        self.metrics[f"{stage}_metrics"].reset()
+        self.epoch_metrics |= values
+        self.log_dict(values, logger=False, prog_bar=True)
+
+    def on_train_epoch_end(self) -> None:
+        """Write one row of metrics an epoch to the loggers, before any checkpoint of the epoch is saved.
+
+        Raises:
+            DivergedError: The training loss is not finite.
+        """
+        self._log_epoch("train")
+        loss, epoch = self.epoch_metrics["train/loss"], self.current_epoch + 1
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"train/loss={loss} in epoch {epoch}, noticed at step {self.global_step}: the run diverged; "
+                "lower model.lr or model.init_std, or use model.loss torch instead of naive"
+            )
+        self.epoch_metrics["lr"] = self._optimizer.param_groups[0]["lr"]
+        self.history.append({"epoch": epoch, **self.epoch_metrics})
+        for logger in self.trainer.loggers:
+            logger.log_metrics(self.epoch_metrics, step=epoch)
+            logger.save()
+        self.epoch_metrics = {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the exact metrics of every set that was scored."""
+        for stage in self._eval_stages():
+            self._log_epoch(stage)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the exact metrics of the test set."""
+        self._log_epoch("test")
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what an exact resume needs: the rows so far, and the sums of an epoch that is under way."""
+        checkpoint["history"] = self.history
+        checkpoint["sums"] = sums = {}
+        for name, metric in self.metrics["train_metrics"].items(keep_base=True):
+            with metric.sync_context():  # of all ranks, for one of them writes the file
+                sums[name] = {state: value.clone() for state, value in metric.metric_state.items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up what `on_save_checkpoint` added."""
+        self.history = checkpoint["history"]
+        for name, states in checkpoint["sums"].items() if self.global_rank == 0 else ():
+            for state, value in states.items():
+                setattr(self.metrics["train_metrics"][name], state, value)
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """Return minibatch SGD with the learning rate as a function of the step."""
+        hparams = self.hparams
+        optimizer = torch.optim.SGD(
+            self.parameters(), hparams["lr"], hparams["momentum"], weight_decay=hparams["weight_decay"]
+        )
+        if hparams["schedule"] == "constant":
+            return {"optimizer": optimizer}
+        epochs = self.trainer.max_epochs
+        if not epochs or epochs < 0:
+            raise InputError("schedule=cosine: needs to know the end of the run; set trainer.max_epochs")
+        total = epochs * self.trainer.train_dataloader.steps_per_epoch
+        schedule = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total, 1))))
+        return {"optimizer": optimizer, "lr_scheduler": schedule}

@@ -1,0 +1,156 @@
+"""A run's folder, logs/<name>/<run>/: its name, its TensorBoard events, its manifest run.json, its checkpoints."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from softmax_regression import checkpoint
+from softmax_regression.errors import InputError
+
+
+METRICS = tuple(f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc"))
+
+
+class RunLogger(TensorBoardLogger):
+    """A TensorBoardLogger whose run folder is new, named after the time, and claimed so that no other run gets it.
+
+    Args:
+        save_dir: The folder of all experiments.
+        name: The folder of this experiment's runs.
+        version: The name of the run; None for a new one.
+    """
+
+    def __init__(self, save_dir: str = "logs", name: str = "softmax", version: str | None = None) -> None:
+        super().__init__(save_dir, name, version, default_hp_metric=False, log_graph=True)
+
+    @property
+    def version(self) -> str:
+        """The name of the run; asking for it the first time makes its folder, under a name no other run has.
+
+        Raises:
+            InputError: The folder cannot be made.
+        """
+        if self._version is None:
+            self._version = self._claim() if rank_zero_only.rank == 0 else "of-rank-zero"
+        return str(self._version)
+
+    def _claim(self) -> str:
+        started, attempt = datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), 0
+        while True:
+            name = started + (f"-{attempt}" if attempt else "")
+            try:
+                Path(self.root_dir, name).mkdir(parents=True)
+                return name
+            except FileExistsError:
+                attempt += 1
+            except OSError as error:
+                raise InputError(
+                    f"{self.root_dir}: cannot make a run folder there ({error.strerror}); "
+                    "choose another with --trainer.logger.save_dir"
+                ) from error
+
+    def reopen(self, run: Path, epoch: int) -> None:
+        """Go on writing in the folder of an earlier run that has come to the end of `epoch`.
+
+        Whatever was logged of later epochs was lost with the process, and is taken back.
+        """
+        self._root_dir, self._name, self._version = str(run.parent.parent), run.parent.name, run.name
+        self._kwargs["purge_step"] = epoch + 1
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any], metrics: Any = None, step: int | None = None) -> None:
+        """List the run in HPARAMS, with the metrics that its scalars will have; a reopened run is listed already."""
+        from torch.utils.tensorboard.summary import hparams
+
+        if "purge_step" not in self._kwargs:
+            values = {name: v if isinstance(v, int | float | str) else str(v) for name, v in params.items()}
+            for summary in hparams(values, dict.fromkeys(METRICS, 0.0)):
+                self.experiment._get_file_writer().add_summary(summary)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Hand everything logged so far to the operating system."""
+        self.experiment.flush()
+
+
+def find_run(path: Path | str) -> Path | None:
+    """Return the run folder that `path` is, or is a checkpoint of; None if there is none."""
+    path = Path(path)
+    return next((p for p in (path, *path.absolute().parents[:2]) if (p / "config.yaml").is_file()), None)
+
+
+def find_checkpoint(which: str, prefer: str = "best", logs: Path = Path("logs")) -> Path:
+    """Return the checkpoint file that `which` names.
+
+    Args:
+        which: A .ckpt file; a run's folder; `best` or `last` of the newest run under `logs`.
+        prefer: `best` or `last`, for a folder that has both.
+        logs: The folder of all experiments.
+
+    Raises:
+        InputError: There is none.
+    """
+    if which in ("best", "last"):
+        found = [path for path in logs.glob("*/*/checkpoints") if (path / f"{which}.ckpt").is_file()]
+        if not found:
+            raise InputError(f"{which}: no run under {logs}/ has a {which}.ckpt; train one with `python train.py fit`")
+        return max(found, key=lambda path: path.stat().st_mtime) / f"{which}.ckpt"
+    path = Path(which)
+    if not path.is_dir():
+        return path
+    names = (prefer, "best" if prefer == "last" else "last")
+    files = [file for name in names if (file := path / "checkpoints" / f"{name}.ckpt").is_file()]
+    if not files:
+        raise InputError(f"{which}: has no checkpoints/best.ckpt or checkpoints/last.ckpt; give a run's folder")
+    return files[0]
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """Read run.json, or return nothing of it if there is none yet.
+
+    Raises:
+        InputError: It is not JSON.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((run / "run.json").read_text())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run / 'run.json'}: not a manifest ({error}); delete it") from error
+    return manifest
+
+
+def update_manifest(run: Path, **entries: Any) -> None:
+    """Add entries to run.json, or replace them."""
+    manifest = read_manifest(run) | entries
+    checkpoint.write(json.dumps(manifest, indent=2, default=str).encode(), run / "run.json")
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result depends on beside the configuration: commit, versions, machine."""
+    packages = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "softmax-regression")
+    return {
+        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "command": ["python", *sys.argv],
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        result = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout.strip() if result.returncode == 0 else None
