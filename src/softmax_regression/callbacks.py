@@ -1,22 +1,26 @@
-"""What a run shows while it goes on, and what it leaves behind: progress, the last checkpoint, the manifest."""
+"""What a run shows while it goes on, and leaves behind: progress, the last checkpoint, the manifest."""
 
+import math
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, ProgressBar
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from softmax_regression import checkpoint
 from softmax_regression.errors import InputError
+from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs import environment, update_manifest
 
 if TYPE_CHECKING:
@@ -27,11 +31,59 @@ class Interrupted(SystemExit):
     """A signal ended the run after its state was saved; the exit code is 128 + the signal, as in a shell."""
 
 
+class EarlyStopping(callbacks.EarlyStopping):
+    """Lightning's EarlyStopping, on the validation loss, whose patience may be changed when a run is resumed.
+
+    Args:
+        monitor: The metric that has to fall.
+        patience: Epochs without improvement after which the run stops.
+        min_delta: The least change that counts as improvement.
+    """
+
+    def __init__(self, monitor: str = "val/loss", patience: int = 3, min_delta: float = 0.0) -> None:
+        super().__init__(monitor, min_delta, patience, check_on_train_epoch_end=True)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the count of epochs without improvement, but keep the patience that was asked for."""
+        super().load_state_dict(state_dict | {"patience": self.patience})
+
+
+class BestCheckpoint(callbacks.ModelCheckpoint):
+    """Keep checkpoints/best.ckpt, of the epoch with the lowest validation loss so far.
+
+    Args:
+        monitor: The metric whose lowest value is the best.
+    """
+
+    def __init__(self, monitor: str = "val/loss") -> None:
+        super().__init__(
+            monitor=monitor,
+            filename="best",
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+            save_on_train_epoch_end=True,
+        )
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score, even if the run's folder was moved or is named in another way."""
+        here = {
+            "dirpath": self.dirpath,
+            "best_k_models": {},
+            "kth_best_model_path": "",
+            "best_model_path": "",
+        }
+        if state_dict["best_model_path"]:
+            path = str(Path(str(self.dirpath), Path(state_dict["best_model_path"]).name))
+            here |= {"best_model_path": path, "kth_best_model_path": path}
+            here["best_k_models"] = {path: state_dict["best_model_score"]}
+        super().load_state_dict(state_dict | here)
+
+
 class LastCheckpoint(Checkpoint):
     """Keep checkpoints/last.ckpt: saved every epoch, more often on request, and when the run is interrupted.
 
     SIGINT and SIGTERM let the current `training_step` finish, save, and end the process with exit code 130 or
-    143; a second one stops at once. Under SLURM, SIGUSR1 does the same and then puts the job back in the queue.
+    143; a second one stops at once. Under SLURM, SIGUSR1 does so too and puts the job back in the queue.
 
     Args:
         every_n_train_steps: Also save every so many steps; None for not.
@@ -42,11 +94,16 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, every_n_train_steps: int | None = None, every_n_minutes: float | None = None) -> None:
-        for name, value in (("every_n_train_steps", every_n_train_steps), ("every_n_minutes", every_n_minutes)):
+        for name, value in (
+            ("every_n_train_steps", every_n_train_steps),
+            ("every_n_minutes", every_n_minutes),
+        ):
             if value is not None and value <= 0:
                 raise InputError(f"{name}={value}: must be above 0, or null for not")
         self._every_n_train_steps = every_n_train_steps or 0
-        self._interval = timedelta(minutes=every_n_minutes).total_seconds() if every_n_minutes else float("inf")
+        self._interval = (
+            timedelta(minutes=every_n_minutes).total_seconds() if every_n_minutes else float("inf")
+        )
         self._saved_at = time.monotonic()
         self._signal: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
@@ -92,7 +149,9 @@ class LastCheckpoint(Checkpoint):
             return
         interrupted = self._interrupted(trainer)
         due = self._every_n_train_steps and trainer.global_step % self._every_n_train_steps == 0
-        late = trainer.strategy.reduce_boolean_decision(time.monotonic() - self._saved_at > self._interval, all=False)
+        late = trainer.strategy.reduce_boolean_decision(
+            time.monotonic() - self._saved_at > self._interval, all=False
+        )
         if interrupted or due or late:
             self._save(trainer)
         if interrupted:
@@ -156,30 +215,48 @@ class RunRecord(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the results."""
-        history = pl_module.history
-        scored = [row for row in history if "val/loss" in row]
+        history = cast(SoftmaxRegression, pl_module).history
         self._update(
             status="finished",
             stopped=stop_reason(trainer),
             seconds=round(time.perf_counter() - self._start, 3),
             final=history[-1] if history else {},
-            best=min(scored, key=lambda row: row["val/loss"]) if scored else {},
+            best=best_epoch(history) if history else {},
         )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record that the run did not come to its end."""
         if self.run and (self.run / "run.json").exists():
-            self._update(status="interrupted", stopped=" ".join(f"{type(exception).__name__}: {exception}".split()))
+            self._update(
+                status="interrupted", stopped=" ".join(f"{type(exception).__name__}: {exception}".split())
+            )
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
+    """Return the row with the lowest validation loss, or the last where nothing was validated."""
+    return min(history, key=lambda row: (row.get("val/loss", math.inf), -row["epoch"]))
 
 
 def stop_reason(trainer: Trainer) -> str:
     """Say why a run that came to its end did so."""
-    for callback in trainer.callbacks:
-        if isinstance(callback, EarlyStopping) and callback.wait_count >= callback.patience:
+    for callback in trainer.early_stopping_callbacks:
+        if callback.wait_count >= callback.patience:
             return f"early stopping: {callback.monitor} did not improve for {callback.patience} epochs"
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
         return f"max_steps={trainer.max_steps} reached"
     return f"max_epochs={trainer.max_epochs} reached"
+
+
+def device_choice(trainer: Trainer) -> str:
+    """Say what a run computes on, and why."""
+    device = trainer.strategy.root_device.type
+    why = (
+        "the only kind of device found" if device == "cpu" and not torch.cuda.is_available() else "as chosen"
+    )
+    if device != "cpu":
+        why = torch.cuda.get_device_name() if device == "cuda" else "Apple GPU"
+    threads = f", {torch.get_num_threads()} threads each" if device == "cpu" else ""
+    return f"training on {trainer.world_size} x {device} ({why}{threads}), precision {trainer.precision}"
 
 
 class EpochProgress(ProgressBar):
@@ -191,12 +268,15 @@ class EpochProgress(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._bar: "Progress | None" = None
+        self._bar: Progress | None = None
         self._drawn = 0.0
+        self._shown = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar."""
-        self._epoch_start = time.perf_counter()
+        self._epoch_start, self._shown = time.perf_counter(), trainer.current_epoch
+        if trainer.is_global_zero:
+            print(device_choice(trainer), flush=True)
         if not (trainer.is_global_zero and sys.stderr.isatty()):
             return
         from rich.console import Console
@@ -236,10 +316,12 @@ class EpochProgress(ProgressBar):
             self._bar = None
 
     def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        history = cast(SoftmaxRegression, pl_module).history
         epoch, now = trainer.current_epoch, time.perf_counter()
-        if not pl_module.history or pl_module.history[-1]["epoch"] != epoch or not trainer.is_global_zero:
+        if epoch <= self._shown or not history or not trainer.is_global_zero:
             return
-        values = {name: value for name, value in pl_module.history[-1].items() if "/" in name}
+        self._shown = epoch
+        values = {name: value for name, value in history[-1].items() if "/" in name}
         text = "  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items()))
         if self._bar:
             self._bar.update(self._task, completed=epoch, metrics=text, refresh=True)

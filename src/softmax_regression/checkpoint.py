@@ -3,7 +3,6 @@
 import io
 import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -16,22 +15,22 @@ from softmax_regression.errors import DivergedError, InputError, StorageError
 
 
 def write(data: bytes, path: Path) -> None:
-    """Write a file so that at any moment, even if killed or out of space, `path` is the old one or the new one.
+    """Write a file so that at any moment, even when killed or out of space, it is the old one or the new one.
 
     Raises:
         StorageError: The file could not be written; an old one is intact.
     """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}-", delete=False) as file:
-            try:
+        try:
+            with temporary.open("wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise StorageError(
             f"{path}: cannot be saved ({error.strerror or error}); free space or make the folder writable, "
@@ -59,11 +58,22 @@ def read(path: Path | str) -> dict[str, Any]:
         raise InputError(f"{path}: no such checkpoint; {remedy}") from error
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: refused, it holds more than tensors and plain values; {remedy}") from error
-    except (OSError, RuntimeError, zipfile.BadZipFile, EOFError, ValueError, KeyError, NotImplementedError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        EOFError,
+        ValueError,
+        KeyError,
+        NotImplementedError,
+    ) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: not a readable checkpoint ({type(error).__name__}); {remedy}") from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "loops", "hyper_parameters"} <= checkpoint.keys():
+    if (
+        not isinstance(checkpoint, dict)
+        or not {"state_dict", "loops", "hyper_parameters"} <= checkpoint.keys()
+    ):
         raise InputError(f"{path}: not a checkpoint of this project; {remedy}")
     if not_finite := _not_finite(checkpoint):
         raise InputError(f"{path}: {not_finite} is not finite; {remedy}")
@@ -88,13 +98,15 @@ class SafeCheckpointIO(TorchCheckpointIO):
         """
         if name := _not_finite(checkpoint):
             raise DivergedError(
-                f"{name} is not finite at step {checkpoint['global_step']} (epoch {checkpoint['epoch'] + 1}): "
+                f"{name} is not finite in epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}: "
                 "the run diverged; lower model.lr or model.init_std"
             )
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         write(buffer.getvalue(), Path(path))
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = True
+    ) -> dict[str, Any]:
         """Load a checkpoint, always with `weights_only=True`; see `read` for what it raises."""
         return read(path)

@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -20,13 +20,14 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from softmax_regression import checkpoint
-from softmax_regression.callbacks import EpochProgress, RunRecord
+from softmax_regression.callbacks import EpochProgress, RunRecord, best_epoch, stop_reason
 from softmax_regression.checkpoint import SafeCheckpointIO
 from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.fashion_mnist import CLASSES
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs import METRICS, RunLogger, find_checkpoint, find_run, update_manifest
+from softmax_regression.runs import METRICS, RunLogger, find_run, open_checkpoint, update_manifest
+from softmax_regression.trust import check_arguments
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "conf" / "default.yaml"
 COMMANDS = {
@@ -35,6 +36,15 @@ COMMANDS = {
     "test": "Score a trained model on the test images.",
     "predict": "Write a CSV with the predictions for the test images, or for photos.",
 }
+
+# Said by Lightning and TensorBoard about each other's code; nothing that a user here can act on.
+FOREIGN_WARNINGS = (
+    "`torch.jit.trace",  # SummaryWriter.add_graph
+    "Checkpoint directory .* exists and is not empty",  # it does when a run is resumed
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21273
+)
+
+MAY_CHANGE = {"dirs", "images", "watch_test", "device"}  # options of data, when a run is resumed
 
 
 class TrainCLI(LightningCLI):
@@ -61,26 +71,34 @@ class TrainCLI(LightningCLI):
 
     def _of_run(self, args: list[str]) -> list[str]:
         """Put the configuration of the run that a checkpoint belongs to before all other options."""
-        given = next((value for name in ("resume", "ckpt_path") if (value := _option(args, name))), None)
+        given = _option(args, "resume") or _option(args, "ckpt_path")
         if given is None or not args or args[0] not in COMMANDS:
+            check_arguments(args)
             return args
-        path = find_checkpoint(given, prefer="last" if args[0] == "fit" else "best")
-        self.checkpoint = checkpoint.read(path)
+        path, self.checkpoint = open_checkpoint(given, prefer="last" if args[0] == "fit" else "best")
         self.run = find_run(path)
         config = ["--config", str(self.run / "config.yaml")] if self.run else []
-        return [args[0], *config, *args[1:], "--ckpt_path", str(path)]
+        args = [args[0], *config, *args[1:], "--ckpt_path", str(path)]
+        check_arguments(args)
+        return args
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed."""
-        help = "Seed of the initial weights, the order of the images and the dropped pixels."
-        parser.add_argument("--seed_everything", type=int, default=0, help=help)
+        text = "Seed of the initial weights, the order of the images and the dropped pixels."
+        parser.add_argument("--seed_everything", type=int, default=0, help=text)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what this command line has beside Lightning's own options."""
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
         parser.add_argument("--resume", help="Go on with the run in this folder, exactly where it stopped.")
-        parser.add_argument("--output", help="Where `predict` writes its CSV; the default is in the run's folder.")
+        parser.add_argument(
+            "--output", help="Where `predict` writes its CSV; the default is in the run's folder."
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line that `main` was given, which need not be sys.argv."""
+        self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the flags alone: where they contradict the checkpoint, `_check_resume` says so."""
@@ -89,7 +107,9 @@ class TrainCLI(LightningCLI):
         """Make the Trainer, with safe checkpoints and the callbacks that every run has."""
         config, given = self.config[self.subcommand], self.config_init[self.subcommand].trainer
         callbacks: list[Callback] = [*(given.callbacks or [])]
-        callbacks.append(RunRecord(self._parser(self.subcommand).dump(config, skip_none=False), config.seed_everything))
+        callbacks.append(
+            RunRecord(self._parser(self.subcommand).dump(config, skip_none=False), config.seed_everything)
+        )
         if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(EpochProgress())
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
@@ -103,7 +123,7 @@ class TrainCLI(LightningCLI):
         self._load_data("fit")
         self._check_monitors()
         if self.run:
-            self._check_resume()
+            self._check_resume(self.run)
         else:
             self._check_logger()
 
@@ -112,13 +132,13 @@ class TrainCLI(LightningCLI):
     def _before_scoring(self) -> None:
         if not self.checkpoint:
             raise InputError(
-                f"{self.subcommand}: needs a trained model; give --ckpt_path with a run's folder, `best` or `last`"
+                f"{self.subcommand}: needs a trained model; give --ckpt_path a run's folder, `best` or `last`"
             )
         self._check_devices()
         self._load_data(self.subcommand)
         self.trainer.loggers = []
 
-    def _load_data(self, stage: str) -> None:
+    def _load_data(self, stage: str | None) -> None:
         if self.trainer.local_rank == 0:  # the others wait for it in Lightning's own setup
             self.datamodule.setup(stage)
 
@@ -132,7 +152,7 @@ class TrainCLI(LightningCLI):
         batch_size = self.datamodule.hparams["batch_size"]
         if batch_size < self.trainer.world_size:
             raise InputError(
-                f"batch_size={batch_size}: must be at least the {self.trainer.world_size} devices that share it; "
+                f"batch_size={batch_size}: must be at least 1 for each of {self.trainer.world_size} devices; "
                 "raise data.batch_size or lower trainer.devices"
             )
 
@@ -144,7 +164,7 @@ class TrainCLI(LightningCLI):
     def _check_monitors(self) -> None:
         stages = ["train", *self.datamodule.val_dataloader()]
         logged = [name for name in METRICS if name.split("/")[0] in stages]
-        for callback in self.trainer.callbacks:
+        for callback in (*self.trainer.early_stopping_callbacks, *self.trainer.checkpoint_callbacks):
             monitor = getattr(callback, "monitor", None)
             if monitor is not None and monitor not in logged:
                 raise InputError(
@@ -157,26 +177,52 @@ class TrainCLI(LightningCLI):
             if isinstance(logger, RunLogger):
                 _ = logger.version  # claims the folder
 
-    def _check_resume(self) -> None:
+    def _check_resume(self, run: Path) -> None:
         """Refuse flags that contradict the checkpoint, and go on in the folder of its run."""
-        assert self.run is not None
         for group, saved, now in (
             ("model", self.checkpoint["hyper_parameters"], self.model.hparams),
             ("data", self.checkpoint["datamodule_hyper_parameters"], self.datamodule.hparams),
         ):
             for name, value in now.items():
-                if name in saved and saved[name] != value and name not in ("dirs", "images", "watch_test", "device"):
+                if name in saved and saved[name] != value and name not in MAY_CHANGE:
                     raise InputError(
                         f"{group}.{name}={value}: the run to resume has {saved[name]}; "
                         "drop the flag, or start a new run without --resume"
                     )
+        saved_sha256 = self.checkpoint["FashionMNISTDataModule"]["sha256"]
+        if self.trainer.local_rank == 0 and saved_sha256 != self.datamodule.loaded.sha256:
+            raise InputError(
+                f"data with SHA-256 {self.datamodule.loaded.sha256[:12]}…: the run to resume was trained on "
+                f"{saved_sha256[:12]}…; give the same files, or start a new run"
+            )
         for logger in self.trainer.loggers:
             if isinstance(logger, RunLogger):
-                logger.reopen(self.run, self.checkpoint["epoch"])
+                logger.reopen(run, len(self.checkpoint["history"]))
 
-    def after_fit(self) -> None:
-        """Say what came of the run and what to do with it."""
-        print(summary(self.trainer))
+    def _end_of_resumed(self) -> str | None:
+        """Say why there is nothing left to resume, if so."""
+        epochs, steps = len(self.checkpoint["history"]), self.checkpoint["global_step"]
+        if self.trainer.max_epochs and 0 < self.trainer.max_epochs <= epochs:
+            return f"it has {epochs} epochs, max_epochs={self.trainer.max_epochs}"
+        if 0 < self.trainer.max_steps <= steps:
+            return f"it has {steps} steps, max_steps={self.trainer.max_steps}"
+        for callback in self.trainer.early_stopping_callbacks:
+            waited = self.checkpoint["callbacks"].get(callback.state_key, {}).get("wait_count", 0)
+            if waited >= callback.patience:
+                return f"early stopping: {callback.monitor} did not improve for {waited} epochs"
+        return None
+
+    def fit(self, model: SoftmaxRegression, **kwargs: Any) -> None:
+        """Train, or go on training, and say what came of it and what to do with it."""
+        if self.run and (reason := self._end_of_resumed()):
+            print(
+                f"{self.run}: nothing to resume ({reason}); raise trainer.max_epochs or the patience to go on"
+            )
+            return
+        self.trainer.fit(model, **kwargs)
+        if self.trainer.is_global_zero:
+            log_dir = self.trainer.log_dir if self.trainer.loggers else None
+            print(summary(self.trainer, Path(log_dir) if log_dir else None))
 
     def test(self, model: SoftmaxRegression, **kwargs: Any) -> None:
         """Score the test images and keep the metrics in the run's manifest."""
@@ -212,22 +258,34 @@ def predictions_csv(data: FashionMNISTDataModule, batches: Sequence[Any]) -> str
     """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    known = data.photos is None
-    writer.writerow(["index", "label" if known else "image", "predicted", "probability", *CLASSES])
-    names: Sequence[Any] = [CLASSES[y] for y in data.loaded.test_labels.tolist()] if known else data.photos[1]
-    rows = (
-        row
-        for batch in batches
-        for row in zip(batch["class"].tolist(), batch["probability"].tolist(), batch["probabilities"].tolist())
-    )
-    for index, (name, (predicted, probability, probabilities)) in enumerate(zip(names, rows, strict=True)):
-        writer.writerow([index, name, CLASSES[predicted], f"{probability:.6f}", *(f"{p:.6g}" for p in probabilities)])
+    if data.photos is None:
+        kind, names = "label", [CLASSES[y] for y in data.loaded.test_labels.tolist()]
+    else:
+        kind, names = "image", [str(path) for path in data.photos[1]]
+    writer.writerow(["index", kind, "predicted", "probability", *CLASSES])
+    columns = [[value for batch in batches for value in batch[key].tolist()] for key in batches[0]]
+    for index, (name, predicted, p, all_p) in enumerate(zip(names, *columns, strict=True)):
+        writer.writerow([index, name, CLASSES[predicted], f"{p:.6f}", *(f"{p:.6g}" for p in all_p)])
     return file.getvalue()
 
 
-def summary(trainer: Trainer) -> str:
-    """Return what `fit` says in the end: metrics, checkpoint, next commands."""
-    return ""
+def summary(trainer: Trainer, run: Path | None) -> str:
+    """Return what `fit` says in the end: why it stopped, the metrics, the checkpoints, what to type next."""
+    model = cast(SoftmaxRegression, trainer.lightning_module)
+    lines = [stop_reason(trainer)]
+    for name, row in (
+        (("last", model.history[-1]), ("best", best_epoch(model.history))) if model.history else ()
+    ):
+        metrics = "  ".join(f"{key} {row[key]:.4f}" for key in METRICS if key in row)
+        lines.append(f"{name} epoch {row['epoch']}: {metrics}")
+    if run:
+        lines += [
+            f"checkpoints: {run / 'checkpoints'}",
+            "next:",
+            f"  python train.py test --ckpt_path {run}",
+            f"  tensorboard --logdir {run.parent.parent}",
+        ]
+    return "\n".join(lines)
 
 
 def _option(args: Sequence[str], name: str) -> str | None:
@@ -243,7 +301,8 @@ def _option(args: Sequence[str], name: str) -> str | None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; a user's mistake is one line on stderr."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    for message in FOREIGN_WARNINGS:
+        warnings.filterwarnings("ignore", message)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from softmax_regression import fashion_mnist, synthetic
@@ -27,7 +26,9 @@ def load(source: str = "fashion-mnist", dirs: Sequence[str] = DIRS, synthetic_si
     digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     train, test = slice(None, synthetic_size), slice(synthetic_size, None)
     labels = labels.long()
-    return Dataset(images[train], labels[train], images[test], labels[test], digest, "generated (data.source=synthetic)")
+    return Dataset(
+        images[train], labels[train], images[test], labels[test], digest, "generated (data.source=synthetic)"
+    )
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
@@ -157,7 +158,7 @@ class FashionMNISTDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> dict[str, Batches]:
-        """Return the minibatches to score after each epoch, by the stage that their metrics are named after."""
+        """Return the minibatches to score after each epoch, by the stage that names their metrics."""
         loaders = {}
         if len(self.loaded.labels) and self.hparams["val_size"]:
             data = self.loaded

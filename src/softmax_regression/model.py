@@ -4,21 +4,25 @@ Source: "Concise Implementation of Softmax Regression", Dive into Deep Learning,
 """
 
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 from lightning.pytorch import LightningModule
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from softmax_regression import numerics
-from softmax_regression.batches import Minibatch
+from softmax_regression.batches import Batches, Minibatch
 from softmax_regression.errors import DivergedError, InputError
 
-LOSSES = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "torch": F.cross_entropy,
     "stable": numerics.cross_entropy,
     "naive": numerics.naive_cross_entropy,
@@ -41,7 +45,6 @@ class SoftmaxRegression(LightningModule):
 
     Attributes:
         linear: The weights (num_classes, 784) and biases (num_classes,).
-
         history: One row of metrics an epoch, with the number of epochs done.
 
     Raises:
@@ -68,14 +71,15 @@ class SoftmaxRegression(LightningModule):
         self._check_hparams()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.linear = nn.Linear(28 * 28, num_classes)
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.normal_(self.linear.weight, std=init_std, generator=generator)
+        nn.init.normal_(self.linear.weight, std=init_std, generator=torch.Generator().manual_seed(seed))
         nn.init.zeros_(self.linear.bias)
-        self.metrics = nn.ModuleDict({f"{stage}_metrics": self._metrics(stage) for stage in ("train", "val", "test")})
+        self.train_metrics = self._metrics("train")
+        self.val_metrics = self._metrics("val")
+        self.test_metrics = self._metrics("test")
         self.epoch_metrics: dict[str, float] = {}
         self.history: list[dict[str, float]] = []
-        self.automatic_optimization = False  # a training_step makes several updates
         self.example_input_array = torch.zeros(1, 1, 28, 28)
+        self.automatic_optimization = False  # a training_step makes several updates
 
     def _check_hparams(self) -> None:
         for name, low, high in (
@@ -109,42 +113,10 @@ class SoftmaxRegression(LightningModule):
         logits: Tensor = self.linear(self.dropout(x))
         return logits
 
-    def _step(self, minibatches: list[Minibatch], stage: str) -> tuple[Tensor, Tensor]:
-        """Score minibatches, learn from them in training, and return logits (n, k) and labels (n,)."""
-        loss_fn = LOSSES[self.hparams["loss"]]
-        all_logits, losses = [], []
-        for images, labels, size in minibatches:
-            if self.training and self.hparams["dropout"]:
-                self._seed_dropout()
-            logits = self(images)
-            loss = loss_fn(logits, labels, reduction="sum")
-            if self.training:
-                self._update(loss / size)
-            all_logits.append(logits.detach())
-            losses.append(loss.detach())
-        logits, labels = torch.cat(all_logits), torch.cat([labels for _, labels, _ in minibatches])
-        metrics = self.metrics[f"{stage}_metrics"]
-        metrics["loss"].update(torch.stack(losses).sum() / max(len(labels), 1), len(labels))
-        metrics["acc"].update(logits, labels)
-        return logits, labels
-
-    def _update(self, loss: Tensor) -> None:
-        """Make one step of SGD on this rank's share of the minibatch's mean loss."""
-        optimizer = self._optimizer
-        optimizer.zero_grad()
-        self.manual_backward(loss * self.trainer.world_size)  # DDP takes the mean over the ranks
-        optimizer.step()
-        if self._scheduler:
-            self._scheduler.step()
-
-    def _seed_dropout(self) -> None:
-        # A function of (seed, step, rank) alone, so that a resumed run drops the same pixels.
-        step = self.global_step * self.trainer.world_size + self.global_rank
-        torch.manual_seed(self.hparams["seed"] * 1_000_003 + step)
-
     def on_train_start(self) -> None:
         """Look up once what every update needs."""
-        self._optimizer, self._scheduler = self.optimizers(), self.lr_schedulers()
+        self._optimizer = cast(LightningOptimizer, self.optimizers())
+        self._scheduler = cast(LRScheduler | None, self.lr_schedulers())
 
     def training_step(self, batch: list[Minibatch], batch_idx: int) -> None:
         """Learn from the minibatches of a list, one update each."""
@@ -152,12 +124,12 @@ class SoftmaxRegression(LightningModule):
 
     def validation_step(
         self, batch: list[Minibatch], batch_idx: int, dataloader_idx: int = 0
-    ) -> tuple[Tensor, Tensor]:
-        """Score a list of minibatches; return logits (n, k) and labels (n,) for the callbacks."""
+    ) -> dict[str, Tensor]:
+        """Score a list of minibatches; return `logits` (n, k) and `labels` (n,) for the callbacks."""
         return self._step(batch, self._eval_stages()[dataloader_idx])
 
-    def test_step(self, batch: list[Minibatch], batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Score a list of minibatches; return logits (n, k) and labels (n,) for the callbacks."""
+    def test_step(self, batch: list[Minibatch], batch_idx: int) -> dict[str, Tensor]:
+        """Score a list of minibatches; return `logits` (n, k) and `labels` (n,) for the callbacks."""
         return self._step(batch, "test")
 
     def predict_step(self, batch: list[Minibatch], batch_idx: int) -> dict[str, Tensor]:
@@ -170,16 +142,52 @@ class SoftmaxRegression(LightningModule):
         probability, predicted = probabilities.max(1)
         return {"class": predicted, "probability": probability, "probabilities": probabilities}
 
+    def _step(self, minibatches: list[Minibatch], stage: str) -> dict[str, Tensor]:
+        """Score minibatches, in training learn from each, and add them to the metrics of the epoch."""
+        loss_fn = LOSSES[self.hparams["loss"]]
+        outputs, losses = [], []
+        for images, labels, size in minibatches:
+            if self.training and self.hparams["dropout"]:
+                self._seed_dropout()
+            logits = self(images)
+            loss = loss_fn(logits, labels, reduction="sum")
+            if self.training:
+                self._update(loss / size)
+            outputs.append(logits.detach())
+            losses.append(loss.detach())
+        logits, labels = torch.cat(outputs), torch.cat([labels for _, labels, _ in minibatches])
+        metrics = self._metrics_of(stage)
+        metrics["loss"].update(torch.stack(losses).sum() / max(len(labels), 1), len(labels))
+        metrics["acc"].update(logits, labels)
+        return {"logits": logits, "labels": labels}
+
+    def _update(self, loss: Tensor) -> None:
+        """Make one step of SGD; `loss` is this rank's share of the minibatch's mean loss."""
+        self._optimizer.zero_grad()
+        self.manual_backward(loss * self.trainer.world_size)  # DDP takes the mean over the ranks
+        self._optimizer.step()
+        if self._scheduler:
+            self._scheduler.step()
+
+    def _seed_dropout(self) -> None:
+        # A function of (seed, step, rank) alone, so that a resumed run drops the same pixels.
+        step = self.global_step * self.trainer.world_size + self.global_rank
+        torch.manual_seed(self.hparams["seed"] * 1_000_003 + step)
+
     def _eval_stages(self) -> list[str]:
         loaders = self.trainer.val_dataloaders
         return list(loaders) if isinstance(loaders, dict) else ["val"]
 
+    def _metrics_of(self, stage: str) -> MetricCollection:
+        return cast(MetricCollection, getattr(self, f"{stage}_metrics"))
+
     def _log_epoch(self, stage: str) -> None:
         """Make the exact metrics of the epoch known to callbacks, and forget the epoch's sums."""
-        values = {name: value.item() for name, value in self.metrics[f"{stage}_metrics"].compute().items()}
-        self.metrics[f"{stage}_metrics"].reset()
+        metrics = self._metrics_of(stage)
+        values = {name: value.item() for name, value in metrics.compute().items()}
+        metrics.reset()
         self.epoch_metrics |= values
-        self.log_dict(values, logger=False, prog_bar=True)
+        self.log_dict(values, logger=self.trainer.state.fn != TrainerFn.FITTING)  # fit writes whole rows
 
     def on_train_epoch_end(self) -> None:
         """Write one row of metrics an epoch to the loggers, before any checkpoint of the epoch is saved.
@@ -194,12 +202,12 @@ class SoftmaxRegression(LightningModule):
                 f"train/loss={loss} in epoch {epoch}, noticed at step {self.global_step}: the run diverged; "
                 "lower model.lr or model.init_std, or use model.loss torch instead of naive"
             )
-        self.epoch_metrics["lr"] = self._optimizer.param_groups[0]["lr"]
-        self.history.append({"epoch": epoch, **self.epoch_metrics})
-        for logger in self.trainer.loggers:
-            logger.log_metrics(self.epoch_metrics, step=epoch)
-            logger.save()
+        row = {"epoch": epoch, **self.epoch_metrics, "lr": self._optimizer.param_groups[0]["lr"]}
+        self.history.append(row)
         self.epoch_metrics = {}
+        for logger in self.trainer.loggers:
+            logger.log_metrics({name: value for name, value in row.items() if name != "epoch"}, step=epoch)
+            logger.save()
 
     def on_validation_epoch_end(self) -> None:
         """Log the exact metrics of every set that was scored."""
@@ -214,28 +222,28 @@ class SoftmaxRegression(LightningModule):
         """Add what an exact resume needs: the rows so far, and the sums of an epoch that is under way."""
         checkpoint["history"] = self.history
         checkpoint["sums"] = sums = {}
-        for name, metric in self.metrics["train_metrics"].items(keep_base=True):
+        for name, metric in self.train_metrics.items(keep_base=True):
             with metric.sync_context():  # of all ranks, for one of them writes the file
-                sums[name] = {state: value.clone() for state, value in metric.metric_state.items()}
+                sums[name] = {k: cast(Tensor, v).clone() for k, v in metric.metric_state.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up what `on_save_checkpoint` added."""
         self.history = checkpoint["history"]
         for name, states in checkpoint["sums"].items() if self.global_rank == 0 else ():
             for state, value in states.items():
-                setattr(self.metrics["train_metrics"][name], state, value)
+                setattr(self.train_metrics[name], state, value)
 
-    def configure_optimizers(self) -> dict[str, Any]:
-        """Return minibatch SGD with the learning rate as a function of the step."""
-        hparams = self.hparams
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return minibatch SGD, and the learning rate as a function of the step if it is not constant."""
+        lr, momentum = self.hparams["lr"], self.hparams["momentum"]
         optimizer = torch.optim.SGD(
-            self.parameters(), hparams["lr"], hparams["momentum"], weight_decay=hparams["weight_decay"]
+            self.parameters(), lr, momentum, weight_decay=self.hparams["weight_decay"]
         )
-        if hparams["schedule"] == "constant":
-            return {"optimizer": optimizer}
+        if self.hparams["schedule"] == "constant":
+            return optimizer
         epochs = self.trainer.max_epochs
-        if not epochs or epochs < 0:
-            raise InputError("schedule=cosine: needs to know the end of the run; set trainer.max_epochs")
-        total = epochs * self.trainer.train_dataloader.steps_per_epoch
+        if epochs is None or epochs < 1:
+            raise InputError(f"schedule=cosine: needs the end of the run, got max_epochs={epochs}; set it")
+        total = epochs * cast(Batches, self.trainer.train_dataloader).steps_per_epoch
         schedule = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total, 1))))
         return {"optimizer": optimizer, "lr_scheduler": schedule}

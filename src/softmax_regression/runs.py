@@ -1,10 +1,11 @@
-"""A run's folder, logs/<name>/<run>/: its name, its TensorBoard events, its manifest run.json, its checkpoints."""
+"""A run's folder, logs/<name>/<run>/: its name, TensorBoard events, checkpoints and manifest run.json."""
 
 import json
 import os
 import platform
 import subprocess
 import sys
+from argparse import Namespace
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,12 +17,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from softmax_regression import checkpoint
 from softmax_regression.errors import InputError
 
-
 METRICS = tuple(f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc"))
 
 
 class RunLogger(TensorBoardLogger):
-    """A TensorBoardLogger whose run folder is new, named after the time, and claimed so that no other run gets it.
+    """A TensorBoardLogger whose run folder is named after the time and belongs to no other run.
 
     Args:
         save_dir: The folder of all experiments.
@@ -40,7 +40,7 @@ class RunLogger(TensorBoardLogger):
             InputError: The folder cannot be made.
         """
         if self._version is None:
-            self._version = self._claim() if rank_zero_only.rank == 0 else "of-rank-zero"
+            self._version = self._claim() if getattr(rank_zero_only, "rank", 0) == 0 else "of-rank-zero"
         return str(self._version)
 
     def _claim(self) -> str:
@@ -67,12 +67,16 @@ class RunLogger(TensorBoardLogger):
         self._kwargs["purge_step"] = epoch + 1
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any], metrics: Any = None, step: int | None = None) -> None:
-        """List the run in HPARAMS, with the metrics that its scalars will have; a reopened run is listed already."""
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None
+    ) -> None:
+        """List the run in HPARAMS, with the metrics of its scalars; a reopened run is listed already."""
         from torch.utils.tensorboard.summary import hparams
 
         if "purge_step" not in self._kwargs:
-            values = {name: v if isinstance(v, int | float | str) else str(v) for name, v in params.items()}
+            values = {
+                name: v if isinstance(v, int | float | str) else str(v) for name, v in dict(params).items()
+            }
             for summary in hparams(values, dict.fromkeys(METRICS, 0.0)):
                 self.experiment._get_file_writer().add_summary(summary)
 
@@ -85,33 +89,52 @@ class RunLogger(TensorBoardLogger):
 def find_run(path: Path | str) -> Path | None:
     """Return the run folder that `path` is, or is a checkpoint of; None if there is none."""
     path = Path(path)
-    return next((p for p in (path, *path.absolute().parents[:2]) if (p / "config.yaml").is_file()), None)
+    return next((p for p in (path, *path.parents[:2]) if (p / "config.yaml").is_file()), None)
 
 
-def find_checkpoint(which: str, prefer: str = "best", logs: Path = Path("logs")) -> Path:
-    """Return the checkpoint file that `which` names.
+def open_checkpoint(
+    which: str, prefer: str = "best", logs: Path = Path("logs")
+) -> tuple[Path, dict[str, Any]]:
+    """Find and read the checkpoint that a user names.
+
+    Of a run's folder it is the newest good one if the preferred one is damaged, which a line on stderr says.
 
     Args:
         which: A .ckpt file; a run's folder; `best` or `last` of the newest run under `logs`.
         prefer: `best` or `last`, for a folder that has both.
         logs: The folder of all experiments.
 
+    Returns:
+        The file and what it holds.
+
     Raises:
-        InputError: There is none.
+        InputError: There is none, or none that can be read.
     """
     if which in ("best", "last"):
-        found = [path for path in logs.glob("*/*/checkpoints") if (path / f"{which}.ckpt").is_file()]
-        if not found:
-            raise InputError(f"{which}: no run under {logs}/ has a {which}.ckpt; train one with `python train.py fit`")
-        return max(found, key=lambda path: path.stat().st_mtime) / f"{which}.ckpt"
-    path = Path(which)
-    if not path.is_dir():
-        return path
-    names = (prefer, "best" if prefer == "last" else "last")
-    files = [file for name in names if (file := path / "checkpoints" / f"{name}.ckpt").is_file()]
+        runs = {path.parent.parent for path in logs.glob(f"*/*/checkpoints/{which}.ckpt")}
+        if not runs:
+            raise InputError(
+                f"{which}: no run under {logs}/ has a {which}.ckpt; train one with `train.py fit`"
+            )
+        prefer, which = which, str(max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime))
+    if not Path(which).is_dir():
+        return Path(which), checkpoint.read(which)
+    files = sorted((Path(which) / "checkpoints").glob("*.ckpt"), key=lambda file: -file.stat().st_mtime)
+    files.sort(key=lambda file: file.stem != prefer)
     if not files:
-        raise InputError(f"{which}: has no checkpoints/best.ckpt or checkpoints/last.ckpt; give a run's folder")
-    return files[0]
+        raise InputError(
+            f"{which}: has no checkpoints/*.ckpt to go on with; give the folder of a run that saved one"
+        )
+    for file in files:
+        try:
+            found = checkpoint.read(file)
+        except InputError as error:
+            if file == files[-1]:
+                raise
+            print(f"warning: {error}; trying an older one", file=sys.stderr)
+        else:
+            break
+    return file, found
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -141,7 +164,11 @@ def environment() -> dict[str, Any]:
     return {
         "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()},
+        "machine": {
+            "platform": platform.platform(),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+        },
         "command": ["python", *sys.argv],
     }
 
