@@ -66,7 +66,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score, even if the run's folder was moved or is named in another way."""
-        here = {
+        here: dict[str, Any] = {
             "dirpath": self.dirpath,
             "best_k_models": {},
             "kth_best_model_path": "",
@@ -284,10 +284,9 @@ class EpochProgress(ProgressBar):
 
         self._bar = Progress(
             TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[metrics]}"), console=Console(stderr=True), auto_refresh=False,
         )  # fmt: skip
         endless = not trainer.max_epochs or trainer.max_epochs < 0
-        self._task = self._bar.add_task("", total=None if endless else trainer.max_epochs, metrics="")
+        self._task = self._bar.add_task("", total=None if endless else trainer.max_epochs)
         self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -321,10 +320,13 @@ class EpochProgress(ProgressBar):
         if epoch <= self._shown or not history or not trainer.is_global_zero:
             return
         self._shown = epoch
-        values = {name: value for name, value in history[-1].items() if "/" in name}
-        text = "  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items()))
+        values = sorted((name, value) for name, value in history[-1].items() if "/" in name)
+        text = "  ".join(f"{name} {value:.4f}" for name, value in values)
+        line = f"epoch {epoch}/{trainer.max_epochs}  {text}  {now - self._epoch_start:.2f} s"
         if self._bar:
-            self._bar.update(self._task, completed=epoch, metrics=text, refresh=True)
+            self._bar.update(self._task, completed=epoch)
+            self._bar.console.print(line, highlight=False, soft_wrap=True)
+            self._bar.refresh()
         else:
-            print(f"epoch {epoch}/{trainer.max_epochs}  {text}  {now - self._epoch_start:.2f} s", flush=True)
+            print(line, flush=True)
         self._epoch_start = now

@@ -7,9 +7,10 @@ import csv
 import io
 import logging
 import os
+import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +41,8 @@ COMMANDS = {
 # Said by Lightning and TensorBoard about each other's code; nothing that a user here can act on.
 FOREIGN_WARNINGS = (
     "`torch.jit.trace",  # SummaryWriter.add_graph
+    r"You called `self.log\(.*\)` but have no logger configured",  # test and validate write run.json instead
+    "This property will be removed in 2.0.0. Use `Metric.updated_called`",  # SummaryWriter.add_graph
     "Checkpoint directory .* exists and is not empty",  # it does when a run is resumed
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21273
 )
@@ -57,7 +60,8 @@ class TrainCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         self.run: Path | None = None
         self.checkpoint: dict[str, Any] = {}
-        options = {"default_config_files": [str(DEFAULT_CONFIG)], "exit_on_error": False}
+        common = {"exit_on_error": False, "allow_abbrev": False}
+        options = {"default_config_files": [str(DEFAULT_CONFIG)], **common}
         super().__init__(
             SoftmaxRegression,
             FashionMNISTDataModule,
@@ -65,7 +69,7 @@ class TrainCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            parser_kwargs={"exit_on_error": False, **{command: dict(options) for command in COMMANDS}},
+            parser_kwargs={**common, **{command: dict(options) for command in COMMANDS}},
             args=self._of_run(list(args)),
         )
 
@@ -103,25 +107,39 @@ class TrainCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Leave the flags alone: where they contradict the checkpoint, `_check_resume` says so."""
 
+    def before_instantiate_classes(self) -> None:
+        """Refuse limits that Lightning would take for something else, or in words that do not help."""
+        trainer = self.config[self.subcommand].trainer
+        if trainer.max_epochs is not None and trainer.max_epochs < 1 and not trainer.max_steps > 0:
+            raise InputError(
+                f"max_epochs={trainer.max_epochs}: must be at least 1; change trainer.max_epochs"
+            )
+
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with safe checkpoints and the callbacks that every run has."""
         config, given = self.config[self.subcommand], self.config_init[self.subcommand].trainer
         callbacks: list[Callback] = [*(given.callbacks or [])]
-        callbacks.append(
-            RunRecord(self._parser(self.subcommand).dump(config, skip_none=False), config.seed_everything)
-        )
+        text = self._parser(self.subcommand).dump(config, skip_none=False)
+        callbacks.append(RunRecord(text, config.seed_everything))
         if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(EpochProgress())
-        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        try:
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (MisconfigurationException, ValueError) as error:
+            raise InputError(
+                f"trainer.accelerator={given.accelerator}, trainer.devices={given.devices}: {error}; "
+                "use what this machine has, or `auto`"
+            ) from error
         trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
 
     def before_fit(self) -> None:
         """Refuse what cannot work before anything is written."""
         self._check_devices()
-        self._check_limits()
         self._load_data("fit")
         self._check_monitors()
+        if self.checkpoint:
+            self._check_shapes()
         if self.run:
             self._check_resume(self.run)
         else:
@@ -136,11 +154,17 @@ class TrainCLI(LightningCLI):
             )
         self._check_devices()
         self._load_data(self.subcommand)
+        self._check_shapes()
         self.trainer.loggers = []
 
     def _load_data(self, stage: str | None) -> None:
         if self.trainer.local_rank == 0:  # the others wait for it in Lightning's own setup
             self.datamodule.setup(stage)
+        if self.model.hparams["num_classes"] != len(CLASSES):
+            raise InputError(
+                f"num_classes={self.model.hparams['num_classes']}: the data have {len(CLASSES)} classes; "
+                "change model.num_classes"
+            )
 
     def _check_devices(self) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -156,10 +180,15 @@ class TrainCLI(LightningCLI):
                 "raise data.batch_size or lower trainer.devices"
             )
 
-    def _check_limits(self) -> None:
-        epochs = self.trainer.max_epochs
-        if epochs is not None and epochs < 1 and not (epochs == -1 and self.trainer.max_steps != -1):
-            raise InputError(f"max_epochs={epochs}: must be at least 1; change trainer.max_epochs")
+    def _check_shapes(self) -> None:
+        saved = self.checkpoint["state_dict"]
+        for name, weight in self.model.state_dict().items():
+            if name not in saved or saved[name].shape != weight.shape:
+                shape = tuple(saved[name].shape) if name in saved else None
+                raise InputError(
+                    f"ckpt_path={self._get(self.config, 'ckpt_path')}: {name} has shape {shape}, the model "
+                    f"{tuple(weight.shape)}; give a checkpoint of this model"
+                )
 
     def _check_monitors(self) -> None:
         stages = ["train", *self.datamodule.val_dataloader()]
@@ -219,23 +248,35 @@ class TrainCLI(LightningCLI):
                 f"{self.run}: nothing to resume ({reason}); raise trainer.max_epochs or the patience to go on"
             )
             return
-        self.trainer.fit(model, **kwargs)
+        try:
+            self.trainer.fit(model, **kwargs)
+        except Exception:
+            self._discard_unstarted()
+            raise
         if self.trainer.is_global_zero:
             log_dir = self.trainer.log_dir if self.trainer.loggers else None
             print(summary(self.trainer, Path(log_dir) if log_dir else None))
 
+    def _discard_unstarted(self) -> None:
+        """Remove the folder of a run that failed before its first step."""
+        for logger in self.trainer.loggers:
+            if isinstance(logger, RunLogger) and not Path(logger.log_dir, "run.json").exists():
+                shutil.rmtree(logger.log_dir, ignore_errors=True)
+
     def test(self, model: SoftmaxRegression, **kwargs: Any) -> None:
-        """Score the test images and keep the metrics in the run's manifest."""
-        self._keep("test", self.trainer.test(model, **kwargs))
+        """Score the test images; print the metrics and keep them in the run's manifest."""
+        self._keep("test", self.trainer.test(model, **kwargs | {"verbose": False}))
 
     def validate(self, model: SoftmaxRegression, **kwargs: Any) -> None:
-        """Score the validation images and keep the metrics in the run's manifest."""
-        self._keep("validate", self.trainer.validate(model, **kwargs))
+        """Score the validation images; print the metrics and keep them in the run's manifest."""
+        self._keep("validate", self.trainer.validate(model, **kwargs | {"verbose": False}))
 
-    def _keep(self, command: str, results: Any) -> None:
-        if self.run and self.trainer.is_global_zero:
-            metrics = {name: value for row in results for name, value in row.items()}
-            update_manifest(self.run, **{command: metrics})
+    def _keep(self, command: str, results: Sequence[Mapping[str, float]]) -> None:
+        metrics = {name: value for row in results for name, value in row.items()}
+        if self.trainer.is_global_zero:
+            print("  ".join(f"{name} {metrics[name]:.4f}" for name in METRICS if name in metrics))
+            if self.run:
+                update_manifest(self.run, **{command: metrics})
 
     def predict(self, model: SoftmaxRegression, **kwargs: Any) -> None:
         """Write the predictions as a CSV."""
@@ -301,16 +342,18 @@ def _option(args: Sequence[str], name: str) -> str | None:
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; a user's mistake is one line on stderr."""
-    for message in FOREIGN_WARNINGS:
-        warnings.filterwarnings("ignore", message)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        TrainCLI(sys.argv[1:] if args is None else args)
+        with warnings.catch_warnings():
+            for message in FOREIGN_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            TrainCLI(sys.argv[1:] if args is None else args)
     except (InputError, DivergedError, StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except (ArgumentError, MisconfigurationException) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}; see `python train.py fit --help`", file=sys.stderr)
         return 2
     return 0

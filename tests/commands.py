@@ -1,0 +1,52 @@
+"""What the tests of the command line share: a small generated data set, and how to run a command on it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from softmax_regression.cli import main
+
+SMALL = (
+    "--data.source=synthetic",
+    "--data.synthetic_size=600",
+    "--data.val_size=101",
+    "--data.batch_size=32",
+)
+
+
+def fit(*options: str) -> int:
+    """Run `train.py fit` for three epochs of small generated data."""
+    return main(["fit", *SMALL, "--trainer.max_epochs=3", *options])
+
+
+def only_run(logs: Path = Path("logs")) -> Path:
+    """The folder of the only run."""
+    (run,) = logs.glob("*/*")
+    return run
+
+
+def manifest(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return found
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that a refused command has written, all of it to stderr."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every scalar series of a run, as TensorBoard would show it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    tags: Iterator[str] = iter(events.Tags()["scalars"])
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
