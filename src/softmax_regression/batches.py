@@ -56,7 +56,7 @@ class Batches:
 
     Attributes:
         sampler: The `Shuffle` that decides the order.
-        position: Minibatches of this epoch that have been handed out, or 0 when the epoch is complete.
+        position: Minibatches of this epoch that have been handed out, or 0 when all have been.
     """
 
     batch_sampler = None  # Lightning asks every loader that has a sampler for this one too
@@ -77,6 +77,7 @@ class Batches:
         self.rank, self.world_size = rank, world_size
         self.sampler = Shuffle(len(index), seed)
         self.position = 0
+        self._resumed: int | None = None  # the epoch that `position` was loaded for
 
     @property
     def steps_per_epoch(self) -> int:
@@ -88,7 +89,10 @@ class Batches:
         return -(-self.steps_per_epoch // self.steps)
 
     def __iter__(self) -> Iterator[list[Minibatch]]:
-        """Yield the lists of this epoch, from `position` on."""
+        """Yield the lists of this epoch, all of them unless `load_state_dict` says where to go on."""
+        if self._resumed != self.sampler.epoch:  # what an earlier pass left unread does not count
+            self.position = 0
+        self._resumed = None
         order = self.index[self.sampler.order()].to(self.images.device)
         for end in range(self.steps, self.steps_per_epoch + self.steps, self.steps):
             if end > self.position:
@@ -105,9 +109,9 @@ class Batches:
         return [(x, y, len(part)) for x, y, part in zip(images, labels, whole, strict=True)]
 
     def state_dict(self) -> dict[str, int]:
-        """Return how far this epoch has come, for a checkpoint."""
-        return {"position": self.position}
+        """Return which epoch this is and how far it has come, for a checkpoint."""
+        return {"epoch": self.sampler.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken."""
-        self.position = state["position"]
+        """Go on where `state_dict` was taken, once and if the next pass is of the same epoch."""
+        self._resumed, self.position = state["epoch"], state["position"]

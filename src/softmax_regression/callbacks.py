@@ -284,6 +284,7 @@ class EpochProgress(ProgressBar):
 
         self._bar = Progress(
             TextColumn("epoch"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(compact=True),
+            console=Console(stderr=True), auto_refresh=False,
         )  # fmt: skip
         endless = not trainer.max_epochs or trainer.max_epochs < 0
         self._task = self._bar.add_task("", total=None if endless else trainer.max_epochs)

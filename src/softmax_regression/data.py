@@ -1,6 +1,7 @@
 """Fashion-MNIST as a LightningDataModule: what is trained on, what is held out, and in which minibatches."""
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -32,9 +33,10 @@ def load(source: str = "fashion-mnist", dirs: Sequence[str] = DIRS, synthetic_si
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """Shuffle so that every prefix has the classes in the proportions of the whole, to one example.
+    """Shuffle so that every prefix has the classes in the proportions of the whole.
 
     Held-out sets and subsets are prefixes of this order: stratified, and each contained in every larger one.
+    If the classes are equally large, any stretch of it has each of them equally often, to one example.
 
     Args:
         labels: (n,) int64.
@@ -91,19 +93,23 @@ class FashionMNISTDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        for name, low in (("batch_size", 1), ("val_size", 0), ("train_size", 1), ("synthetic_size", 10)):
+        lowest = {
+            "batch_size": 1,
+            "val_size": 0,
+            "train_size": 1,
+            "synthetic_size": 10,
+            "steps_per_execution": 1,
+        }
+        for name, low in lowest.items():
             value = self.hparams[name]
             if value is not None and value < low:
                 raise InputError(f"{name}={value}: must be at least {low}; change data.{name}")
-        if steps_per_execution < 1:
-            raise InputError(f"steps_per_execution={steps_per_execution}: must be at least 1")
         self.data: Dataset | None = None
         self.photos: tuple[Tensor, list[Path]] | None = None
 
     def prepare_data(self) -> None:
         """Download what is missing; Lightning calls this in one process a machine."""
-        if self.hparams["source"] == "fashion-mnist" and self.data is None:
-            self.setup()
+        self.setup(self.trainer.state.fn if self.trainer else None)
 
     def setup(self, stage: str | None = None) -> None:
         """Load the images once and choose the splits; a further call changes nothing.
@@ -111,23 +117,19 @@ class FashionMNISTDataModule(LightningDataModule):
         Raises:
             InputError: See the class.
         """
-        if self.data is not None:
-            return
         hparams = self.hparams
         if stage == "predict" and hparams["images"]:
-            from softmax_regression.photos import load_photos
-
-            paths = [hparams["images"]] if isinstance(hparams["images"], str) else hparams["images"]
-            photos = load_photos([Path(path) for path in paths])
-            self.photos = photos.images, list(photos.paths)
+            self.photos = self.photos or _load_photos(hparams["images"])
             return
-        self.data = load(hparams["source"], hparams["dirs"], hparams["synthetic_size"])
-        n, val_size = len(self.data.labels), hparams["val_size"]
+        if self.data is not None:
+            return
+        data = load(hparams["source"], hparams["dirs"], hparams["synthetic_size"])
+        n, val_size = len(data.labels), hparams["val_size"]
         if val_size >= n:
             raise InputError(
                 f"val_size={val_size}: must be less than the {n} training images; lower data.val_size"
             )
-        order = stratified_order(self.data.labels, seed=0)
+        order = stratified_order(data.labels, seed=0)
         self.val_index, pool = order[:val_size], order[val_size:]
         train_size = hparams["train_size"] or len(pool)
         if train_size > len(pool):
@@ -141,6 +143,7 @@ class FashionMNISTDataModule(LightningDataModule):
                 f"batch_size={hparams['batch_size']}: must be at most the {train_size} training images; "
                 "lower data.batch_size"
             )
+        self.data = data
 
     @property
     def loaded(self) -> Dataset:
@@ -159,9 +162,8 @@ class FashionMNISTDataModule(LightningDataModule):
 
     def val_dataloader(self) -> dict[str, Batches]:
         """Return the minibatches to score after each epoch, by the stage that names their metrics."""
-        loaders = {}
-        if len(self.loaded.labels) and self.hparams["val_size"]:
-            data = self.loaded
+        data, loaders = self.loaded, {}
+        if self.hparams["val_size"]:
             loaders["val"] = self._batches(data.images, data.labels, self.val_index)
         if self.hparams["watch_test"]:
             loaders["test"] = self.test_dataloader()
@@ -198,6 +200,20 @@ class FashionMNISTDataModule(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """Return the identity of the data, for a checkpoint."""
         return {"sha256": self.loaded.sha256, "source": self.hparams["source"]}
+
+
+def _load_photos(images: list[str] | str) -> tuple[Tensor, list[Path]]:
+    from softmax_regression.photos import load_photos
+
+    try:
+        photos = load_photos([Path(images)] if isinstance(images, str) else [Path(path) for path in images])
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    for path, reason in photos.skipped:
+        print(f"skipped {path}: {reason}", file=sys.stderr)
+    if photos.skipped:
+        print(f"{len(photos.skipped)} files skipped, {len(photos.paths)} used", file=sys.stderr)
+    return photos.images, photos.paths
 
 
 def _counts_steps(trainer: Trainer) -> bool:

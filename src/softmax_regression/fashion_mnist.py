@@ -4,13 +4,17 @@ Source of the data and of the published checksums: Xiao, Rasul and Vollgraf, "Fa
 Dataset for Benchmarking Machine Learning Algorithms", arXiv:1708.07747.
 """
 
+import errno
 import gzip
 import hashlib
+import math
 import os
 import socket
+import sys
 import tempfile
 import zlib
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +38,9 @@ DIRS = (
     "../shared/fashion-mnist",  # shared by sibling checkouts
     "/usr/share/datasets/fashion-mnist",  # Debian's package
 )
-MAX_BYTES = 64 << 20  # of an unpacked file; the largest official one has 47 MB
+MAX_BYTES = 64 << 20  # of a file, packed or not; the largest official one has 47 MB
 TIMEOUT = 20.0  # seconds a mirror may stay silent
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Checksums(NamedTuple):
@@ -90,48 +95,48 @@ class Dataset(NamedTuple):
     origin: str
 
 
-def load(dirs: Sequence[str] = DIRS, download: bool = True) -> Dataset:
-    """Load Fashion-MNIST from the first folder that has it, or download it into the first of `dirs`.
+def load(dirs: Sequence[str] = DIRS) -> Dataset:
+    """Load Fashion-MNIST from the first folder that has all of it, or download it into the first of `dirs`.
 
-    The folder that the environment variable FASHION_MNIST_DIR names comes before all others, and is then the
-    only one that counts.
+    If the environment variable FASHION_MNIST_DIR is set, the folder that it names is the only one that
+    counts, and nothing is downloaded. Several processes may load, and so download, at the same time.
 
     Args:
         dirs: Folders to look in, in order; `~` is expanded.
-        download: Whether to download what no folder has.
 
     Raises:
         InputError: A file is missing, damaged or not what its checksum says, or no source answered.
-        StorageError: A download could not be written.
+        StorageError: A download could not be saved.
     """
     named = os.environ.get("FASHION_MNIST_DIR")
     folders = [Path(d).expanduser() for d in ([named] if named else dirs)]
-    found = next((folder for folder in folders if all(_find(folder, name) for name in FILES)), None)
-    if found is None:
-        if named or not download:
+    if not folders:
+        raise InputError("dirs=[]: expected at least one folder; add one to data.dirs")
+    paths = next((found for folder in folders if len(found := _find(folder)) == len(FILES)), None)
+    if paths is None:
+        if named:
             raise InputError(_not_found(folders, []))
-        found = folders[0]
-        _download(found, folders)
-    parts = [_read(path) for name in FILES if (path := _find(found, name))]
-    images, labels, test_images, test_labels = parts
-    for x, y, split in ((images, labels, "train"), (test_images, test_labels, "t10k")):
-        if len(x) != len(y):
-            raise InputError(
-                f"{found}: {len(x)} {split} images but {len(y)} labels; replace the files with the official ones"
-            )
+        _download(folders)
+        paths = _find(folders[0])
+    images, labels, test_images, test_labels = (_read(paths[name]) for name in FILES)
     digest = hashlib.sha256("".join(sums.unpacked for sums in FILES.values()).encode()).hexdigest()
-    return Dataset(images, labels.long(), test_images, test_labels.long(), digest, str(found))
+    origin = str(paths[next(iter(FILES))].parent)
+    return Dataset(images, labels.long(), test_images, test_labels.long(), digest, origin)
 
 
-def _find(folder: Path, name: str) -> Path | None:
-    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+def _find(folder: Path) -> dict[str, Path]:
+    """Return the files that a folder has, by name, packed ones rather than unpacked ones."""
+    paths = [(name, folder / (name + suffix)) for suffix in ("", ".gz") for name in FILES]
+    # Path.is_file raises in a folder that must not be searched.
+    return {name: path for name, path in paths if os.path.isfile(path)}  # noqa: PTH113
 
 
 def _not_found(folders: Sequence[Path], failures: Sequence[str]) -> str:
     tried = []
     for folder in folders:
-        missing = [name for name in FILES if not _find(folder, name)]
-        tried.append(f"{folder} (lacks {'all four files' if len(missing) == 4 else ', '.join(missing)})")
+        missing = sorted(FILES.keys() - _find(folder))
+        names = "all four files" if len(missing) == len(FILES) else ", ".join(missing)
+        tried.append(f"{folder} (lacks {names})")
     return (
         f"Fashion-MNIST: not found in {'; '.join([*tried, *failures])}. Put the four official .gz files into "
         f"{folders[0]}, or set FASHION_MNIST_DIR to the folder that has them, or try generated images with "
@@ -139,68 +144,89 @@ def _not_found(folders: Sequence[Path], failures: Sequence[str]) -> str:
     )
 
 
-def _download(target: Path, folders: Sequence[Path]) -> None:
-    """Place the missing files in `target`, each whole and verified or not at all."""
-    from torchvision.datasets.utils import download_url  # 1 s to import, needed once
-
-    failures: list[str] = []
+def _download(folders: Sequence[Path]) -> None:
+    """Place what is missing in the first folder, each file whole and verified or not at all."""
+    target, mirrors = folders[0], list(MIRRORS)
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none: a silent mirror would hang for ever
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for name, sums in FILES.items():
-            file = f"{name}.gz"
-            for mirror in MIRRORS if not _find(target, name) else ():
-                with tempfile.TemporaryDirectory(dir=target, prefix=".download-") as folder:
-                    try:
-                        download_url(mirror + file, folder, file, sums.md5)
-                    except (OSError, RuntimeError, ValueError, EOFError) as error:
-                        failures.append(f"{mirror}{file} ({_one_line(error)})")
-                        continue
-                    Path(folder, file).replace(target / file)
-                    break
-            if not _find(target, name):
+        for name in sorted(FILES.keys() - _find(target)):
+            failures = _fetch(name, target, mirrors)
+            if len(failures) == len(mirrors):
                 raise InputError(_not_found(folders, failures))
-    except PermissionError as error:
-        raise StorageError(f"{target}: cannot save the download ({_one_line(error)}); choose another folder") from error
+    except OSError as error:
+        reason = _one_line(error)
+        raise StorageError(f"{target}: cannot save the download ({reason}); change data.dirs") from error
     finally:
         socket.setdefaulttimeout(before)
 
 
-def _one_line(error: BaseException) -> str:
+def _fetch(name: str, target: Path, mirrors: list[str]) -> list[str]:
+    """Download one file from the first mirror that has it; move those that fail to the end of the list.
+
+    Returns:
+        The mirrors that failed, each with the reason.
+    """
+    from torchvision.datasets.utils import download_url  # 1 s to import, needed once
+
+    failures: list[str] = []
+    for mirror in tuple(mirrors):
+        url = f"{mirror}{name}.gz"
+        print(f"downloading {url} into {target}", file=sys.stderr)
+        with tempfile.TemporaryDirectory(dir=target, prefix=".download-") as folder:
+            try:
+                download_url(url, folder, md5=FILES[name].md5)
+            except (OSError, HTTPException, RuntimeError, ValueError) as error:
+                if isinstance(error, OSError) and error.errno in _DISK_FULL:
+                    raise
+                failures.append(f"{url} ({_one_line(error)})")
+                mirrors.append(mirrors.pop(mirrors.index(mirror)))
+            else:
+                Path(folder, f"{name}.gz").replace(target / f"{name}.gz")
+                break
+    return failures
+
+
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _damaged(path: Path, found: str, expected: str) -> InputError:
+    return InputError(
+        f"{path}: {found}, expected {expected}; delete it, or put the official file in its place"
+    )
 
 
 def _read(path: Path) -> Tensor:
     """Read one verified IDX file, packed or not, as uint8."""
-    sums = FILES[path.name.removesuffix(".gz")]
-    remedy = "delete it to download it again, or copy the official file"
+    packed, limit = path.suffix == ".gz", f"at most {MAX_BYTES:,}"
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path}: more than {MAX_BYTES} bytes, expected an official file; {remedy}")
+            raise _damaged(path, f"{path.stat().st_size:,} bytes", limit)
         data = path.read_bytes()
-        packed = path.suffix == ".gz"
         unpacked = zlib.decompressobj(wbits=31).decompress(data, MAX_BYTES + 1) if packed else data
-        if len(unpacked) > MAX_BYTES:
-            raise InputError(f"{path}: unpacks to more than {MAX_BYTES} bytes; {remedy}")
-        tensor = parse_idx(unpacked, path)
     except (OSError, zlib.error) as error:
-        raise InputError(f"{path}: cannot be read ({_one_line(error)}); {remedy}") from error
-    expected, got = (sums.packed if packed else sums.unpacked), hashlib.sha256(data).hexdigest()
+        raise _damaged(path, f"cannot be read ({_one_line(error)})", "an official file") from error
+    if len(unpacked) > MAX_BYTES:
+        raise _damaged(path, f"more than {MAX_BYTES:,} bytes when unpacked", limit)
+    tensor = parse_idx(unpacked, path)
+    sums, got = FILES[path.name.removesuffix(".gz")], hashlib.sha256(data).hexdigest()
+    expected = sums.packed if packed else sums.unpacked
     if got != expected:
-        raise InputError(f"{path}: SHA-256 is {got[:12]}…, expected {expected[:12]}…: damaged; {remedy}")
+        raise _damaged(path, f"{len(tensor)} items with SHA-256 {got[:12]}...", f"SHA-256 {expected[:12]}...")
     return tensor
 
 
 def parse_idx(data: bytes, path: Path) -> Tensor:
-    """Parse an IDX file of bytes: images (n, 28, 28) or labels (n,), uint8.
+    """Parse an IDX file of bytes: images (n, 28, 28) or labels (n,) in 0..9, uint8.
 
     The format: two zero bytes, the type (8: unsigned byte), the number of dimensions, then each dimension as
     a big-endian 32-bit integer, then the values (http://yann.lecun.com/exdb/mnist/).
 
     Args:
         data: The whole file, unpacked.
-        path: Its name, for the error message.
+        path: Its name, which says whether it holds images or labels, and for the error message.
 
     Raises:
         InputError: The bytes are not such a file.
@@ -209,19 +235,20 @@ def parse_idx(data: bytes, path: Path) -> Tensor:
     header = 4 + 4 * ndim
     magic = bytes([0, 0, 8, ndim])
     if data[:4] != magic:
-        raise InputError(f"{path}: starts with {data[:4].hex() or 'nothing'}, expected the IDX magic {magic.hex()}")
+        raise _damaged(path, f"starts with {data[:4].hex() or 'nothing'}", f"the IDX magic {magic.hex()}")
     shape = [int.from_bytes(data[i : i + 4], "big") for i in range(4, header, 4)]
-    size = len(data) - header
-    if (ndim == 3 and shape[1:] != [28, 28]) or torch.Size(shape).numel() != size or size == 0:
-        raise InputError(f"{path}: has {size} values for shape {shape}, expected as many as (n, 28, 28) or (n,) needs")
+    if shape[0] == 0 or shape[1:] not in ([], [28, 28]):
+        raise _damaged(path, f"its header says {shape}", "[n, 28, 28]" if ndim == 3 else "[n]")
+    if len(data) != header + math.prod(shape):
+        raise _damaged(path, f"{len(data):,} bytes", f"{header + math.prod(shape):,} as its header says")
     tensor = torch.frombuffer(bytearray(data), dtype=torch.uint8, offset=header).view(shape)
     if ndim == 1 and tensor.max() > 9:
-        raise InputError(f"{path}: has label {tensor.max()}, expected 0 to 9")
+        raise _damaged(path, f"has the label {int(tensor.max())}", "0 to 9")
     return tensor
 
 
 def write_idx(tensor: Tensor, path: Path) -> None:
-    """Write images (n, 28, 28) or labels (n,), values 0..255, as an IDX file, packed if `path` ends in .gz."""
+    """Write images (n, 28, 28) or labels (n,), values 0..255, as an IDX file, packed if `path` says .gz."""
     data = bytes([0, 0, 8, tensor.ndim]) + b"".join(n.to_bytes(4, "big") for n in tensor.shape)
     data += tensor.to(torch.uint8).numpy().tobytes()
     path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
