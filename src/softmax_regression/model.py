@@ -244,6 +244,11 @@ class SoftmaxRegression(LightningModule):
         epochs = self.trainer.max_epochs
         if epochs is None or epochs < 1:
             raise InputError(f"schedule=cosine: needs the end of the run, got max_epochs={epochs}; set it")
-        total = epochs * cast(Batches, self.trainer.train_dataloader).steps_per_epoch
-        schedule = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / total, 1))))
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+        def factor(step: int) -> float:
+            if step == 0:  # asked for before there is a loader
+                return 1.0
+            total = epochs * cast(Batches, self.trainer.train_dataloader).steps_per_epoch
+            return 0.5 * (1 + math.cos(math.pi * min(step / total, 1)))
+
+        return {"optimizer": optimizer, "lr_scheduler": LambdaLR(optimizer, factor)}
