@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from softmax_regression import checkpoint
 from softmax_regression.errors import InputError
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs import environment, update_manifest
+from softmax_regression.runs import environment, metrics_text, update_manifest
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -215,6 +215,8 @@ class RunRecord(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the results."""
+        if not self.run:
+            return
         history = cast(SoftmaxRegression, pl_module).history
         self._update(
             status="finished",
@@ -272,6 +274,12 @@ class EpochProgress(ProgressBar):
         self._drawn = 0.0
         self._shown = 0
 
+    def enable(self) -> None:
+        """Do nothing: whether to draw is decided by rank and terminal."""
+
+    def disable(self) -> None:
+        """Do nothing, see `enable`; Lightning calls this on all ranks but one."""
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the bar."""
         self._epoch_start, self._shown = time.perf_counter(), trainer.current_epoch
@@ -321,9 +329,8 @@ class EpochProgress(ProgressBar):
         if epoch <= self._shown or not history or not trainer.is_global_zero:
             return
         self._shown = epoch
-        values = sorted((name, value) for name, value in history[-1].items() if "/" in name)
-        text = "  ".join(f"{name} {value:.4f}" for name, value in values)
-        line = f"epoch {epoch}/{trainer.max_epochs}  {text}  {now - self._epoch_start:.2f} s"
+        text, seconds = metrics_text(history[-1]), now - self._epoch_start
+        line = f"epoch {epoch}/{trainer.max_epochs}  {text}  {seconds:.2f} s"
         if self._bar:
             self._bar.update(self._task, completed=epoch)
             self._bar.console.print(line, highlight=False, soft_wrap=True)

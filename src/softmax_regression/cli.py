@@ -27,7 +27,14 @@ from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.fashion_mnist import CLASSES
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs import METRICS, RunLogger, find_run, open_checkpoint, update_manifest
+from softmax_regression.runs import (
+    METRICS,
+    RunLogger,
+    find_run,
+    metrics_text,
+    open_checkpoint,
+    update_manifest,
+)
 from softmax_regression.trust import check_arguments
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "conf" / "default.yaml"
@@ -43,6 +50,7 @@ FOREIGN_WARNINGS = (
     "`torch.jit.trace",  # SummaryWriter.add_graph
     r"You called `self.log\(.*\)` but have no logger configured",  # test and validate write run.json instead
     "This property will be removed in 2.0.0. Use `Metric.updated_called`",  # SummaryWriter.add_graph
+    r"It is recommended to use `self.log\(.*, sync_dist=True\)`",  # torchmetrics has summed over the ranks
     "Checkpoint directory .* exists and is not empty",  # it does when a run is resumed
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21273
 )
@@ -274,7 +282,7 @@ class TrainCLI(LightningCLI):
     def _keep(self, command: str, results: Sequence[Mapping[str, float]]) -> None:
         metrics = {name: value for row in results for name, value in row.items()}
         if self.trainer.is_global_zero:
-            print("  ".join(f"{name} {metrics[name]:.4f}" for name in METRICS if name in metrics))
+            print(metrics_text(metrics))
             if self.run:
                 update_manifest(self.run, **{command: metrics})
 
@@ -314,11 +322,10 @@ def summary(trainer: Trainer, run: Path | None) -> str:
     """Return what `fit` says in the end: why it stopped, the metrics, the checkpoints, what to type next."""
     model = cast(SoftmaxRegression, trainer.lightning_module)
     lines = [stop_reason(trainer)]
-    for name, row in (
-        (("last", model.history[-1]), ("best", best_epoch(model.history))) if model.history else ()
-    ):
-        metrics = "  ".join(f"{key} {row[key]:.4f}" for key in METRICS if key in row)
-        lines.append(f"{name} epoch {row['epoch']}: {metrics}")
+    if model.history:
+        lines.append(f"last epoch {model.history[-1]['epoch']}: {metrics_text(model.history[-1])}")
+        if "val/loss" in (best := best_epoch(model.history)):
+            lines.append(f"best epoch {best['epoch']}: {metrics_text(best)}")
     if run:
         lines += [
             f"checkpoints: {run / 'checkpoints'}",

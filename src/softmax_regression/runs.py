@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,11 @@ from softmax_regression import checkpoint
 from softmax_regression.errors import InputError
 
 METRICS = tuple(f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc"))
+
+
+def metrics_text(row: Mapping[str, float]) -> str:
+    """Return the metrics of a row for people, in their usual order."""
+    return "  ".join(f"{name} {row[name]:.4f}" for name in METRICS if name in row)
 
 
 class RunLogger(TensorBoardLogger):
