@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from softmax_regression import checkpoint
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, StorageError
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs import environment, metrics_text, update_manifest
 
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 
 
 class Interrupted(SystemExit):
-    """A signal ended the run after its state was saved; the exit code is 128 + the signal, as in a shell."""
+    """A signal ended the command; the exit code is 128 + the signal, as in a shell."""
+
+    def __init__(self, number: int, outcome: str) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}: {outcome}")
+        self.code = self.exit_code = 128 + number
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -113,6 +118,7 @@ class LastCheckpoint(Checkpoint):
         """Decide where the checkpoint goes; every rank takes part in finding the run folder."""
         if stage == "fit":
             self.path = Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+            self.path.parent.mkdir(parents=True, exist_ok=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take over the signals, after Lightning has set handlers of its own."""
@@ -124,7 +130,7 @@ class LastCheckpoint(Checkpoint):
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal:
-            raise Interrupted(128 + number)
+            raise Interrupted(number, f"at once; go on with --resume from what {self.path} holds")
         self._signal = signal.Signals(number)
 
     def _interrupted(self, trainer: Trainer) -> bool:
@@ -139,7 +145,8 @@ class LastCheckpoint(Checkpoint):
         number = self._signal or signal.SIGTERM
         if number == signal.SIGUSR1 and trainer.is_global_zero:
             subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False, timeout=30)
-        raise Interrupted(128 + number)
+        what = trainer.log_dir if trainer.loggers else self.path
+        raise Interrupted(number, f"saved; go on with `python train.py fit --resume {what}`")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -229,9 +236,9 @@ class RunRecord(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record that the run did not come to its end."""
         if self.run and (self.run / "run.json").exists():
-            self._update(
-                status="interrupted", stopped=" ".join(f"{type(exception).__name__}: {exception}".split())
-            )
+            stopped = " ".join(f"{type(exception).__name__}: {exception}".split())
+            with suppress(StorageError):  # if the disk is full, that is what `exception` says already
+                self._update(status="interrupted", stopped=stopped)
 
 
 def best_epoch(history: Sequence[Mapping[str, float]]) -> Mapping[str, float]:

@@ -1,6 +1,12 @@
 """The command line `python train.py fit|validate|test|predict`, a LightningCLI whose mistakes are one line.
 
-Exit codes: 0 done, 2 bad input, 3 the run diverged, 4 could not save, 130 and 143 interrupted by a signal.
+Exit codes:
+    0: Done.
+    2: Bad input: flags, configuration, data or checkpoint.
+    3: The run diverged; no checkpoint holds a weight that is not finite.
+    4: A file could not be saved or read; the last checkpoint that was saved is intact.
+    130, 143: Interrupted by SIGINT or SIGTERM; `fit` has saved the step that it came to. (138: by SLURM's
+        SIGUSR1, and put back in the queue.)
 """
 
 import csv
@@ -8,20 +14,25 @@ import io
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, cast
 
+import yaml
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from softmax_regression import checkpoint
-from softmax_regression.callbacks import EpochProgress, RunRecord, best_epoch, stop_reason
+from softmax_regression import checkpoint, trust
+from softmax_regression.callbacks import EpochProgress, Interrupted, RunRecord, best_epoch, stop_reason
 from softmax_regression.checkpoint import SafeCheckpointIO
 from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError, StorageError
@@ -33,9 +44,9 @@ from softmax_regression.runs import (
     find_run,
     metrics_text,
     open_checkpoint,
+    read_manifest,
     update_manifest,
 )
-from softmax_regression.trust import check_arguments
 
 DEFAULT_CONFIG = Path(__file__).parents[2] / "conf" / "default.yaml"
 COMMANDS = {
@@ -47,14 +58,17 @@ COMMANDS = {
 
 # Said by Lightning and TensorBoard about each other's code; nothing that a user here can act on.
 FOREIGN_WARNINGS = (
-    "`torch.jit.trace",  # SummaryWriter.add_graph
     r"You called `self.log\(.*\)` but have no logger configured",  # test and validate write run.json instead
-    "This property will be removed in 2.0.0. Use `Metric.updated_called`",  # SummaryWriter.add_graph
     r"It is recommended to use `self.log\(.*, sync_dist=True\)`",  # torchmetrics has summed over the ranks
     "Checkpoint directory .* exists and is not empty",  # it does when a run is resumed
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21273
+    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
 )
 
+# Options of the Trainer that decide results, and so must stay, beside those of model and data.
+DECIDING = (
+    "precision", "limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval",
+    "check_val_every_n_epoch",
+)  # fmt: skip
 MAY_CHANGE = {"dirs", "images", "watch_test", "device"}  # options of data, when a run is resumed
 
 
@@ -85,13 +99,13 @@ class TrainCLI(LightningCLI):
         """Put the configuration of the run that a checkpoint belongs to before all other options."""
         given = _option(args, "resume") or _option(args, "ckpt_path")
         if given is None or not args or args[0] not in COMMANDS:
-            check_arguments(args)
+            trust.check_arguments(args)
             return args
         path, self.checkpoint = open_checkpoint(given, prefer="last" if args[0] == "fit" else "best")
         self.run = find_run(path)
         config = ["--config", str(self.run / "config.yaml")] if self.run else []
         args = [args[0], *config, *args[1:], "--ckpt_path", str(path)]
-        check_arguments(args)
+        trust.check_arguments(args)
         return args
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -117,7 +131,10 @@ class TrainCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Refuse limits that Lightning would take for something else, or in words that do not help."""
-        trainer = self.config[self.subcommand].trainer
+        config = self.config[self.subcommand]
+        if not self.checkpoint and (path := config.ckpt_path or config.resume):
+            raise InputError(f"{path}: no run goes on because a configuration says so; use --resume")
+        trainer = config.trainer
         if trainer.max_epochs is not None and trainer.max_epochs < 1 and not trainer.max_steps > 0:
             raise InputError(
                 f"max_epochs={trainer.max_epochs}: must be at least 1; change trainer.max_epochs"
@@ -127,7 +144,9 @@ class TrainCLI(LightningCLI):
         """Make the Trainer, with safe checkpoints and the callbacks that every run has."""
         config, given = self.config[self.subcommand], self.config_init[self.subcommand].trainer
         callbacks: list[Callback] = [*(given.callbacks or [])]
-        text = self._parser(self.subcommand).dump(config, skip_none=False)
+        recorded = config.clone()
+        recorded.ckpt_path = recorded.resume = None  # or a new run with it would go on with this one
+        text = self._parser(self.subcommand).dump(recorded, skip_none=False)
         callbacks.append(RunRecord(text, config.seed_everything))
         if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(EpochProgress())
@@ -148,8 +167,9 @@ class TrainCLI(LightningCLI):
         self._check_monitors()
         if self.checkpoint:
             self._check_shapes()
+            self._check_resume()
         if self.run:
-            self._check_resume(self.run)
+            self._reopen(self.run)
         else:
             self._check_logger()
 
@@ -163,6 +183,8 @@ class TrainCLI(LightningCLI):
         self._check_devices()
         self._load_data(self.subcommand)
         self._check_shapes()
+        if other := self._other_data():
+            print(f"warning: {other}", file=sys.stderr)
         self.trainer.loggers = []
 
     def _load_data(self, stage: str | None) -> None:
@@ -214,27 +236,40 @@ class TrainCLI(LightningCLI):
             if isinstance(logger, RunLogger):
                 _ = logger.version  # claims the folder
 
-    def _check_resume(self, run: Path) -> None:
-        """Refuse flags that contradict the checkpoint, and go on in the folder of its run."""
+    def _other_data(self) -> str | None:
+        """Say so if the images that are loaded are not those of the run that saved the checkpoint."""
+        data, saved = self.datamodule.data, self.checkpoint["FashionMNISTDataModule"].get("sha256")
+        if data is None or data.sha256 == saved:  # photos to predict, or another rank has them
+            return None
+        return f"data with SHA-256 {data.sha256[:12]}…: the model was trained on {str(saved)[:12]}…"
+
+    def _check_resume(self) -> None:
+        """Refuse flags that contradict the checkpoint."""
+        config = yaml.safe_load((self.run / "config.yaml").read_text()) if self.run else {}
+        trainer = config.get("trainer", {})
         for group, saved, now in (
             ("model", self.checkpoint["hyper_parameters"], self.model.hparams),
             ("data", self.checkpoint["datamodule_hyper_parameters"], self.datamodule.hparams),
+            ("trainer", trainer, {name: self._get(self.config, "trainer")[name] for name in DECIDING}),
         ):
             for name, value in now.items():
                 if name in saved and saved[name] != value and name not in MAY_CHANGE:
                     raise InputError(
                         f"{group}.{name}={value}: the run to resume has {saved[name]}; "
-                        "drop the flag, or start a new run without --resume"
+                        f"go on with that, or start a new run without --resume"
                     )
-        saved_sha256 = self.checkpoint["FashionMNISTDataModule"]["sha256"]
-        if self.trainer.local_rank == 0 and saved_sha256 != self.datamodule.loaded.sha256:
-            raise InputError(
-                f"data with SHA-256 {self.datamodule.loaded.sha256[:12]}…: the run to resume was trained on "
-                f"{saved_sha256[:12]}…; give the same files, or start a new run"
-            )
-        for logger in self.trainer.loggers:
-            if isinstance(logger, RunLogger):
-                logger.reopen(run, len(self.checkpoint["history"]))
+        if other := self._other_data():
+            raise InputError(f"{other}; give the same files, or start a new run")
+
+    def _reopen(self, run: Path) -> None:
+        """Go on in the folder of the run, swept of what a killed process has left there."""
+        loggers = [logger for logger in self.trainer.loggers if isinstance(logger, RunLogger)]
+        if not loggers:
+            raise InputError(f"{run}: a run goes on in its folder, which RunLogger keeps; drop the flag")
+        for logger in loggers:
+            logger.reopen(run, len(self.checkpoint["history"]))
+        if self.trainer.is_global_zero:
+            checkpoint.sweep(run)
 
     def _end_of_resumed(self) -> str | None:
         """Say why there is nothing left to resume, if so."""
@@ -251,22 +286,32 @@ class TrainCLI(LightningCLI):
 
     def fit(self, model: SoftmaxRegression, **kwargs: Any) -> None:
         """Train, or go on training, and say what came of it and what to do with it."""
-        if self.run and (reason := self._end_of_resumed()):
-            print(
-                f"{self.run}: nothing to resume ({reason}); raise trainer.max_epochs or the patience to go on"
-            )
+        if self.checkpoint and (reason := self._end_of_resumed()):
+            self._discard_unstarted()
+            self._record_end(reason)
+            run = self.run or self._get(self.config, "ckpt_path")
+            print(f"{run}: nothing to resume ({reason}); raise trainer.max_epochs or the patience to go on")
             return
         try:
             self.trainer.fit(model, **kwargs)
-        except Exception:
+        except BaseException:
             self._discard_unstarted()
             raise
         if self.trainer.is_global_zero:
             log_dir = self.trainer.log_dir if self.trainer.loggers else None
             print(summary(self.trainer, Path(log_dir) if log_dir else None))
 
+    def _record_end(self, reason: str) -> None:
+        """Complete the manifest of a run that was killed after its last checkpoint."""
+        if self.run and read_manifest(self.run).get("status") != "finished" and self.trainer.is_global_zero:
+            history = self.checkpoint["history"]
+            ends = {"final": history[-1], "best": best_epoch(history)} if history else {}
+            update_manifest(self.run, status="finished", stopped=reason, **ends)
+
     def _discard_unstarted(self) -> None:
         """Remove the folder of a run that failed before its first step."""
+        if self.run or self.trainer.global_step:
+            return
         for logger in self.trainer.loggers:
             if isinstance(logger, RunLogger) and not Path(logger.log_dir, "run.json").exists():
                 shutil.rmtree(logger.log_dir, ignore_errors=True)
@@ -347,13 +392,32 @@ def _option(args: Sequence[str], name: str) -> str | None:
     return value
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGINT and SIGTERM end a command wherever it is; `LastCheckpoint` takes them over in training."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, "nothing was saved")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; a user's mistake is one line on stderr."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    trust.enforce()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _interruptible():
             for message in FOREIGN_WARNINGS:
                 warnings.filterwarnings("ignore", message)
             TrainCLI(sys.argv[1:] if args is None else args)
@@ -361,6 +425,12 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except (ArgumentError, MisconfigurationException) as error:
-        print(f"error: {' '.join(str(error).split())}; see `python train.py fit --help`", file=sys.stderr)
+        print(f"error: {trust.explain(str(error))}; see `python train.py fit --help`", file=sys.stderr)
         return 2
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except OSError as error:  # of a library that writes or reads for us, such as TensorBoard
+        print(f"error: {error}; free space or make the folder writable", file=sys.stderr)
+        return StorageError.exit_code
     return 0

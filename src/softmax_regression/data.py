@@ -205,10 +205,7 @@ class FashionMNISTDataModule(LightningDataModule):
 def _load_photos(images: list[str] | str) -> tuple[Tensor, list[Path]]:
     from softmax_regression.photos import load_photos
 
-    try:
-        photos = load_photos([Path(images)] if isinstance(images, str) else [Path(path) for path in images])
-    except ValueError as error:
-        raise InputError(str(error)) from error
+    photos = load_photos([Path(images)] if isinstance(images, str) else [Path(path) for path in images])
     for path, reason in photos.skipped:
         print(f"skipped {path}: {reason}", file=sys.stderr)
     if photos.skipped:
@@ -219,8 +216,7 @@ def _load_photos(images: list[str] | str) -> tuple[Tensor, list[Path]]:
 def _counts_steps(trainer: Trainer) -> bool:
     """Whether something happens every so many minibatches, so that lists must hold one minibatch each."""
     return (
-        trainer.world_size > 1  # DDP averages the gradients of one backward pass a step
-        or trainer.max_steps != -1
+        trainer.max_steps != -1
         or trainer.limit_train_batches != 1.0
         or trainer.val_check_interval != 1.0
         or any(getattr(callback, "_every_n_train_steps", 0) for callback in trainer.checkpoint_callbacks)

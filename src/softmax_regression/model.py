@@ -114,9 +114,13 @@ class SoftmaxRegression(LightningModule):
         return logits
 
     def on_train_start(self) -> None:
-        """Look up once what every update needs."""
+        """Look up once what every update needs, and tell Lightning where a resumed epoch goes on."""
         self._optimizer = cast(LightningOptimizer, self.optimizers())
         self._scheduler = cast(LRScheduler | None, self.lr_schedulers())
+        batches = cast(Batches, self.trainer.train_dataloader)
+        if batches.position:  # resumed within an epoch, whose lists may have had another length
+            lists = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            lists.increment_by(batches.position // batches.steps - lists.ready)
 
     def training_step(self, batch: list[Minibatch], batch_idx: int) -> None:
         """Learn from the minibatches of a list, one update each."""
@@ -157,7 +161,8 @@ class SoftmaxRegression(LightningModule):
             losses.append(loss.detach())
         logits, labels = torch.cat(outputs), torch.cat([labels for _, labels, _ in minibatches])
         metrics = self._metrics_of(stage)
-        metrics["loss"].update(torch.stack(losses).sum() / max(len(labels), 1), len(labels))
+        mean = torch.stack(losses).sum() / max(len(labels), 1)
+        metrics["loss"].update(mean.expand(len(labels)))  # torchmetrics 1.9 forgets weights if NaNs may pass
         metrics["acc"].update(logits, labels)
         return {"logits": logits, "labels": labels}
 

@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping
 from datetime import datetime
@@ -12,11 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from softmax_regression import checkpoint
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, StorageError
 
 METRICS = tuple(f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc"))
 
@@ -32,31 +35,37 @@ class RunLogger(TensorBoardLogger):
     Args:
         save_dir: The folder of all experiments.
         name: The folder of this experiment's runs.
-        version: The name of the run; None for a new one.
+        version: The name of the run, which no other run may have; None for one made of the time.
     """
 
     def __init__(self, save_dir: str = "logs", name: str = "softmax", version: str | None = None) -> None:
-        super().__init__(save_dir, name, version, default_hp_metric=False, log_graph=True)
+        super().__init__(save_dir, name, None, default_hp_metric=False, log_graph=True)
+        self._wanted = version
 
     @property
     def version(self) -> str:
         """The name of the run; asking for it the first time makes its folder, under a name no other run has.
 
         Raises:
-            InputError: The folder cannot be made.
+            InputError: The folder cannot be made, or is another run's.
         """
         if self._version is None:
             self._version = self._claim() if getattr(rank_zero_only, "rank", 0) == 0 else "of-rank-zero"
         return str(self._version)
 
     def _claim(self) -> str:
-        started, attempt = datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), 0
+        started, attempt = self._wanted or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), 0
         while True:
             name = started + (f"-{attempt}" if attempt else "")
             try:
                 Path(self.root_dir, name).mkdir(parents=True)
                 return name
-            except FileExistsError:
+            except FileExistsError as error:
+                if self._wanted:
+                    raise InputError(
+                        f"{Path(self.root_dir, name)}: is another run's; choose another name, or go on with "
+                        "it by --resume"
+                    ) from error
                 attempt += 1
             except OSError as error:
                 raise InputError(
@@ -85,6 +94,13 @@ class RunLogger(TensorBoardLogger):
             }
             for summary in hparams(values, dict.fromkeys(METRICS, 0.0)):
                 self.experiment._get_file_writer().add_summary(summary)
+
+    @rank_zero_only
+    def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:  # type: ignore[override]
+        """Draw the model for the page GRAPHS."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
+            super().log_graph(model, input_array)
 
     @rank_zero_only
     def save(self) -> None:
@@ -134,7 +150,7 @@ def open_checkpoint(
     for file in files:
         try:
             found = checkpoint.read(file)
-        except InputError as error:
+        except (InputError, StorageError) as error:
             if file == files[-1]:
                 raise
             print(f"warning: {error}; trying an older one", file=sys.stderr)

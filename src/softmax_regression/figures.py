@@ -1,0 +1,343 @@
+"""What the model learned, drawn: tensors in, matplotlib figures out.
+
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/) and ColorBrewer's scales, which the
+colour-blind can tell apart; no meaning hangs on colour alone.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PatchCollection
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import Formatter, MaxNLocator, PercentFormatter
+from torch import Tensor
+from torch.nn.functional import pad
+
+Stroke = Literal["-", "--", ":", "-."]
+BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
+PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", BLACK)
+STROKES: dict[str, tuple[Stroke, str]] = {
+    "train": ("-", BLUE),
+    "val": ("--", VERMILION),
+    "test": (":", GREEN),
+}
+DIVERGING = "RdBu_r"  # negative blue, zero white, positive red
+SIDE = 28
+
+
+class Calibration(NamedTuple):
+    """Confidence against accuracy, binned by confidence.
+
+    Attributes:
+        confidence: (bins,) float64, mean probability of the predicted class; nan in an empty bin.
+        accuracy: (bins,) float64, share of right predictions; nan in an empty bin.
+        counts: (bins,) int64, number of images.
+        error: Expected calibration error, in [0, 1].
+    """
+
+    confidence: Tensor
+    accuracy: Tensor
+    counts: Tensor
+    error: float
+
+
+def calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> Calibration:
+    """Compare how sure the model is with how often it is right.
+
+    Args:
+        probs: (n, k) probabilities.
+        labels: (n,) true classes.
+        bins: Number of equal intervals (low, high] of confidence.
+
+    Returns:
+        The bins, and the expected calibration error of Guo et al. (2017), arXiv:1706.04599, section 2.
+    """
+    confidence, predicted = probs.detach().cpu().double().max(dim=1)
+    right = (predicted == labels.cpu()).double()
+    index = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    counts = index.bincount(minlength=bins)
+    sure, hits = index.bincount(confidence, bins), index.bincount(right, bins)
+    error = (hits - sure).abs().sum() / len(confidence)
+    return Calibration(sure / counts, hits / counts, counts, error.item())
+
+
+def class_scores(counts: Tensor) -> Tensor:
+    """Precision, recall and F1 of each class.
+
+    Args:
+        counts: (k, k), a row for each true class, a column for each predicted one.
+
+    Returns:
+        (k, 3) float64; 0 for a class that was never predicted or never there, as in scikit-learn.
+    """
+    counts = counts.cpu().double()
+    right, predicted, true = counts.diagonal(), counts.sum(dim=0), counts.sum(dim=1)
+    scores = torch.stack((right / predicted, right / true, 2 * right / (predicted + true)), dim=1)
+    return scores.nan_to_num(0.0)
+
+
+def learning_curves(runs: Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]) -> Figure:
+    """Loss and accuracy by epoch, after the figure in the book; several runs over one another.
+
+    Args:
+        runs: Run -> metric -> epochs (t,) and values, (t,) or, for s seeds, (s, t), drawn as their mean in a
+            band from the least to the greatest. Metrics are `train/loss`, `val/acc` and so on; others than
+            losses and accuracies are left out.
+
+    Returns:
+        A stroke for each of train, val and test; of several runs, a colour for each.
+    """
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    loss, acc = figure.subplots(1, 2)
+    axes = {"loss": loss, "acc": acc}
+    _label(loss, "Loss", "epoch", "mean cross-entropy (nats)")
+    _label(acc, "Accuracy", "epoch", "share of images classified right")
+    several = len(runs) > 1
+    colours = dict(zip(runs, _colours(len(runs)), strict=True))
+    handles = [
+        Line2D([], [], color=colour, linewidth=5, label=run) for run, colour in colours.items() if several
+    ]
+    stages: dict[str, Line2D] = {}
+    for run, metrics in runs.items():
+        for metric, (epochs, values) in metrics.items():
+            stage, _, quantity = metric.partition("/")
+            if quantity in axes:
+                stroke, colour = STROKES.get(stage, ("-.", BLACK))
+                _curve(axes[quantity], epochs, values, colours[run] if several else colour, stroke)
+                grey = "0.3" if several else colour
+                stages[stage] = Line2D([], [], color=grey, linestyle=stroke, linewidth=2, label=stage)
+    handles += stages.values()
+    columns = 80 // max((5 + len(str(handle.get_label())) for handle in handles), default=80) or 1
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=12)
+    figure.set_figheight(4.3 + 0.25 * math.ceil(len(handles) / columns))
+    return figure
+
+
+def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> Figure:
+    """Counts, and under them the share of the true class; no text in an empty cell.
+
+    Args:
+        counts: (k, k), a row for each true class, a column for each predicted one.
+        class_names: k names.
+    """
+    counts = counts.cpu()
+    shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    figure = Figure(figsize=(8.6, 7.6), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(
+        shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1)
+    )  # the root shows rare confusions
+    for true, predicted in counts.nonzero().tolist():
+        share = float(shares[true, predicted])
+        colour = "white" if share > 0.3 else BLACK
+        _text(axes, predicted, true, f"{counts[true, predicted]}\n{share:.1%}", colour)
+    title = f"Confusion matrix: {counts.diagonal().sum()} of {counts.sum()} right"
+    _label(axes, title, "predicted class", "true class")
+    axes.set_xticks(range(len(counts)), class_names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(counts)), class_names)
+    _colour_bar(image, "share of the true class", PercentFormatter(1))
+    return figure
+
+
+def prediction_grid(
+    images: Tensor, labels: Tensor, probs: Tensor, class_names: Sequence[str], limit: int = 30
+) -> Figure:
+    """Images, each with its true class, the predicted class and its probability; wrong ones framed.
+
+    Args:
+        images: (n, 28, 28) uint8.
+        labels: (n,) true classes.
+        probs: (n, k) probabilities.
+        class_names: k names.
+        limit: Images to show: mistakes, the most confident first, in half of the places, then right ones in
+            the order given; where one kind is short, more of the other.
+    """
+    confidence, predicted = (part.cpu() for part in probs.detach().max(dim=1))
+    wrong = predicted != labels.cpu()
+    mistakes, right = wrong.nonzero()[:, 0], (~wrong).nonzero()[:, 0]
+    mistakes = mistakes[confidence[mistakes].argsort(descending=True, stable=True)]
+    shown = torch.cat((mistakes[: max(limit // 2, limit - len(right))], right))[:limit]
+
+    columns = 6
+    figure = Figure(figsize=(10, 0.4 + 1.95 * math.ceil(len(shown) / columns)), layout="constrained")
+    axes = figure.add_subplot()
+    corners = _mosaic(axes, images.cpu()[shown].float(), columns, 11, "gray", (0, 255))
+    for (x, y), i in zip(corners, shown.tolist(), strict=True):
+        colour = VERMILION if wrong[i] else BLACK
+        guess = f"→ {class_names[int(predicted[i])]} {confidence[i]:.0%}"
+        _text(axes, x + SIDE / 2, y + SIDE + 4.5, f"{class_names[int(labels[i])]}\n{guess}", colour)
+    missed = wrong[shown].tolist()
+    _frame(axes, [corner for corner, miss in zip(corners, missed, strict=True) if miss], VERMILION, 3)
+    _label(axes, f"{int(wrong.sum())} of {len(wrong)} wrong (framed): true → predicted class, probability")
+    return figure
+
+
+def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
+    """The weights of each class as an image, all on one scale: red pixels speak for the class, blue against.
+
+    Args:
+        weight: (k, 784).
+        class_names: k names.
+    """
+    weight = weight.detach().cpu().float()
+    limit = float(weight.abs().max())
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    corners = _mosaic(axes, weight.view(-1, SIDE, SIDE), 5, 7, DIVERGING, (-limit, limit))
+    for (x, y), name in zip(corners, class_names, strict=True):
+        _text(axes, x + SIDE / 2, y + SIDE + 2.5, name, size=13)
+    _frame(axes, corners, "0.6", 1)
+    _label(axes, "Weight templates: red for the class, blue against it")
+    _colour_bar(axes.images[0], "logit per unit of brightness (nats)")
+    return figure
+
+
+def reliability_diagram(probs: Tensor, labels: Tensor, bins: int = 15) -> Figure:
+    """Accuracy against confidence, with the expected calibration error; below, how often each occurs.
+
+    Args:
+        probs: (n, k) probabilities.
+        labels: (n,) true classes.
+        bins: Number of equal intervals of confidence.
+    """
+    calibration = calibration_error(probs, labels, bins)
+    figure = Figure(figsize=(6.4, 7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    confidence, accuracy = calibration.confidence.numpy(), calibration.accuracy.numpy()
+    middles = (np.arange(bins) + 0.5) / bins
+    above.bar(middles, accuracy, 0.9 / bins, color=SKY, label="accuracy")
+    above.plot(confidence, confidence, "o", color=VERMILION, label="mean confidence")
+    above.plot((0, 1), (0, 1), "--", color="0.4", label="perfectly calibrated")
+    above.legend(fontsize=12, loc="upper left")
+    below.bar(middles, (calibration.counts / len(labels)).numpy(), 0.9 / bins, color="0.5")
+    _label(above, f"Expected calibration error {calibration.error:.3f}", y="share of right predictions")
+    _label(below, "", "confidence: probability of the predicted class", "share of\nimages")
+    above.set(xlim=(0, 1), ylim=(0, 1))
+    return figure
+
+
+def class_bars(counts: Tensor, class_names: Sequence[str]) -> Figure:
+    """Precision, recall and F1 of each class.
+
+    Args:
+        counts: (k, k), a row for each true class, a column for each predicted one.
+        class_names: k names.
+    """
+    scores = class_scores(counts)
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.add_subplot()
+    rows = np.arange(len(scores))
+    for shift, (name, colour) in enumerate((("precision", BLUE), ("recall", ORANGE), ("F1", "0.3"))):
+        bars = axes.barh(rows + 0.27 * (shift - 1), scores[:, shift].numpy(), 0.25, color=colour, label=name)
+        axes.bar_label(bars, fmt="%.2f", fontsize=10, padding=2)
+    _label(axes, f"Scores by class; mean F1 {scores[:, 2].mean():.3f}", "score")
+    axes.set_yticks(rows, class_names)
+    axes.set(xlim=(0, 1.08), ylim=(len(rows) - 0.5, -0.5))
+    figure.legend(loc="outside lower center", ncols=3, fontsize=12)
+    return figure
+
+
+def explanation(
+    image: Tensor, weight: Tensor, bias: Tensor, label: int, class_names: Sequence[str]
+) -> Figure:
+    """What each pixel adds to a logit, pixel times weight, for the true and the predicted class.
+
+    Args:
+        image: (28, 28) uint8.
+        weight: (k, 784), of pixels in [0, 1].
+        bias: (k,).
+        label: True class.
+        class_names: k names.
+
+    Returns:
+        The image, and the two maps on one scale; of a right prediction, the second is the runner-up's.
+    """
+    weight, bias = weight.detach().cpu().float(), bias.detach().cpu().float()
+    parts = weight * (image.cpu().flatten() / 255)  # (k, 784)
+    logits = parts.sum(dim=1) + bias
+    probs = logits.softmax(dim=0)
+    ranked = logits.argsort(descending=True).tolist()
+    other, role = (ranked[0], "predicted") if ranked[0] != label else (ranked[1], "runner-up")
+    limit = float(parts[[label, other]].abs().max())
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 3)
+    axes[0].imshow(image.cpu().numpy(), cmap="gray", vmin=0, vmax=255)
+    axes[0].set_title("image", fontsize=13)
+    for panel, index, name in zip(axes[1:], (label, other), ("true", role), strict=True):
+        drawn = panel.imshow(parts[index].view(SIDE, SIDE).numpy(), cmap=DIVERGING, vmin=-limit, vmax=limit)
+        words = f"logit {logits[index]:.2f} = {parts[index].sum():.2f} + bias {bias[index]:.2f}"
+        panel.set_title(f"{name}: {class_names[index]} {probs[index]:.0%}\n{words}", fontsize=12)
+    for panel in axes:
+        panel.set(xticks=[], yticks=[])
+    _colour_bar(drawn, "pixel times weight (nats)")
+    return figure
+
+
+def to_array(figure: Figure) -> Tensor:
+    """Render -> (h, w, 3) uint8, as TensorBoard's `add_image(..., dataformats="HWC")` takes it."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3])  # type: ignore[no-untyped-call]
+
+
+def _curve(axes: Axes, epochs: Tensor, values: Tensor, colour: str, stroke: Stroke) -> None:
+    x, seeds = epochs.cpu().numpy(), torch.atleast_2d(values.detach().cpu()).numpy()
+    marker = "o" if len(x) <= 20 else ""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.plot(x, seeds.mean(axis=0), color=colour, linestyle=stroke, linewidth=2, marker=marker, markersize=4)
+    if len(seeds) > 1:
+        axes.fill_between(x, seeds.min(axis=0), seeds.max(axis=0), color=colour, alpha=0.2, linewidth=0)
+
+
+def _colours(n: int) -> list[str]:
+    """From the palette or, where it is too short, along a scale."""
+    if n <= len(PALETTE):
+        return list(PALETTE[:n])
+    return [mpl.colors.to_hex(shade) for shade in mpl.colormaps["viridis"](np.linspace(0, 0.9, n))]
+
+
+def _mosaic(
+    axes: Axes, tiles: Tensor, columns: int, below: int, cmap: str, limits: tuple[float, float]
+) -> list[tuple[int, int]]:
+    """Tiles (n, 28, 28) as one picture, far cheaper than an Axes each -> upper left (x, y) of each tile."""
+    n, rows = len(tiles), math.ceil(len(tiles) / columns)
+    padding = (3, 3, 1, below, 0, rows * columns - n)  # left, right, above, below, tiles before and after
+    tiles = pad(tiles, padding, value=math.nan)
+    height, width = tiles.shape[1:]
+    picture = tiles.view(rows, columns, height, width).transpose(1, 2).reshape(rows * height, columns * width)
+    axes.imshow(picture.numpy(), cmap=cmap, vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    axes.set_axis_off()
+    return [(i % columns * width + 3, i // columns * height + 1) for i in range(n)]
+
+
+def _frame(axes: Axes, corners: list[tuple[int, int]], colour: str, linewidth: float) -> None:
+    frames = [Rectangle((x - 0.5, y - 0.5), SIDE, SIDE) for x, y in corners]
+    axes.add_collection(PatchCollection(frames, facecolor="none", edgecolor=colour, linewidth=linewidth))
+
+
+def _text(axes: Axes, x: float, y: float, words: str, colour: str = BLACK, size: float = 11) -> None:
+    text = axes.text(x, y, words, color=colour, fontsize=size, ha="center", va="center")
+    text.set_in_layout(False)  # it lies inside the axes; measuring it would double the time to draw
+
+
+def _label(axes: Axes, title: str, x: str = "", y: str = "") -> None:
+    axes.set_title(title, fontsize=14, y=1)  # a fixed height spares matplotlib a search for a free one
+    axes.set_xlabel(x, fontsize=13)
+    axes.set_ylabel(y, fontsize=13)
+    axes.tick_params(labelsize=12)
+
+
+def _colour_bar(image: AxesImage, label: str, ticks: Formatter | None = None) -> None:
+    bar = image.axes.figure.colorbar(image, ax=image.axes, shrink=0.8, format=ticks)
+    bar.set_label(label, fontsize=13)
+    bar.ax.tick_params(labelsize=12)

@@ -1,0 +1,98 @@
+"""The command line `python study.py STUDY`: a study measures something and leaves a page with figures.
+
+Exit codes: 0 done, 2 bad input, 3 diverged, 4 could not save, 130 interrupted.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from softmax_regression.errors import DivergedError, InputError, StorageError
+from softmax_regression.fashion_mnist import DIRS
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+class Study(NamedTuple):
+    """A function that runs a study and returns the path of what it wrote, found by name when it is needed."""
+
+    function: str
+    help: str
+    positional: str | None = None  # its parameter that takes all words that are not flags
+
+
+STUDIES = {
+    "numerics": Study("studies.numerics", "Where softmax and cross-entropy break, and what mends them."),
+    "sweep": Study("sweep.run", "Exercise 1: search batch size, learning rate, epochs and more."),
+    "overfit": Study("overfit.run", "Exercise 2: train for long on few images, and what helps."),
+    "curve": Study("curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
+}
+
+
+def numerics(
+    out: Path = Path("logs/numerics"),
+    source: Literal["fashion-mnist", "synthetic"] = "fashion-mnist",
+    dirs: Sequence[str] = DIRS,
+    seed: int = 0,
+    quick: bool = False,
+) -> Path:
+    """Measure where softmax and cross-entropy break in floating point, and what the stable forms mend.
+
+    Args:
+        out: Folder of the page.
+        source: `fashion-mnist`, or `synthetic` for generated stand-ins.
+        dirs: Folders to look for the data in.
+        seed: Decides random logits, initial weights and minibatches.
+        quick: Measure fewer points, with few generated images.
+    """
+    from softmax_regression import data, numerics_study
+
+    return numerics_study.run(out, seed, quick, None if quick else data.load(source, dirs))
+
+
+def _parser(chosen: str | None) -> ArgumentParser:
+    """Return the parser; only the chosen study is imported, for that takes seconds."""
+    parser = ArgumentParser(
+        prog="study.py", description="Studies of softmax regression.", exit_on_error=False
+    )
+    commands = parser.add_subcommands(metavar="STUDY")
+    for name, study in STUDIES.items():
+        config = CONF / f"{name}.yaml"
+        command = ArgumentParser(exit_on_error=False, default_config_files=[str(config)])
+        if name == chosen:
+            module, _, attribute = study.function.rpartition(".")
+            function = getattr(import_module(f"softmax_regression.{module}"), attribute)
+            command.add_argument("--config", action="config", help="YAML with any of the options below.")
+            if study.positional:
+                command.add_argument(study.positional, nargs="+", type=Path)
+            else:
+                command.add_argument("--quick", action="store_true", help="Do little, to see that it works.")
+            command.add_function_arguments(function, skip={study.positional or "quick"})
+        commands.add_subcommand(name, command, help=study.help)
+    return parser
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a study and return the exit code; a mistake is one line on stderr."""
+    args = sys.argv[1:] if args is None else list(args)
+    try:
+        parser = _parser(next((arg for arg in args if not arg.startswith("-")), None))
+        config = parser.instantiate(parser.parse_args(args))
+        name = config.subcommand
+        options = {key: value for key, value in config[name].items() if key != "config"}
+        module, _, attribute = STUDIES[name].function.rpartition(".")
+        print(getattr(import_module(f"softmax_regression.{module}"), attribute)(**options))
+    except (InputError, DivergedError, StorageError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except ArgumentError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0

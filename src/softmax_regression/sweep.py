@@ -1,0 +1,276 @@
+"""A search over hyperparameters, on Optuna: stacked trials in one process, resumable after a kill.
+
+Exercise 1 of Dive into Deep Learning, section 4.5: change the batch size, the number of epochs and the
+learning rate. A trial is a configuration; its value is its last validation loss, the mean over the seeds.
+Command: python study.py sweep
+"""
+
+import fcntl
+import json
+import math
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal
+
+import optuna
+import torch
+from optuna.storages import JournalStorage, get_storage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState, create_trial
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from softmax_regression.data import FashionMNISTDataModule
+from softmax_regression.errors import DivergedError, InputError
+from softmax_regression.fashion_mnist import DIRS
+from softmax_regression.stacked import Scores
+from softmax_regression.sweep_plan import TPE_BATCH, Params, Plan, Range, Value, describe, epochs_of, key
+from softmax_regression.sweep_trials import History, make_stack, train
+
+
+def run(
+    space: dict[str, list[Value] | Range],
+    sampler: Literal["grid", "random", "tpe"] = "grid",
+    trials: int = 100,
+    seeds: Sequence[int] = (0, 1, 2),
+    name: str = "batch-lr-epochs",
+    workers: int | None = None,
+    storage: str | None = None,
+    source: Literal["fashion-mnist", "synthetic"] = "fashion-mnist",
+    dirs: Sequence[str] = DIRS,
+    seed: int = 0,
+    quick: bool = False,
+) -> Path:
+    """Search, or go on with a search that was interrupted; then test the winner and write the page.
+
+    Args:
+        space: What to search: `lr`, `batch_size`, `epochs`, ... -> a list of values, or a range to draw from.
+        sampler: `grid` for all combinations, `random`, or `tpe`, which learns from the trials before.
+        trials: Number of trials of `random` and `tpe`.
+        seeds: Every trial is trained with each of them.
+        name: Everything is kept in logs/sweep/NAME.
+        workers: Stacks trained at the same time, at most one a core; None for one a core.
+        storage: URL of a PostgreSQL or MySQL database that several machines share; None for a file.
+        source: `fashion-mnist`, or `synthetic` for generated stand-ins.
+        dirs: Folders to look for the data in.
+        seed: Seed of the sampler.
+        quick: First and middle values, two epochs, two seeds and 1,000 images, to see that it works.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: The space cannot be searched, the folder has or does another sweep, or every trial failed.
+    """
+    from softmax_regression import sweep_page
+
+    sizes: dict[str, Any] = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000} if quick else {}
+    data = FashionMNISTDataModule(source=source, dirs=dirs, **sizes)
+    data.setup()
+    if quick:
+        ends = {
+            k: v if isinstance(v, Range) else list(dict.fromkeys((v[0], v[len(v) // 2])))
+            for k, v in space.items()
+        }
+        space = {**ends, "epochs": [1, 2]}
+        seeds, trials, name = seeds[:2], min(trials, 4), f"{name}-quick"
+    plan = Plan(space, sampler, trials, list(seeds), seed, f"{data.loaded.sha256}/{len(data.train_index)}")
+    folder = Path("logs/sweep", name)
+    with _locked(folder):
+        sweep = Sweep(plan, data, folder, storage)
+        sweep.search(workers)
+        test = sweep.test_winner()
+        return sweep_page.write(folder, plan, sweep.study.trials, test, data.loaded.origin)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep the folder for this process; the lock ends with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise InputError(
+            f"{folder}: a sweep is running there; wait for it, or choose another --name"
+        ) from error
+    finally:
+        os.close(descriptor)
+
+
+class Sweep:
+    """The trials of a plan, and what becomes of them.
+
+    Args:
+        plan: What to search.
+        data: Set up; only its training and validation images are touched until the winner is known.
+        folder: Locked for this process.
+        storage: URL of a shared database, or None for a journal in the folder.
+
+    Raises:
+        InputError: The folder or the database has a sweep with another plan, or cannot be reached.
+    """
+
+    def __init__(self, plan: Plan, data: FashionMNISTDataModule, folder: Path, storage: str | None) -> None:
+        self.plan, self.data, self.lock, self.stop = plan, data, threading.Lock(), threading.Event()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            self.storage = get_storage(storage or JournalStorage(_journal(folder / "trials.jsonl")))
+        except Exception as error:  # of whichever database driver it is
+            raise InputError(f"storage={storage}: cannot be used ({_one_line(error)})") from error
+        self.study = optuna.create_study(storage=self.storage, study_name=folder.name, load_if_exists=True)
+        known, wanted = self.study.user_attrs.get("plan"), json.dumps(asdict(plan))
+        if known not in (None, wanted):
+            raise InputError(f"{folder}: has a sweep with another plan; choose another --name, or delete it")
+        self.study.set_user_attr("plan", wanted)
+        self.owner = f"{socket.gethostname()}:{folder.resolve()}"
+        for trial in self.study.get_trials(states=(TrialState.RUNNING,)):  # left by a kill
+            if storage is None or trial.user_attrs.get("owner") == self.owner:
+                self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        for params in plan.queue()[len(self.study.trials) :]:
+            self.study.add_trial(
+                create_trial(state=TrialState.WAITING, params=params, distributions=plan.distributions)
+            )
+        # Another seed each time it goes on, or TPE would propose its first trials again.
+        self.study.sampler = optuna.samplers.TPESampler(
+            seed=plan.seed + len(self.study.trials), constant_liar=True
+        )
+
+    def search(self, workers: int | None = None) -> None:
+        """Run every trial that is waiting, until none is left."""
+        cores = len(os.sched_getaffinity(0))
+        workers = max(1, min(workers or cores, cores))
+
+        def initializer() -> None:
+            torch.set_num_threads(max(1, cores // workers))
+
+        columns = (
+            TextColumn("{task.percentage:.0f}%"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[best]}"),
+        )
+        self.bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+        self.task = self.bar.add_task("", best="")
+        with self.bar, ThreadPoolExecutor(workers, initializer=initializer) as pool:
+            self._show()
+            futures = [pool.submit(self._work) for _ in range(workers)]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                self.stop.set()
+
+    def _work(self) -> None:
+        """Train one group of trials after another; if one fails that is recorded, and the next begins."""
+        while not self.stop.is_set():
+            with self.lock:
+                group = self._claim()
+            if not group:
+                return
+            unfinished = {trial.number: trial for trial in group}
+            try:
+                longest = max(epochs_of(trial.params) for trial in group)
+                for ended in train(self.plan, self.data, group):
+                    for trial, result in ended:
+                        self._finish(unfinished.pop(trial.number), result)
+                    self.bar.advance(self.task, len(unfinished) / longest)
+                    if self.stop.is_set():
+                        return
+            except Exception as error:  # whatever it is, the other groups may still work
+                for trial in unfinished.values():
+                    self._finish(trial, error)
+
+    def _claim(self) -> list[FrozenTrial]:
+        """Take the waiting trials that can be trained together with the first one."""
+        waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if not waiting and self.plan.sampler == "tpe":
+            missing = self.plan.trials - len(self.study.trials)
+            proposed = [self.study.ask(self.plan.distributions) for _ in range(min(TPE_BATCH, missing))]
+            for proposal in proposed:
+                self.storage.set_trial_state_values(proposal._trial_id, TrialState.WAITING)
+            waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        group = [trial for trial in waiting if key(trial.params) == key(waiting[0].params)]
+        for trial in group:
+            self.storage.set_trial_user_attr(trial._trial_id, "owner", self.owner)
+        # False: another machine was faster.
+        return [t for t in group if self.storage.set_trial_state_values(t._trial_id, TrialState.RUNNING)]
+
+    def _finish(self, trial: FrozenTrial, result: History | Exception) -> None:
+        """Record the metrics of a trial, or why it failed."""
+        if not isinstance(result, Exception):
+            value = mean(losses[-1] for losses in result["val/loss"])
+            if not math.isfinite(value):
+                result = DivergedError(f"val/loss={value}: the run diverged; lower lr")
+        with self.lock:
+            if isinstance(result, Exception):
+                self.storage.set_trial_user_attr(trial._trial_id, "error", _one_line(result))
+                self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+            else:
+                self.storage.set_trial_user_attr(trial._trial_id, "history", result)
+                self.storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [value])
+            self._show()
+
+    def _show(self) -> None:
+        trials = self.study.get_trials(deepcopy=False)
+        done = sum(trial.state.is_finished() for trial in trials)
+        complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+        total = self.plan.trials if self.plan.sampler == "tpe" else len(trials)
+        text = f"{done}/{total} trials"
+        if complete:
+            best = min(complete, key=lambda trial: trial.value or 0.0)
+            text += f", best val/loss {best.value:.4f} with {describe(best.params)}"
+        self.bar.update(self.task, total=total, completed=done, best=text)
+        if self.bar.disable and done % 10 == 0:
+            print(text, file=sys.stderr)
+
+    def test_winner(self) -> dict[str, list[float]]:
+        """Score the test images with the trial of least validation loss, one model a seed, once and for all.
+
+        Returns:
+            `test/loss` and `test/acc`, a value for each seed.
+
+        Raises:
+            InputError: No trial came to its end.
+        """
+        try:
+            winner = self.study.best_trial
+        except ValueError:
+            errors = {trial.user_attrs["error"] for trial in self.study.trials if "error" in trial.user_attrs}
+            raise InputError(f"all trials failed: {'; '.join(sorted(errors)[:3])}") from None
+        test: dict[str, Any] = self.study.user_attrs.get("test", {})
+        if test.get("number") != winner.number:
+            scores = [self._test(winner.params, seed) for seed in self.plan.seeds]
+            values = {f"test/{m}": [getattr(score, m).item() for score in scores] for m in Scores._fields}
+            test = {"number": winner.number, "values": values}
+            self.study.set_user_attr("test", test)
+        tested: dict[str, list[float]] = test["values"]
+        return tested
+
+    def _test(self, params: Params, seed: int) -> Scores:
+        stack = make_stack([params], seed, epochs_of(params), self.data)
+        for _ in range(epochs_of(params)):
+            stack.train_epoch()
+        return stack.score(self.data.loaded.test_images, self.data.loaded.test_labels)
+
+
+def _journal(path: Path) -> JournalFileBackend:
+    """Open Optuna's journal; a kill may have left its lock, and half a line."""
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+    if path.exists():
+        whole = path.read_bytes().rpartition(b"\n")
+        os.truncate(path, len(whole[0] + whole[1]))
+    return JournalFileBackend(str(path))
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

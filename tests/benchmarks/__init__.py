@@ -1,0 +1,1 @@
+"""How fast this project is, in turn with its peers; `__main__` runs it."""

@@ -1,0 +1,50 @@
+"""Whole processes as a shell sees them: commands, each against the least it could have cost."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+IMPORT = "import lightning.pytorch.cli"
+PLAIN = f"{IMPORT}; from tests.benchmarks.processes import plain; plain()"
+
+
+def plain() -> None:
+    """Load the images as `fit` does and run the plain loop for ten epochs."""
+    from softmax_regression.data import FashionMNISTDataModule
+
+    from .plain import contestant
+    from .task import Task
+
+    data = FashionMNISTDataModule()
+    data.setup()
+    contestant(Task(data, "cpu", Path()))(10)
+
+
+def pairs(config: str, logs: Path) -> dict[str, tuple[list[str], list[str]]]:
+    """Return by their title the commands to compare."""
+    python, fit = sys.executable, ["train.py", "fit", "--config", config]
+    return {
+        f"`train.py fit --config {config}` over bare import, loading and (b)": (
+            [python, *fit, f"--trainer.logger.save_dir={logs}"],
+            [python, "-c", PLAIN],
+        ),
+        "`train.py --help` over bare import": ([python, "train.py", "--help"], [python, "-c", IMPORT]),
+    }
+
+
+def seconds_in_turn(commands: Sequence[list[str]], rounds: int) -> list[list[float]]:
+    """Run the commands in turn, some rounds after a warm-up, and return the seconds of each.
+
+    Raises:
+        subprocess.CalledProcessError: A command failed.
+    """
+    times: list[list[float]] = [[] for _ in commands]
+    for _ in range(rounds + 1):
+        for seconds, command in zip(times, commands, strict=True):
+            start = time.perf_counter()
+            subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=600)
+            seconds.append(time.perf_counter() - start)
+    return [seconds[1:] for seconds in times]

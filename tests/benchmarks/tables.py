@@ -1,0 +1,109 @@
+"""Results as Markdown and as figures, and what they depend on."""
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+
+import torch
+from matplotlib.figure import Figure
+
+from .growth import Point
+from .race import CONTESTANTS
+from .task import Outcome
+
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "scikit-learn", "keras", "jax", "numpy")
+
+
+def markdown(header: str, rows: Sequence[Sequence[object]]) -> str:
+    """Return a Markdown table; the header's columns are separated by bars."""
+    rule = "|".join("---" for _ in header.split("|"))
+    return "".join(f"| {line} |\n" for line in (header, rule, *(" | ".join(map(str, row)) for row in rows)))
+
+
+def spread(seconds: Sequence[float]) -> str:
+    """Return the median, the smallest and the largest."""
+    return f"{median(seconds):.3g} ({min(seconds):.3g} to {max(seconds):.3g})"
+
+
+def ratio(mine: Sequence[float], theirs: Sequence[float]) -> str:
+    """Return the ratio of the medians, and the smallest and the largest ratio of one round."""
+    rounds = [
+        a / b for a, b in zip(mine, theirs, strict=False)
+    ]  # slow contestants run in the first ones only
+    return f"{median(mine) / median(theirs):.3g} ({min(rounds):.3g} to {max(rounds):.3g})"
+
+
+def race_table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
+    """Return a row for each contestant, compared with the plain loop and with this project."""
+    seconds = {key: [outcome.seconds for outcome in done] for key, done in outcomes.items()}
+    rows = []
+    for key, done in outcomes.items():
+        over = [ratio(seconds[key], seconds[other]) if other in seconds else "" for other in "ba"]
+        loss = "" if done[-1].loss is None else f"{done[-1].loss:.4f}"
+        rest = f"{median(outcome.setup for outcome in done):.2f}", loss, f"{done[-1].acc:.4f}", len(done)
+        rows.append([f"({key}) {CONTESTANTS[key].title}", spread(seconds[key]), *over, *rest])
+    return markdown(
+        "contestant | seconds | over (b) | over (a) | set-up | train loss | val acc | rounds", rows
+    )
+
+
+def race_figure(outcomes: Mapping[str, Sequence[Outcome]]) -> Figure:
+    """Draw the median and every round of each contestant, on a logarithmic axis."""
+    figure = Figure(figsize=(9, 0.5 * len(outcomes) + 1.2), layout="constrained")
+    axes = figure.add_subplot(xscale="log", xlabel="seconds (bar: median, dots: rounds)")
+    for y, (key, done) in enumerate(outcomes.items()):
+        seconds = [outcome.seconds for outcome in done]
+        axes.barh(y, median(seconds), color="C1" if key == "a" else "C0", alpha=0.5)
+        axes.plot(seconds, [y] * len(done), "k.", markersize=4)
+    axes.set_yticks(range(len(outcomes)), [f"({key}) {CONTESTANTS[key].title}" for key in outcomes])
+    axes.invert_yaxis()
+    return figure
+
+
+def growth_table(points: Sequence[Point]) -> str:
+    """Return a row for each point."""
+    rows = []
+    for p in points:
+        per_example = f"{1e6 * median(p.seconds) / p.examples:.2f}"
+        rows.append(
+            [p.examples, p.batch_size, spread(p.seconds), per_example, f"{p.memory:.0f}", f"{p.data:.0f}"]
+        )
+    return markdown(
+        "examples | batch size | seconds an epoch | µs an example | memory, MiB | data, MiB", rows
+    )
+
+
+def growth_figure(by_examples: Sequence[Point], by_batch_size: Sequence[Point]) -> Figure:
+    """Draw time against examples and against batch size, and memory against examples."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    time, batch, memory = figure.subplots(1, 3)
+    n = [p.examples for p in by_examples]
+    time.loglog(n, [median(p.seconds) for p in by_examples], "o-")
+    time.set(xlabel="examples", ylabel="seconds an epoch")
+    batch.loglog([p.batch_size for p in by_batch_size], [median(p.seconds) for p in by_batch_size], "o-")
+    batch.set(xlabel="batch size", ylabel="seconds an epoch")
+    memory.plot(n, [p.memory for p in by_examples], "o-", label="peak, beyond the imports")
+    memory.plot(n, [p.data for p in by_examples], "--", label="images and labels")
+    memory.set(xlabel="examples", ylabel="MiB")
+    memory.legend()
+    return figure
+
+
+def machine(device: str) -> str:
+    """Return the processor, its threads, the accelerator and the versions."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
+    parts = [f"{os.cpu_count()} cores ({names[0] if names else platform.machine()})"]
+    parts += [f"{torch.get_num_threads()} threads", platform.system(), f"Python {platform.python_version()}"]
+    if device == "cuda":
+        parts.append(torch.cuda.get_device_name())
+    for name in PACKAGES:
+        try:
+            parts.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            parts.append(f"no {name}")
+    return ", ".join(parts)

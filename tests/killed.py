@@ -1,0 +1,85 @@
+"""Commands in processes of their own that die by SIGKILL, in the end or at a moment chosen beforehand.
+
+All of them are forked from one server that has imported the package but never computed: real processes,
+without the seconds that the import takes.
+"""
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerContext
+from multiprocessing.context import ForkServerProcess as Process
+from pathlib import Path
+from typing import Any
+
+CONTEXT: ForkServerContext = get_context("forkserver")
+
+
+def ensure_server() -> None:
+    """Let the server import what every command needs."""
+    CONTEXT.set_forkserver_preload(["softmax_regression.cli", "torch.utils.tensorboard"])
+
+
+def start(
+    folder: Path,
+    args: Sequence[str],
+    moment: str | None = None,
+    call: int = 0,
+    quota: int | None = None,
+) -> Process:
+    """Start `train.py` in a folder; its output goes to log.txt there.
+
+    Args:
+        folder: Where to run it.
+        args: The command line.
+        moment: One of MOMENTS, at which the process kills itself; None for not.
+        call: How many times that moment comes before it does.
+        quota: The size in bytes that no file may exceed; None for no limit.
+    """
+    process = CONTEXT.Process(target=_command, args=(folder, list(args), moment, call, quota))
+    process.start()
+    return process
+
+
+def _command(folder: Path, args: list[str], moment: str | None, call: int, quota: int | None) -> None:
+    import torch
+
+    from softmax_regression.cli import main
+
+    _redirect(folder)
+    torch.set_num_threads(1)
+    if moment:
+        _die_at(moment, call)
+    if quota:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (quota, quota))
+    sys.exit(main(args))
+
+
+def _redirect(folder: Path) -> None:
+    os.chdir(folder)
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+
+
+def _die_at(moment: str, call: int) -> None:
+    from softmax_regression.model import SoftmaxRegression
+
+    owner, name = {
+        "mid-epoch": (SoftmaxRegression, "_update"),
+        "in validation": (SoftmaxRegression, "validation_step"),
+        "inside a save": (os, "fsync"),
+    }[moment]
+    original, left = getattr(owner, name), iter(range(call, 0, -1))
+
+    def deadly(*args: Any) -> Any:
+        if next(left) == 1:
+            if name == "fsync":  # as if only a part had been written
+                os.ftruncate(args[0], os.fstat(args[0]).st_size * (call % 4) // 3)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args)
+
+    setattr(owner, name, deadly)
