@@ -142,9 +142,11 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
 
     def _stop(self, trainer: Trainer) -> None:
-        number = self._signal or signal.SIGTERM
+        mine = torch.tensor(self._signal or 0, device=trainer.strategy.root_device)
+        number = int(trainer.strategy.reduce(mine, reduce_op="max"))  # not every rank need have had it
         if number == signal.SIGUSR1 and trainer.is_global_zero:
-            subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False, timeout=30)
+            with suppress(OSError):  # the run is saved, whether or not SLURM can be told
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False, timeout=30)
         what = trainer.log_dir if trainer.loggers else self.path
         raise Interrupted(number, f"saved; go on with `python train.py fit --resume {what}`")
 
@@ -156,7 +158,7 @@ class LastCheckpoint(Checkpoint):
             return
         interrupted = self._interrupted(trainer)
         due = self._every_n_train_steps and trainer.global_step % self._every_n_train_steps == 0
-        late = trainer.strategy.reduce_boolean_decision(
+        late = self._interval < math.inf and trainer.strategy.reduce_boolean_decision(
             time.monotonic() - self._saved_at > self._interval, all=False
         )
         if interrupted or due or late:
@@ -258,14 +260,18 @@ def stop_reason(trainer: Trainer) -> str:
 
 def device_choice(trainer: Trainer) -> str:
     """Say what a run computes on, and why."""
-    device = trainer.strategy.root_device.type
-    why = (
-        "the only kind of device found" if device == "cpu" and not torch.cuda.is_available() else "as chosen"
-    )
-    if device != "cpu":
-        why = torch.cuda.get_device_name() if device == "cuda" else "Apple GPU"
-    threads = f", {torch.get_num_threads()} threads each" if device == "cpu" else ""
-    return f"training on {trainer.world_size} x {device} ({why}{threads}), precision {trainer.precision}"
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        why = torch.cuda.get_device_name(device)
+    elif device.type == "mps":
+        why = "the GPU of this Mac"
+    else:
+        found = torch.cuda.is_available() or torch.backends.mps.is_available()
+        why = "as asked, there is a GPU" if found else "no GPU found"
+        why += f"; threads of each: {torch.get_num_threads()}"
+        if trainer.world_size > 1:
+            why += "; one would be faster, the model is small"
+    return f"training on {trainer.world_size} x {device.type} ({why}), precision {trainer.precision}"
 
 
 class EpochProgress(ProgressBar):

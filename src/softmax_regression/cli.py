@@ -5,6 +5,7 @@ Exit codes:
     2: Bad input: flags, configuration, data or checkpoint.
     3: The run diverged; no checkpoint holds a weight that is not finite.
     4: A file could not be saved or read; the last checkpoint that was saved is intact.
+    5: Another process of a run on several has ended, or never came.
     130, 143: Interrupted by SIGINT or SIGTERM; `fit` has saved the step that it came to. (138: by SLURM's
         SIGUSR1, and put back in the queue.)
 """
@@ -30,14 +31,16 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_only
 
 from softmax_regression import checkpoint, trust
 from softmax_regression.callbacks import EpochProgress, Interrupted, RunRecord, best_epoch, stop_reason
 from softmax_regression.checkpoint import SafeCheckpointIO
 from softmax_regression.data import FashionMNISTDataModule
-from softmax_regression.errors import DivergedError, InputError, StorageError
+from softmax_regression.errors import DivergedError, InputError, LostProcessError, StorageError
 from softmax_regression.fashion_mnist import CLASSES
 from softmax_regression.model import SoftmaxRegression
+from softmax_regression.processes import started, together
 from softmax_regression.runs import (
     METRICS,
     RunLogger,
@@ -69,7 +72,8 @@ DECIDING = (
     "precision", "limit_train_batches", "limit_val_batches", "overfit_batches", "val_check_interval",
     "check_val_every_n_epoch",
 )  # fmt: skip
-MAY_CHANGE = {"dirs", "images", "watch_test", "device"}  # options of data, when a run is resumed
+# Options of the data that need not stay when a run is resumed.
+MAY_CHANGE = {"dirs", "images", "watch_test", "device", "steps_per_execution"}
 
 
 class TrainCLI(LightningCLI):
@@ -151,7 +155,7 @@ class TrainCLI(LightningCLI):
         if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(EpochProgress())
         try:
-            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs)
+            trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs, **started())
         except (MisconfigurationException, ValueError) as error:
             raise InputError(
                 f"trainer.accelerator={given.accelerator}, trainer.devices={given.devices}: {error}; "
@@ -221,7 +225,9 @@ class TrainCLI(LightningCLI):
                 )
 
     def _check_monitors(self) -> None:
-        stages = ["train", *self.datamodule.val_dataloader()]
+        data = self.datamodule.hparams
+        scored = {"train": True, "val": data["val_size"], "test": data["watch_test"]}
+        stages = [stage for stage, wanted in scored.items() if wanted]
         logged = [name for name in METRICS if name.split("/")[0] in stages]
         for callback in (*self.trainer.early_stopping_callbacks, *self.trainer.checkpoint_callbacks):
             monitor = getattr(callback, "monitor", None)
@@ -290,15 +296,17 @@ class TrainCLI(LightningCLI):
             self._discard_unstarted()
             self._record_end(reason)
             run = self.run or self._get(self.config, "ckpt_path")
-            print(f"{run}: nothing to resume ({reason}); raise trainer.max_epochs or the patience to go on")
+            rank_zero_only(print)(
+                f"{run}: nothing to resume ({reason}); raise trainer.max_epochs or the patience to go on"
+            )
             return
         try:
             self.trainer.fit(model, **kwargs)
         except BaseException:
             self._discard_unstarted()
             raise
+        log_dir = self.trainer.log_dir if self.trainer.loggers else None  # all processes take part
         if self.trainer.is_global_zero:
-            log_dir = self.trainer.log_dir if self.trainer.loggers else None
             print(summary(self.trainer, Path(log_dir) if log_dir else None))
 
     def _record_end(self, reason: str) -> None:
@@ -417,18 +425,21 @@ def main(args: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     trust.enforce()
     try:
-        with warnings.catch_warnings(), _interruptible():
+        with warnings.catch_warnings(), together(), _interruptible():
             for message in FOREIGN_WARNINGS:
                 warnings.filterwarnings("ignore", message)
             TrainCLI(sys.argv[1:] if args is None else args)
-    except (InputError, DivergedError, StorageError) as error:
+    except (InputError, StorageError, LostProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except DivergedError as error:  # on all processes alike
+        rank_zero_only(print)(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except (ArgumentError, MisconfigurationException) as error:
         print(f"error: {trust.explain(str(error))}; see `python train.py fit --help`", file=sys.stderr)
         return 2
-    except Interrupted as error:
-        print(error, file=sys.stderr)
+    except Interrupted as error:  # on all processes alike
+        rank_zero_only(print)(error, file=sys.stderr)
         return error.exit_code
     except OSError as error:  # of a library that writes or reads for us, such as TensorBoard
         print(f"error: {error}; free space or make the folder writable", file=sys.stderr)

@@ -17,3 +17,9 @@ class StorageError(OSError):
     """A result could not be saved or read back: one line, exit code 4."""
 
     exit_code = 4
+
+
+class LostProcessError(RuntimeError):
+    """Another process of a run on several has ended, or never came: one line, exit code 5."""
+
+    exit_code = 5

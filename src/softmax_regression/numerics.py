@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Reduction = Literal["mean", "none"]
+Reduction = Literal["mean", "sum", "none"]
 
 
 def naive_softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -117,7 +117,7 @@ def cross_entropy(x: Tensor, y: Tensor, reduction: Reduction = "mean", dim: int 
     Args:
         x: Logits, (..., n), any floating dtype.
         y: Labels, (...), int64, from 0 to n - 1.
-        reduction: "mean" over all examples, or "none".
+        reduction: "mean" or "sum" over all examples, or "none".
         dim: The dimension of the n classes.
 
     Returns:
@@ -162,4 +162,4 @@ def _rest(k: Tensor, gaps: Tensor, lost: Tensor, dim: int) -> Tensor:
 def _pick(log_p: Tensor, y: Tensor, reduction: Reduction, dim: int) -> Tensor:
     """The loss of the labels y, from log-probabilities."""
     loss = -log_p.gather(dim, y.unsqueeze(dim)).squeeze(dim)
-    return loss.mean() if reduction == "mean" else loss
+    return loss if reduction == "none" else loss.mean() if reduction == "mean" else loss.sum()

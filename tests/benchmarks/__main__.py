@@ -46,7 +46,6 @@ def _options(args: Sequence[str] | None) -> argparse.Namespace:
     add("--source", choices=["fashion-mnist", "synthetic"], default="fashion-mnist")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--start-up", action="store_true", help="also time whole processes")
-    add("--config", default="conf/book.yaml", help="what --start-up fits")
     add("--to-accuracy", metavar="CONFIG", help="also time CONFIG to scikit-learn's test accuracy")
     add("--growth", action="store_true", help="also vary the number of examples and the batch size")
     add("--out", type=Path, default=Path("logs/benchmarks"), help="folder for the results")
@@ -74,7 +73,7 @@ def _race(options: argparse.Namespace, scratch: Path) -> str:
 
 def _start_up(options: argparse.Namespace, scratch: Path) -> str:
     rows = []
-    for title, commands in processes.pairs(options.config, scratch).items():
+    for title, commands in processes.pairs(scratch).items():
         mine, least = processes.seconds_in_turn(commands, options.rounds)
         rows.append([title, tables.spread(mine), tables.spread(least), tables.ratio(mine, least)])
     return f"Whole processes:\n\n{tables.markdown('what over what | seconds | seconds | ratio', rows)}"

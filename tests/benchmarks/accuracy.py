@@ -12,7 +12,7 @@ from softmax_regression.data import load
 from . import scikit
 from .ours import fit
 from .race import DifferentWorkError
-from .task import Outcome
+from .task import Outcome, flat
 
 
 def in_turn(config: str, logs: Path, rounds: int) -> tuple[list[Outcome], list[Outcome]]:
@@ -24,7 +24,7 @@ def in_turn(config: str, logs: Path, rounds: int) -> tuple[list[Outcome], list[O
         DifferentWorkError: This project came out below scikit-learn in a round.
     """
     data = load()
-    parts = data.images.flatten(1) / 255, data.labels, data.test_images.flatten(1) / 255, data.test_labels
+    parts = flat(data.images), data.labels, flat(data.test_images), data.test_labels
     ours, theirs = [], []
     for _ in range(rounds + 1):
         with redirect_stdout(StringIO()):

@@ -12,22 +12,21 @@ PLAIN = f"{IMPORT}; from tests.benchmarks.processes import plain; plain()"
 
 
 def plain() -> None:
-    """Load the images as `fit` does and run the plain loop for ten epochs."""
-    from softmax_regression.data import FashionMNISTDataModule
+    """Load the images as `fit` does, and do what conf/book.yaml asks for with the plain loop."""
+    from softmax_regression.data import load
 
-    from .plain import contestant
-    from .task import Task
+    from .plain import fit
+    from .task import flat
 
-    data = FashionMNISTDataModule()
-    data.setup()
-    contestant(Task(data, "cpu", Path()))(10)
+    data = load()
+    fit(10, flat(data.images), data.labels, flat(data.test_images), data.test_labels)
 
 
-def pairs(config: str, logs: Path) -> dict[str, tuple[list[str], list[str]]]:
+def pairs(logs: Path) -> dict[str, tuple[list[str], list[str]]]:
     """Return by their title the commands to compare."""
-    python, fit = sys.executable, ["train.py", "fit", "--config", config]
+    python, fit = sys.executable, ["train.py", "fit", "--config", "conf/book.yaml"]
     return {
-        f"`train.py fit --config {config}` over bare import, loading and (b)": (
+        "`train.py fit --config conf/book.yaml` over bare import, loading and (b)": (
             [python, *fit, f"--trainer.logger.save_dir={logs}"],
             [python, "-c", PLAIN],
         ),

@@ -47,12 +47,17 @@ class Task:
     def tensors(self) -> tuple[Tensor, ...]:
         """Return training images (n, 784) float32 in [0, 1], labels (n,), and both of the validation set."""
         data, splits = self.data.loaded, (self.data.train_index, self.data.val_index)
-        parts = (t for i in splits for t in (data.images[i].flatten(1) / 255, data.labels[i]))
+        parts = (t for i in splits for t in (flat(data.images[i]), data.labels[i]))
         return tuple(part.to(self.device) for part in parts)
 
     def arrays(self) -> "tuple[np.ndarray, ...]":
         """Return `tensors` as NumPy arrays."""
         return tuple(part.numpy(force=True) for part in self.tensors())
+
+
+def flat(images: Tensor) -> Tensor:
+    """Return images (n, 28, 28) uint8 as (n, 784) float32 in [0, 1]."""
+    return images.flatten(1) / 255
 
 
 def linear(device: str) -> nn.Linear:

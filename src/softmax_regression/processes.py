@@ -1,0 +1,52 @@
+"""What processes that train together need beside Lightning's DDP: to know their number, and to end together."""
+
+import ctypes
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
+from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed import DistError
+
+from softmax_regression.errors import LostProcessError
+
+TIMEOUT = timedelta(seconds=60)  # how long to wait for a process that does not come, or does not answer
+
+
+def started() -> dict[str, int]:
+    """Return the devices of a node and the number of nodes, if torchrun or srun has started several."""
+    for world, nodes in ("WORLD_SIZE", "GROUP_WORLD_SIZE"), ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"):
+        total, num_nodes = (int(os.environ.get(name, 1)) for name in (world, nodes))
+        if nodes in os.environ and total > 1:
+            return {"devices": total // num_nodes, "num_nodes": num_nodes}
+    return {}
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Let no process wait for ever for another, outlive the one that started it, or fail with a traceback.
+
+    Raises:
+        LostProcessError: The others cannot be reached, or no longer.
+    """
+    StrategyRegistry.register("ddp", DDPStrategy, override=True, timeout=TIMEOUT)
+    # Says which process has ended before it kills the others.
+    logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
+    if "LOCAL_RANK" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: NCCL would wait for the dead
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". ")[0]
+        raise LostProcessError(
+            f"process {getattr(rank_zero_only, 'rank', 0)}: {reason}; another has ended, never came, or holds "
+            "the port: see what it said, then go on with --resume"
+        ) from error
