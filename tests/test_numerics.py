@@ -188,7 +188,7 @@ def test_the_three_losses_agree_where_nothing_overflows(
         torch.testing.assert_close(a.double(), b, rtol=32 * unit(dtype), atol=8 * unit(dtype))
 
 
-@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("form", [cross_entropy, naive_cross_entropy])
 def test_cross_entropy_takes_any_leading_dimensions_and_dim(
     reduction: Reduction, form: Callable[..., Tensor]

@@ -59,7 +59,7 @@ def run(out: Path, seed: int = 0, quick: bool = False, data: "Dataset | None" = 
     images, labels = (data.images, data.labels) if data else synthetic.draw(2000, seed)
     origin = data.origin if data else "2,000 generated images"
     scales, vanishing = failures(BREAKDOWNS), failures(VANISHINGS)
-    accuracy = errors(rows=5 if quick else 50, points=11 if quick else 31, seed=seed)
+    accuracy = errors(rows=5 if quick else 25, points=11 if quick else 31, seed=seed)
     runs = trainings(images.flatten(1) / 255, labels.long(), steps=160 if quick else 400, seed=seed)
 
     page = Page("Softmax in floating point")
