@@ -1,14 +1,13 @@
-"""Commands in processes of their own that die by SIGKILL, in the end or at a moment chosen beforehand.
+"""Commands in processes of their own, which may be sent signals, or kill themselves at a chosen moment.
 
 All of them are forked from one server that has imported the package but never computed: real processes,
 without the seconds that the import takes.
 """
 
 import os
-import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext
 from multiprocessing.context import ForkServerProcess as Process
@@ -16,11 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT: ForkServerContext = get_context("forkserver")
-
-
-def ensure_server() -> None:
-    """Let the server import what every command needs."""
-    CONTEXT.set_forkserver_preload(["softmax_regression.cli", "torch.utils.tensorboard"])
+CONTEXT.set_forkserver_preload(["softmax_regression.cli", "torch.utils.tensorboard"])
 
 
 def start(
@@ -28,37 +23,39 @@ def start(
     args: Sequence[str],
     moment: str | None = None,
     call: int = 0,
-    quota: int | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> Process:
     """Start `train.py` in a folder; its output goes to log.txt there.
 
     Args:
         folder: Where to run it.
         args: The command line.
-        moment: One of MOMENTS, at which the process kills itself; None for not.
-        call: How many times that moment comes before it does.
-        quota: The size in bytes that no file may exceed; None for no limit.
+        moment: `mid-epoch`, `in validation` or `inside a save`: where it kills itself; None for not.
+        call: How many times it comes there before it does.
+        environ: Environment variables to add.
     """
-    process = CONTEXT.Process(target=_command, args=(folder, list(args), moment, call, quota))
+    process = CONTEXT.Process(target=_command, args=(folder, list(args), moment, call, environ or {}))
     process.start()
     return process
 
 
-def _command(folder: Path, args: list[str], moment: str | None, call: int, quota: int | None) -> None:
+def _command(
+    folder: Path, args: list[str], moment: str | None, call: int, environ: Mapping[str, str]
+) -> None:
     import torch
 
     from softmax_regression.cli import main
 
-    _redirect(folder)
+    os.environ |= environ
+    redirect(folder)
     torch.set_num_threads(1)
     if moment:
         _die_at(moment, call)
-    if quota:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (quota, quota))
     sys.exit(main(args))
 
 
-def _redirect(folder: Path) -> None:
+def redirect(folder: Path) -> None:
+    """Go to a folder, and write there in log.txt what would go to stdout and stderr."""
     os.chdir(folder)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)

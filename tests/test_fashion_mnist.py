@@ -379,8 +379,7 @@ def test_what_is_written_is_read_back(
     write_idx(tensor, path)
     data = path.read_bytes()
     assert torch.equal(parse_idx(gzip.decompress(data) if suffix else data, path), tensor.to(torch.uint8))
-    write_idx(tensor, path)
-    assert path.read_bytes() == data  # no time stamp in the packed file
+    assert suffix == "" or data[4:8] == bytes(4)  # no time stamp: the same images give the same file
 
 
 # Downloads

@@ -156,7 +156,7 @@ class TrainCLI(LightningCLI):
             callbacks.append(EpochProgress())
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs, **started())
-        except (MisconfigurationException, ValueError) as error:
+        except (MisconfigurationException, ValueError, RuntimeError) as error:
             raise InputError(
                 f"trainer.accelerator={given.accelerator}, trainer.devices={given.devices}: {error}; "
                 "use what this machine has, or `auto`"
@@ -228,6 +228,8 @@ class TrainCLI(LightningCLI):
         data = self.datamodule.hparams
         scored = {"train": True, "val": data["val_size"], "test": data["watch_test"]}
         stages = [stage for stage, wanted in scored.items() if wanted]
+        if stages == ["train"]:
+            self.trainer.limit_val_batches = 0  # or Lightning warns of an empty loader
         logged = [name for name in METRICS if name.split("/")[0] in stages]
         for callback in (*self.trainer.early_stopping_callbacks, *self.trainer.checkpoint_callbacks):
             monitor = getattr(callback, "monitor", None)
@@ -418,6 +420,17 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def _quiet_writers() -> Iterator[None]:
+    """Let TensorBoard's thread not print what it could not write: the main thread raises it again."""
+    before = threading.excepthook
+    threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else before(args)
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; a user's mistake is one line on stderr."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
@@ -425,7 +438,7 @@ def main(args: Sequence[str] | None = None) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)
     trust.enforce()
     try:
-        with warnings.catch_warnings(), together(), _interruptible():
+        with warnings.catch_warnings(), together(), _interruptible(), _quiet_writers():
             for message in FOREIGN_WARNINGS:
                 warnings.filterwarnings("ignore", message)
             TrainCLI(sys.argv[1:] if args is None else args)

@@ -45,7 +45,8 @@ def read_scalars(run: Path) -> dict[str, tuple[Tensor, Tensor]]:
         InputError: There are none.
     """
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})  # 0: keep all
-    events.Reload()
+    if run.is_dir():
+        events.Reload()
     logged = {tag: events.Scalars(tag) for tag in METRICS if tag in events.Tags()["scalars"]}
     if not logged:
         raise InputError(f"{run}: has no logged metrics; give the folder of a run, such as logs/softmax/RUN")

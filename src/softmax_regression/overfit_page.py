@@ -114,18 +114,8 @@ def _method(page: Page, design: Design) -> None:
 def _size(page: Page, size: Size, arms: Sequence[Arm]) -> None:
     page.heading(f"{size.images:,} training images")
     rows = [_row(size, arm, arms[0]) for arm in arms]
-    loss, acc = "test/loss", "test/acc"
-    headers = [
-        "arm",
-        "tuned to",
-        "best epoch",
-        "test − train loss",
-        loss,
-        "against none",
-        acc,
-        "against none",
-    ]
-    page.table(rows, headers)
+    gap = "test − train loss"
+    page.table(rows, ["arm", "best epoch", gap, "test/loss", "against none", "test/acc", "against none"])
     name = f"images-{size.images}"
     page.figure(
         learning_curves({"none": _curves(size, arms[0])}), name, f"No remedy, {size.images:,} images."

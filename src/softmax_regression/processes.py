@@ -1,4 +1,4 @@
-"""What processes that train together need beside Lightning's DDP: to know their number, and to end together."""
+"""What processes that train together need beside Lightning's DDP: to know their number and end together."""
 
 import ctypes
 import logging
@@ -47,6 +47,6 @@ def together() -> Iterator[None]:
             raise
         reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". ")[0]
         raise LostProcessError(
-            f"process {getattr(rank_zero_only, 'rank', 0)}: {reason}; another has ended, never came, or holds "
-            "the port: see what it said, then go on with --resume"
+            f"process {getattr(rank_zero_only, 'rank', 0)}: {reason}; another has ended, never came, or "
+            "holds the port: see what it said, then go on with --resume"
         ) from error

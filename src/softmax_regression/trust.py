@@ -81,7 +81,7 @@ def _parse(text: str, source: str) -> Any:
         aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
         if aliases > MAX_ALIASES:
             raise InputError(
-                f"{source}: {aliases} aliases, at most {MAX_ALIASES} may be used; write them out"
+                f"{source}: {aliases} aliases, more than {MAX_ALIASES}; write them out"
             )
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
