@@ -1,4 +1,4 @@
-"""Processes that run commands together, as under torchrun or srun, without the seconds that each takes to start.
+"""Processes that run commands together, as torchrun or srun would start them, but at once.
 
 They are forked from a server that has imported everything, and are real otherwise: they can be killed.
 """
@@ -36,7 +36,7 @@ def two_nodes(rank: int, n: int) -> dict[str, str]:
 
 def slurm(rank: int, n: int) -> dict[str, str]:
     """What srun tells its processes, on one node."""
-    numbers = {"PROCID": rank, "LOCALID": rank, "NTASKS": n, "NTASKS_PER_NODE": n, "STEP_NUM_TASKS": n, 
+    numbers = {"PROCID": rank, "LOCALID": rank, "NTASKS": n, "NTASKS_PER_NODE": n, "STEP_NUM_TASKS": n,
                "STEP_NUM_NODES": 1, "NNODES": 1, "NODEID": 0, "JOB_ID": 4711}  # fmt: skip
     names = {"SLURM_NODELIST": "127.0.0.1", "SLURM_JOB_NAME": "softmax"}
     return {f"SLURM_{name}": str(value) for name, value in numbers.items()} | names
@@ -81,14 +81,12 @@ def run_group(
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     ranks = range(n) if ranks is None else ranks
     files = [Path(f"group-{time.time_ns()}-{rank}").absolute() for rank in ranks]
-    processes = [
-        CONTEXT.Process(
-            target=_work,
-            args=(commands, address | environment(rank, n) | (env or {}), str(Path.cwd()), str(file), patience,
-                  kill[1:] if kill and kill[0] == rank else None),
-        )
-        for rank, file in zip(ranks, files, strict=True)
-    ]  # fmt: skip
+    processes = []
+    for rank, file in zip(ranks, files, strict=True):
+        variables = address | environment(rank, n) | (env or {})
+        mine = kill[1:] if kill and kill[0] == rank else None
+        arguments = (commands, variables, str(Path.cwd()), str(file), patience, mine)
+        processes.append(CONTEXT.Process(target=_work, args=arguments))
     deadline = time.monotonic() + LIMIT
     try:
         for process in processes:
@@ -144,4 +142,4 @@ def _signal_itself(number: signal.Signals, update: int) -> None:
             os.kill(os.getpid(), number)
         original(*args)
 
-    SoftmaxRegression._update = killing  # type: ignore[method-assign]
+    SoftmaxRegression._update = killing  # type: ignore[assignment, method-assign]

@@ -9,11 +9,11 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
-from multiprocessing.context import ForkServerContext
-from multiprocessing.context import ForkServerProcess as Process
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+Process = ForkServerProcess
 CONTEXT: ForkServerContext = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["softmax_regression.cli", "torch.utils.tensorboard"])
 

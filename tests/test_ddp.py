@@ -1,30 +1,31 @@
 """One experiment on one process or several: the same minibatches, the same results, and an end for all."""
 
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from commands import SMALL, fit, manifest, only_run
-from ddp_worker import LIMIT, Environment, alone, run_group, slurm, torchrun, two_nodes
-from softmax_regression import checkpoint
+from ddp_worker import LIMIT, Ended, Environment, alone, run_group, slurm, torchrun, two_nodes
+from softmax_regression import FashionMNISTDataModule, checkpoint
 from softmax_regression.cli import main
-from test_resume import assert_same, killed_at, state
+from softmax_regression.model import SoftmaxRegression
+from test_resume import assert_same, state
 
 ROOT = Path(__file__).parents[1]
 # 15 minibatches of 32 and one of a single image, so that all ranks but one have an empty share of it.
 FIT = ("fit", *SMALL, "--data.train_size=481", "--trainer.max_epochs=10", "--trainer.logger.version=run")
 RUN = Path("logs/softmax/run")
-VALIDATIONS = {  # sizes of the validation set, and the options for it
+VALIDATIONS: dict[int, tuple[str, ...]] = {  # sizes of the validation set, and the options for it
     100: ("--data.val_size=100",),
     101: (),
     10_000: ("--data.val_size=10000", "--data.synthetic_size=11000"),
@@ -38,7 +39,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
-    """The run of so many processes, and what each said; each is trained and scored once, when asked for."""
+    """The folder in which so many processes have trained and scored; they do when first asked for."""
     folder = tmp_path_factory.mktemp("trained")
 
     def of(n: int) -> Path:
@@ -57,20 +58,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Path]:
 
 
 def _train_and_score(n: int, model: Path) -> None:
-    """Train on n processes, then score `model`, which is the same for all n, on validation sets and test set."""
+    """Train on n processes; score `model`, which is the same for all n, on validation sets and test set."""
     environment = torchrun if n > 1 else alone
-    assert_ended(run_group(n, FIT, environment=environment), 0)
-    commands = [["test", "--ckpt_path=scored-101"]]
+    assert_done(run_group(n, FIT, environment=environment))
+    if n == 4:
+        return  # two and three will do
+    commands: list[tuple[str, ...]] = [("test", "--ckpt_path=scored-101")]
     for size, options in VALIDATIONS.items():
         shutil.copytree(model, f"scored-{size}")
-        commands.append(["validate", f"--ckpt_path=scored-{size}", *options])
-    assert_ended(run_group(n, *commands, environment=environment), 0, quiet=False)
+        commands.append(("validate", f"--ckpt_path=scored-{size}", *options))
+    for process in run_group(n, *commands, environment=environment):
+        assert process.code == 0, process
 
 
-def assert_ended(processes: list[Any], code: int, quiet: bool = True) -> None:
+def assert_done(processes: Sequence[Ended]) -> None:
     for process in processes:
-        assert process.code == code, process
-        assert not (quiet and process.err), process.err
+        assert (process.code, process.err) == (0, "")
 
 
 def weights(run: Path) -> torch.Tensor:
@@ -95,7 +98,7 @@ def test_several_processes_train_the_model_of_one(trained: Callable[[int], Path]
     assert manifest(trained(n) / RUN)["device"] == {"type": "cpu", "count": n}
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("n", [2, 3])
 def test_metrics_count_each_image_once(trained: Callable[[int], Path], n: int) -> None:
     for size in VALIDATIONS:
         ours, theirs = (manifest(trained(k) / f"scored-{size}") for k in (n, 1))
@@ -109,43 +112,39 @@ def test_metrics_count_each_image_once(trained: Callable[[int], Path], n: int) -
 def test_the_loss_of_an_epoch_is_the_mean_over_its_images() -> None:
     """Not over lists or minibatches, of which the last of an epoch has a single image here."""
     assert fit("--data.train_size=33", "--trainer.max_epochs=1", "--model.lr=1", "--data.val_size=0",
-               "--trainer.callbacks=softmax_regression.callbacks.LastCheckpoint",
+               "--trainer.callbacks=[softmax_regression.callbacks.LastCheckpoint]",
                "--data.steps_per_execution=1") == 0  # fmt: skip
-    from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
-
     data = FashionMNISTDataModule(32, 0, 33, "synthetic", synthetic_size=600)
     (batch, last), model = next(iter(data.train_dataloader())), SoftmaxRegression(lr=1.0)
     total = 0.0
     for images, labels, size in (batch, last):
         loss = torch.nn.functional.cross_entropy(model(images), labels)
-        total += float(loss) * size
+        total += loss.item() * size
         model.zero_grad()
         loss.backward()
         torch.optim.SGD(model.parameters(), 1.0).step()
     assert manifest(only_run())["final"]["train/loss"] == pytest.approx(total / 33, rel=1e-6)
 
 
-@pytest.mark.parametrize("environment", [torchrun, slurm, two_nodes])
+@pytest.mark.parametrize("environment", [slurm, two_nodes])
 def test_a_repetition_has_the_same_bits_however_it_was_started(
     trained: Callable[[int], Path], environment: Environment
 ) -> None:
-    assert_ended(run_group(2, FIT, environment=environment), 0)
+    assert_done(run_group(2, FIT, environment=environment))
     assert_same(state(RUN), state(trained(2) / RUN))
 
 
 def test_one_process_writes_and_speaks(trained: Callable[[int], Path]) -> None:
     names = [
-        sorted(
-            p.name.split(".")[0] if "events" in p.name else p.name for p in (trained(n) / "logs").rglob("*")
-        )
+        sorted(re.sub(r"events\..*", "events", path.name) for path in (trained(n) / "logs").rglob("*"))
         for n in (1, 3)
     ]
     assert names[0] == names[1]
     ended = run_group(3, [*FIT, "--trainer.max_epochs=1"])
-    assert [len(process.out.splitlines()) for process in ended] == [8, 0, 0]
-    assert ended[0].out.startswith(
-        "training on 3 x cpu (no GPU found; threads of each: 1; one would be faster"
-    )
+    assert ended[0].out.startswith("training on 3 x cpu (")
+    assert [process.out.count("epoch 1/1") for process in ended] == [1, 0, 0]
+    assert [process.out for process in ended[1:]] == ["", ""]
+    assert "one would be faster" in ended[0].out
 
 
 def test_a_batch_is_not_smaller_than_the_number_of_processes() -> None:
@@ -167,48 +166,52 @@ def test_the_end_of_one_process_ends_all_and_the_run_goes_on(
     assert time.monotonic() - start < LIMIT
     if number == signal.SIGTERM:
         assert [process.code for process in ended] == [143, 143]
-        assert (
-            ended[0].err
-            == f"interrupted by SIGTERM: saved; go on with `python train.py fit --resume {RUN}`\n"
-        )
-        assert ended[1].err == ""
+        assert ended[0].err.endswith(f"saved; go on with `python train.py fit --resume {RUN}`\n")
+        assert (ended[0].err.count("\n"), ended[1].err) == (1, "")
         assert checkpoint.read(RUN / "checkpoints" / "last.ckpt")["global_step"] == 64
     else:
         survivor = ended[1 - rank]
         assert (ended[rank].code, survivor.code) == (-9, 5)
         assert survivor.err.startswith(f"error: process {1 - rank}: ")
         assert survivor.err.count("\n") == 1
-    assert_ended(run_group(2, ["fit", f"--resume={RUN}"]), 0)
+    assert_done(run_group(2, ["fit", f"--resume={RUN}"]))
     assert_same(state(RUN), state(trained(2) / RUN))
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(
     trained: Callable[[int], Path], before: int, after: int
 ) -> None:
     run_group(before, FIT, environment=torchrun if before > 1 else alone, kill=(0, signal.SIGTERM, 60))
     resume = ["fit", f"--resume={RUN}"]
-    assert_ended(run_group(after, resume, environment=torchrun if after > 1 else alone), 0)
+    assert_done(run_group(after, resume, environment=torchrun if after > 1 else alone))
     assert_close(RUN, trained(1) / RUN)
 
 
-@pytest.mark.parametrize("steps", [1, 3, 7, 16])
-@pytest.mark.parametrize("stop", [1, 16, 20, 33])
-def test_a_run_goes_on_with_another_length_of_lists(stop: int, steps: int) -> None:
-    from softmax_regression.model import SoftmaxRegression
+@pytest.fixture(scope="module")
+def in_lists_of_five(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert fit("--data.steps_per_execution=5", f"--trainer.logger.save_dir={folder}") == 0
+    return only_run(folder)
 
-    options = ("--data.steps_per_execution=5", "--trainer.callbacks.every_n_train_steps=1")
-    if stop % 16 == 0:  # at the end of an epoch the list is as long as it was asked to be
-        options = options[:1]
-    assert fit(*options, "--trainer.logger.save_dir=whole") == 0
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(BaseException, match=""):
-        killed_at(patch, SoftmaxRegression, "_update", stop + 1)
-        fit(*options)
+
+@pytest.mark.parametrize(("stop", "steps"), [(18, 1), (21, 3), (21, 16), (31, 16)])
+def test_a_run_goes_on_with_another_length_of_lists(in_lists_of_five: Path, stop: int, steps: int) -> None:
+    original = SoftmaxRegression._update
+
+    def update(self: SoftmaxRegression, loss: torch.Tensor) -> None:
+        if self.global_step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(self, loss)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SoftmaxRegression, "_update", update)
+        assert fit("--data.steps_per_execution=5") == 143
     run = only_run()
-    never = "--trainer.callbacks.every_n_train_steps=null"
-    assert main(["fit", "--resume", str(run), never, f"--data.steps_per_execution={steps}"]) == 0
-    assert torch.equal(weights(run), weights(only_run(Path("whole"))))
-    ours, theirs = (checkpoint.read(r / "checkpoints" / "last.ckpt") for r in (run, only_run(Path("whole"))))
+    assert main(["fit", "--resume", str(run), f"--data.steps_per_execution={steps}"]) == 0
+    assert torch.equal(weights(run), weights(in_lists_of_five))
+    ours, theirs = (checkpoint.read(r / "checkpoints" / "last.ckpt") for r in (run, in_lists_of_five))
     assert ours["global_step"] == theirs["global_step"]
     for row, expected in zip(ours["history"], theirs["history"], strict=True):
         assert row == pytest.approx(expected, rel=1e-6)
@@ -229,7 +232,7 @@ def test_a_port_that_is_taken_is_one_line() -> None:
         port = {"MASTER_PORT": str(taken.getsockname()[1])}
         (process,) = run_group(2, FIT, ranks=[0], env=port)
     assert process.code == 5
-    assert "EADDRINUSE" in process.err
+    assert "address already in use" in process.err
     assert process.err.count("\n") == 1
 
 
@@ -306,7 +309,7 @@ def test_torchrun_on_two_nodes(trained: Callable[[int], Path]) -> None:
     assert_same(state(RUN), state(trained(2) / RUN))
 
 
-@pytest.mark.parametrize("victim", ["the first process", "the other"])
+@pytest.mark.parametrize("victim", ["the first process", pytest.param("the other", marks=pytest.mark.chaos)])
 def test_a_launcher_and_its_process_end_together(victim: str) -> None:
     """`train.py` starts the other processes itself, which no server has prepared."""
     process = start(str(ROOT / "train.py"), *FIT, f"--config={ROOT / 'conf' / 'ddp.yaml'}",
@@ -337,11 +340,11 @@ def _children(pid: int) -> list[int]:
 @pytest.mark.timeout(1200)
 def test_ten_kills_of_alternating_ranks_change_nothing() -> None:
     often = "--trainer.callbacks.every_n_train_steps=3"
-    assert_ended(run_group(2, [*FIT, often, "--trainer.logger.save_dir=whole"]), 0)
+    assert_done(run_group(2, [*FIT, often, "--trainer.logger.save_dir=whole"]))
     command: tuple[str, ...] = (*FIT, often)
     for kill in range(10):
         ended = run_group(2, command, kill=(kill % 2, signal.SIGKILL, 13 + kill))
         assert [process.code for process in ended] == [-9, 5][:: 1 if kill % 2 == 0 else -1]
         command = ("fit", f"--resume={RUN}")
-    assert_ended(run_group(2, command), 0)
+    assert_done(run_group(2, command))
     assert_same(state(RUN), state(Path("whole/softmax/run")))

@@ -202,6 +202,11 @@ def test_a_confusion_matrix_says_counts_and_shares_of_the_true_class() -> None:
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == NAMES
 
 
+def test_the_shares_of_a_class_that_never_occurs_are_zero() -> None:
+    shares = picture_of(confusion_matrix(torch.diag(torch.tensor([2, 0])), NAMES[:2]))
+    assert np.array_equal(shares.filled(np.nan), [[1, 0], [0, 0]])
+
+
 def grid_input() -> tuple[Tensor, Tensor, Tensor]:
     """Ten images: 0, 3, 4 and 8 taken for the next class, with probabilities .6, .9, .7 and .8."""
     probs = torch.full((10, 10), 0.05)

@@ -57,6 +57,7 @@ def test_the_conclusion_says_what_helps_what_hurts_and_what_is_noise() -> None:
     assert "Lower the test loss at the end: early stopping (-0.3000 ± 0.0000)" in text
     assert "Raise it: weight decay (+0.9000 ± 0.0000)" in text
     assert "Change it within noise: dropout" in text
+    assert text.count("dropout") == 1
     assert difference(arms[1], arms[0], "test/loss").mean == pytest.approx(0.9)
 
 

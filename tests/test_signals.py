@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -125,17 +125,23 @@ def test_a_signal_where_there_is_nothing_to_save_ends_the_command(
 # In processes of their own
 
 
-def until(condition: Callable[[], object], seconds: float = 100) -> None:
-    """Wait until something has happened."""
-    end = time.monotonic() + seconds
-    while not condition():
+@pytest.fixture
+def processes() -> Iterator[list[killed.Process]]:
+    """Those that must not outlive the test."""
+    started: list[killed.Process] = []
+    yield started
+    for process in started:
+        process.kill()
+        process.join()
+
+
+def await_epochs(alive: Callable[[], bool]) -> None:
+    """Wait until a process has trained for two epochs."""
+    log, end = Path("log.txt"), time.monotonic() + 100
+    while not log.exists() or log.read_text().count("\nepoch ") < 2:
+        assert alive(), log.read_text()
         assert time.monotonic() < end
         time.sleep(0.01)
-
-
-def has_epochs(folder: Path, n: int) -> bool:
-    log = folder / "log.txt"
-    return log.exists() and log.read_text().count("\nepoch ") >= n
 
 
 def assert_resumes_exactly(run: Path, tmp_path: Path) -> None:
@@ -149,10 +155,11 @@ def assert_resumes_exactly(run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
 def test_a_process_that_gets_a_signal_ends_within_five_seconds(
-    number: signal.Signals, tmp_path: Path
+    number: signal.Signals, tmp_path: Path, processes: list[killed.Process]
 ) -> None:
     process = killed.start(tmp_path, ["fit", *SMALL, *ENDLESS])
-    until(lambda: has_epochs(tmp_path, 2))
+    processes.append(process)
+    await_epochs(process.is_alive)
     sent = time.time()
     os.kill(process.pid or 0, number)
     process.join(60)
@@ -166,14 +173,15 @@ def test_a_process_that_gets_a_signal_ends_within_five_seconds(
     assert_resumes_exactly(run, tmp_path)
 
 
-def test_sigusr1_puts_a_slurm_job_back_in_the_queue(tmp_path: Path) -> None:
+def test_sigusr1_puts_a_slurm_job_back_in_the_queue(tmp_path: Path, processes: list[killed.Process]) -> None:
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
     scontrol.chmod(0o755)
     environ = {"SLURM_JOB_ID": "4711", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
     process = killed.start(tmp_path, ["fit", *SMALL, *ENDLESS], environ=environ)
-    until(lambda: has_epochs(tmp_path, 2))
+    processes.append(process)
+    await_epochs(process.is_alive)
     os.kill(process.pid or 0, signal.SIGUSR1)
     process.join(60)
     assert process.exitcode == 138
@@ -183,12 +191,14 @@ def test_sigusr1_puts_a_slurm_job_back_in_the_queue(tmp_path: Path) -> None:
 
 def test_the_program_itself_handles_sigint(tmp_path: Path) -> None:
     with Path("log.txt").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, ROOT / "train.py", "fit", *SMALL, *ENDLESS], stdout=log, stderr=log
-        )
-        until(lambda: has_epochs(tmp_path, 2))
-        process.send_signal(signal.SIGINT)
-        assert process.wait(5) == 130
+        command = [sys.executable, str(ROOT / "train.py"), "fit", *SMALL, *ENDLESS]
+        with subprocess.Popen(command, stdout=log, stderr=log) as process:
+            try:
+                await_epochs(lambda: process.poll() is None)
+                process.send_signal(signal.SIGINT)
+                assert process.wait(10) == 130  # with the time that the interpreter takes to end
+            finally:
+                process.kill()
     log_text = Path("log.txt").read_text()
     assert "Traceback" not in log_text
     assert "interrupted by SIGINT: saved" in log_text
@@ -198,7 +208,7 @@ def test_the_program_itself_handles_sigint(tmp_path: Path) -> None:
 def test_signals_are_taken_over_by_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(
-        SafeCheckpointIO, "save_checkpoint", lambda *args: seen.append(signal.getsignal(signal.SIGINT))
+        SafeCheckpointIO, "save_checkpoint", lambda *_, **__: seen.append(signal.getsignal(signal.SIGINT))
     )
     assert fit("--trainer.max_epochs=1") == 0
     assert all(getattr(handler, "__name__", "") == "_on_signal" for handler in seen)

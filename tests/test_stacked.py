@@ -6,6 +6,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
+from benchmarks import sweep_speed
 from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.model import SoftmaxRegression
@@ -73,3 +74,12 @@ def test_models_that_cannot_share_minibatches_are_refused() -> None:
         Stack([SoftmaxRegression(), SoftmaxRegression(dropout=0.5)], batches, 1)
     with pytest.raises(InputError, match="loss=naive"):
         Stack([SoftmaxRegression(loss="naive")], batches, 1)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with fewer than four cores
+def test_the_benchmark_of_stacked_trials_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    ratio = sweep_speed.main(
+        ["--trials", "3", "--epochs", "1", "--rounds", "1", "--train-size", "300", "--source", "synthetic"]
+    )
+    assert ratio > 0
+    assert "the book's loop, one run" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """A sweep loses and repeats nothing when killed, survives failing trials, and tests the winner alone."""
 
+import contextlib
 import csv
 import os
 import random
@@ -76,7 +77,7 @@ def search_until(write: int, data: FashionMNISTDataModule, name: str, plan: Plan
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JournalFileBackend, "append_logs", append)
-        with pytest.raises(Killed):
+        with contextlib.suppress(Killed):  # or done before that
             search(data, name, plan)
 
 
@@ -105,7 +106,7 @@ def test_a_sweep_killed_at_random_points_equals_an_uninterrupted_one(data: Fashi
     assert {state for state, _ in expected.values()} == {TrialState.COMPLETE}
     rng = random.Random(0)
     for _ in range(10):
-        search_until(rng.randrange(12), data, "killed", plan())
+        search_until(rng.randrange(30), data, "killed", plan())
     found = Sweep(plan(), data, Path("killed"), None)
     ended = {t.number: t.datetime_complete for t in found.study.trials if t.state.is_finished()}
     found.search(1)
@@ -159,6 +160,7 @@ def test_the_winner_alone_is_tested_and_once(
 
 @pytest.mark.parametrize("sampler", ["random", "tpe"])
 def test_random_and_tpe_draw_from_ranges_and_go_on(data: FashionMNISTDataModule, sampler: str) -> None:
+    space: dict[str, list[Value] | Range]
     space = {"lr": Range(0.01, 1.0, log=True), "batch_size": Range(16, 64), "epochs": [1]}
     wanted = plan(space, sampler, 18)
     search_until(80, data, sampler, wanted)
@@ -224,7 +226,7 @@ def test_the_configuration_covers_what_the_exercise_asks_for() -> None:
 @pytest.mark.timeout(900)
 def test_ten_sigkills_lose_nothing(tmp_path: Path) -> None:
     command = [
-        sys.executable, str(ROOT / "study.py"), "sweep", "--source", "synthetic", "--quick", "--name", "chaos",
+        sys.executable, str(ROOT / "study.py"), "sweep", "--name", "chaos", "--quick", "--source", "synthetic",
         "--space", '{"batch_size": [8, 16], "lr": [0.1, 0.3, 1.0], "epochs": [2]}', "--workers", "1",
     ]  # fmt: skip
     journal = tmp_path / "logs" / "sweep" / "chaos-quick" / "trials.jsonl"
@@ -239,7 +241,7 @@ def test_ten_sigkills_lose_nothing(tmp_path: Path) -> None:
         time.sleep(rng.uniform(0, 0.3))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    whole = [*command[:7], "whole", *command[8:]]
+    whole = [*command[:4], "whole", *command[5:]]
     for finish in (command, whole):
         assert subprocess.run(finish, cwd=tmp_path, capture_output=True, timeout=300).returncode == 0
     killed, expected = (_stored(tmp_path / "logs" / "sweep" / f"{name}-quick") for name in ("chaos", "whole"))

@@ -105,8 +105,10 @@ class Batches:
         mine = [part[self.rank :: self.world_size] for part in whole]
         sizes = [len(part) for part in mine]
         chosen = torch.cat(mine)
-        images, labels = self.images[chosen].split(sizes), self.labels[chosen].split(sizes)
-        return [(x, y, len(part)) for x, y, part in zip(images, labels, whole, strict=True)]
+        images = self.images.index_select(0, chosen)  # of uint8, 30 times as fast as images[chosen]
+        labels = self.labels.index_select(0, chosen)
+        parts = zip(images.split(sizes), labels.split(sizes), whole, strict=True)
+        return [(x, y, len(part)) for x, y, part in parts]
 
     def state_dict(self) -> dict[str, int]:
         """Return which epoch this is and how far it has come, for a checkpoint."""

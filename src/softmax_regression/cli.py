@@ -147,7 +147,8 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with safe checkpoints and the callbacks that every run has."""
         config, given = self.config[self.subcommand], self.config_init[self.subcommand].trainer
-        callbacks: list[Callback] = [*(given.callbacks or [])]
+        several = isinstance(given.callbacks, list)
+        callbacks: list[Callback] = [*(given.callbacks if several else filter(None, [given.callbacks]))]
         recorded = config.clone()
         recorded.ckpt_path = recorded.resume = None  # or a new run with it would go on with this one
         text = self._parser(self.subcommand).dump(recorded, skip_none=False)

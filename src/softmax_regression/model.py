@@ -109,7 +109,7 @@ class SoftmaxRegression(LightningModule):
         """
         if not x.is_floating_point():
             x = x / 255
-        x = x.flatten(1)  # (n, 1, 28, 28) -> (n, 784)
+        x = x.flatten(1).to(self.linear.weight.dtype)  # (n, 1, 28, 28) -> (n, 784)
         logits: Tensor = self.linear(self.dropout(x))
         return logits
 

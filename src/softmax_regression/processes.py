@@ -45,7 +45,7 @@ def together() -> Iterator[None]:
     except RuntimeError as error:
         if not isinstance(error, DistError) and "gloo" not in str(error):
             raise
-        reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". ")[0]
+        reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". This is typically")[0]
         raise LostProcessError(
             f"process {getattr(rank_zero_only, 'rank', 0)}: {reason}; another has ended, never came, or "
             "holds the port: see what it said, then go on with --resume"

@@ -1,7 +1,7 @@
 """The contestants, run in turn, and the check that they did the same work."""
 
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stdout
 from importlib import import_module
 from importlib.util import find_spec
 from io import StringIO
@@ -74,8 +74,8 @@ def _prepare(key: str, task: Task) -> Run:
 
 
 def _quiet(run: Run, epochs: int) -> Outcome:
-    """Run with progress bars on, but out of sight."""
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+    """Run with the progress on, but its lines out of sight; errors are seen."""
+    with redirect_stdout(StringIO()):
         return run(epochs)
 
 
