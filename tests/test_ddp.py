@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 FIT = ("fit", *SMALL, "--data.train_size=481", "--trainer.max_epochs=10", "--trainer.logger.version=run")
 RUN = Path("logs/softmax/run")
 VALIDATIONS: dict[int, tuple[str, ...]] = {  # sizes of the validation set, and the options for it
+    1: ("--data.val_size=1",),
     100: ("--data.val_size=100",),
     101: (),
     10_000: ("--data.val_size=10000", "--data.synthetic_size=11000"),
@@ -140,7 +141,8 @@ def test_one_process_writes_and_speaks(trained: Callable[[int], Path]) -> None:
         for n in (1, 3)
     ]
     assert names[0] == names[1]
-    ended = run_group(3, [*FIT, "--trainer.max_epochs=1"])
+    ended = run_group(3, [*FIT, "--trainer.max_epochs=1", "--data.steps_per_execution=1"])
+    assert_done(ended)
     assert ended[0].out.startswith("training on 3 x cpu (")
     assert [process.out.count("epoch 1/1") for process in ended] == [1, 0, 0]
     assert [process.out for process in ended[1:]] == ["", ""]

@@ -65,7 +65,7 @@ def test_each_model_of_a_stack_equals_the_single_run(
         torch.testing.assert_close(bias, alone.linear.bias.detach(), rtol=1e-5, atol=1e-5)
         for row, expected in zip(rows, alone.history, strict=True):
             names = ("train/loss", "train/acc", "val/loss", "val/acc")
-            assert [t[i].item() for t in row] == pytest.approx([expected[name] for name in names], rel=1e-5)
+            assert [t[i].item() for t in row] == pytest.approx([expected[name] for name in names], rel=1e-4)
 
 
 def test_models_that_cannot_share_minibatches_are_refused() -> None:

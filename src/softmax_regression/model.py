@@ -161,9 +161,11 @@ class SoftmaxRegression(LightningModule):
             losses.append(loss.detach())
         logits, labels = torch.cat(outputs), torch.cat([labels for _, labels, _ in minibatches])
         metrics = self._metrics_of(stage)
-        mean = torch.stack(losses).sum() / max(len(labels), 1)
-        metrics["loss"].update(mean.expand(len(labels)))  # torchmetrics 1.9 forgets weights if NaNs may pass
-        metrics["acc"].update(logits, labels)
+        if len(labels):  # a process may have no share of a small minibatch
+            mean = torch.stack(losses).sum() / len(labels)
+            # Once for each image: torchmetrics 1.9 forgets a weight where it does not look for NaNs.
+            metrics["loss"].update(mean.expand(len(labels)))
+            metrics["acc"].update(logits, labels)
         return {"logits": logits, "labels": labels}
 
     def _update(self, loss: Tensor) -> None:
