@@ -146,12 +146,12 @@ KEYS = st.sampled_from(
 )
 # Not the size of generated data: who asks for 10**12 images is waited for, or runs out of memory.
 OPTION = st.sampled_from(
-    "model data trainer seed_everything config model.lr model.momentum model.schedule model.loss "  # noqa: SIM905
-    "model.dropout model.weight_decay model.num_classes data.batch_size data.val_size data.train_size "
-    "data.source data.watch_test data.steps_per_execution trainer.max_epochs trainer.max_steps "
-    "trainer.callbacks trainer.callbacks+ trainer.logger trainer.logger.save_dir trainer.devices trainer.accelerator "
-    "trainer.precision trainer.limit_train_batches trainer.val_check_interval trainer.profiler "
-    "trainer.plugins trainer.strategy ckpt_path resume output no.such.option".split()
+    "model data trainer seed_everything config model.lr model.momentum model.schedule "  # noqa: SIM905
+    "model.loss model.dropout model.weight_decay model.num_classes data.batch_size data.val_size "
+    "data.train_size data.source data.watch_test data.steps_per_execution trainer.max_epochs "
+    "trainer.max_steps trainer.callbacks trainer.callbacks+ trainer.logger trainer.logger.save_dir "
+    "trainer.devices trainer.accelerator trainer.precision trainer.limit_train_batches trainer.profiler "
+    "trainer.val_check_interval trainer.plugins trainer.strategy ckpt_path resume output no.such.option".split()
 )
 WORDS = st.sampled_from(
     ["auto", "cpu", "1e3", "[]", "{}", "[1, ", "a.b.C", ":", "softmax_regression.runs.RunLogger"]

@@ -226,7 +226,8 @@ def test_the_configuration_covers_what_the_exercise_asks_for() -> None:
 @pytest.mark.timeout(900)
 def test_ten_sigkills_lose_nothing(tmp_path: Path) -> None:
     command = [
-        sys.executable, str(ROOT / "study.py"), "sweep", "--name", "chaos", "--quick", "--source", "synthetic",
+        sys.executable, str(ROOT / "study.py"), "sweep", "--name", "chaos", "--quick",
+        "--source", "synthetic",
         "--space", '{"batch_size": [8, 16], "lr": [0.1, 0.3, 1.0], "epochs": [2]}', "--workers", "1",
     ]  # fmt: skip
     journal = tmp_path / "logs" / "sweep" / "chaos-quick" / "trials.jsonl"

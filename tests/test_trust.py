@@ -156,6 +156,7 @@ def test_the_hostile_checkpoints_are_live(kind: str, saved: dict[str, Any]) -> N
     assert Path(CANARY).exists()
 
 
+@pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE")  # which as an error would refuse it
 @pytest.mark.parametrize("forced", [False, True], ids=["", "weights_only=False wanted"])
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", HOSTILE)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression import numerics
 from softmax_regression.batches import Batches, Minibatch
@@ -228,17 +229,21 @@ class SoftmaxRegression(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what an exact resume needs: the rows so far, and the sums of an epoch that is under way."""
         checkpoint["history"] = self.history
-        checkpoint["sums"] = sums = {}
-        for name, metric in self.train_metrics.items(keep_base=True):
-            with metric.sync_context():  # of all ranks, for one of them writes the file
-                sums[name] = {k: cast(Tensor, v).clone() for k, v in metric.metric_state.items()}
+        gather = gather_all_tensors if self.trainer.world_size > 1 else lambda value: [value]
+        checkpoint["sums"] = {  # each (ranks, ...)
+            name: {key: torch.stack(gather(value)) for key, value in metric.metric_state.items()}
+            for name, metric in self.train_metrics.items(keep_base=True)
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up what `on_save_checkpoint` added."""
         self.history = checkpoint["history"]
-        for name, states in checkpoint["sums"].items() if self.global_rank == 0 else ():
-            for state, value in states.items():
-                setattr(self.train_metrics[name], state, value)
+        world_size = self.trainer.world_size if self._trainer else 1
+        for name, states in checkpoint["sums"].items():
+            for state, ranks in states.items():
+                same = len(ranks) == world_size  # if not, one of them takes it all
+                mine = ranks[self.global_rank] if same else ranks.sum(0) * (self.global_rank == 0)
+                setattr(self.train_metrics[name], state, mine)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return minibatch SGD, and the learning rate as a function of the step if it is not constant."""

@@ -199,9 +199,9 @@ def _scale(axis: Axes, name: str, values: Sequence[Value]) -> None:
 
 
 def _curves(complete: Sequence[FrozenTrial]) -> dict[str, dict[str, tuple[Tensor, Tensor]]]:
-    """The best trial, the book's if it is there and the worst, for `learning_curves`."""
+    """The best trial, and the book's if it is there, for `learning_curves`."""
     book = next(filter(_is_book, complete), complete[0])
-    chosen = {"best": complete[0], "book": book, "worst": complete[-1]}
+    chosen = {"best": complete[0], "book": book}
     return {
         f"{label}: {describe(trial.params)}": {
             metric: (torch.arange(1, len(values[0]) + 1), torch.tensor(values))
