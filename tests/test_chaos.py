@@ -64,6 +64,7 @@ def run(folder: Path, rng: random.Random, moment: str | None, wait: float | None
 def test_random_kills_change_nothing(tmp_path: Path) -> None:
     rng, landed = random.Random(7), dict.fromkeys([*AIMED.values(), "at a random time"], 0)
     (tmp_path / "whole").mkdir()
+    killed.start(tmp_path, ["--help"]).join()  # the first one waits until the server has started
     began = time.monotonic()
     whole = killed.start(tmp_path / "whole", ["fit", *SMALL, *OPTIONS, *EVERY])
     whole.join()
@@ -151,7 +152,7 @@ OPTION = st.sampled_from(
     "data.train_size data.source data.watch_test data.steps_per_execution trainer.max_epochs "
     "trainer.max_steps trainer.callbacks trainer.callbacks+ trainer.logger trainer.logger.save_dir "
     "trainer.devices trainer.accelerator trainer.precision trainer.limit_train_batches trainer.profiler "
-    "trainer.val_check_interval trainer.plugins trainer.strategy ckpt_path resume output no.such.option".split()
+    "trainer.val_check_interval trainer.plugins trainer.strategy ckpt_path resume output no.such".split()
 )
 WORDS = st.sampled_from(
     ["auto", "cpu", "1e3", "[]", "{}", "[1, ", "a.b.C", ":", "softmax_regression.runs.RunLogger"]
@@ -169,6 +170,9 @@ MANY = settings(max_examples=4 * N, deadline=None, suppress_health_check=list(He
 def prepared_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let `fit` do all that comes before training; garbled options may make that as long as they like."""
     monkeypatch.setattr(TrainCLI, "fit", lambda self, model, **kwargs: self._discard_unstarted())
+
+
+# SMALL[0] comes last in what follows, for `data: null` means the default, which may mean a download.
 
 
 def assert_done_or_one_line(args: list[str], capsys: pytest.CaptureFixture[str]) -> int:
@@ -199,7 +203,7 @@ def test_a_garbled_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) 
     )
     def check(command: str, options: list[tuple[str, Any]]) -> None:
         given_options = [f"--{name}={value}" for name, value in options]
-        codes.append(assert_done_or_one_line([command, *SMALL, *given_options], capsys))
+        codes.append(assert_done_or_one_line([command, *SMALL, *given_options, SMALL[0]], capsys))
 
     check()
     print(
@@ -229,7 +233,7 @@ def test_a_garbled_configuration_is_one_line(capsys: pytest.CaptureFixture[str])
     )
     def check(text: bytes) -> None:
         Path("x.yaml").write_bytes(text)
-        codes.append(assert_done_or_one_line(["fit", *SMALL, "--config=x.yaml"], capsys))
+        codes.append(assert_done_or_one_line(["fit", *SMALL, "--config=x.yaml", SMALL[0]], capsys))
 
     check()
     print(

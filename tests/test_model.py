@@ -76,7 +76,7 @@ def test_training_is_minibatch_sgd_written_out(options: dict[str, float]) -> Non
 
 
 def test_the_three_losses_give_the_same_curve() -> None:
-    runs = {loss: train(SoftmaxRegression(loss=loss)) for loss in ("torch", "stable", "naive")}  # type: ignore[arg-type]
+    runs = {loss: train(SoftmaxRegression(loss=loss)) for loss in ("torch", "stable", "naive")}
     for loss in ("stable", "naive"):
         for row, expected in zip(runs[loss].history, runs["torch"].history, strict=True):
             assert row == pytest.approx(expected, rel=1e-5)

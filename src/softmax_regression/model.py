@@ -231,7 +231,9 @@ class SoftmaxRegression(LightningModule):
         checkpoint["history"] = self.history
         gather = gather_all_tensors if self.trainer.world_size > 1 else lambda value: [value]
         checkpoint["sums"] = {  # each (ranks, ...)
-            name: {key: torch.stack(gather(value)) for key, value in metric.metric_state.items()}
+            name: {
+                key: torch.stack(gather(cast(Tensor, value))) for key, value in metric.metric_state.items()
+            }
             for name, metric in self.train_metrics.items(keep_base=True)
         }
 

@@ -80,9 +80,7 @@ def _parse(text: str, source: str) -> Any:
     try:
         aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
         if aliases > MAX_ALIASES:
-            raise InputError(
-                f"{source}: {aliases} aliases, more than {MAX_ALIASES}; write them out"
-            )
+            raise InputError(f"{source}: {aliases} aliases, more than {MAX_ALIASES}; write them out")
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
