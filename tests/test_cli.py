@@ -109,7 +109,7 @@ def test_fit_draws_a_progress_bar_in_a_terminal(
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert fit() == 0
     out, err = capsys.readouterr()
-    assert "epoch 3/3  train/acc" in err
+    assert "epoch 3/3  train/loss" in err
     assert "━" in err
     assert "epoch 3/3" not in out
 

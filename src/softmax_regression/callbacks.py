@@ -49,8 +49,9 @@ class EarlyStopping(callbacks.EarlyStopping):
         super().__init__(monitor, min_delta, patience, check_on_train_epoch_end=True)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the count of epochs without improvement, but keep the patience that was asked for."""
-        super().load_state_dict(state_dict | {"patience": self.patience})
+        """Take up the best score and the epochs without improvement; whether to stop is decided anew."""
+        kept = {name: state_dict[name] for name in ("wait_count", "best_score")}
+        super().load_state_dict(self.state_dict() | kept)
 
 
 class BestCheckpoint(callbacks.ModelCheckpoint):
