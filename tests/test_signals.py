@@ -21,11 +21,8 @@ from test_resume import OPTIONS, assert_same, state
 
 ROOT = Path(__file__).parents[1]
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
-ENDLESS = (  # but not for long, should the tests be killed
-    "--trainer.max_epochs=1000000",
-    "--trainer.max_time=00:00:02:00",
-    "--trainer.callbacks=softmax_regression.callbacks.LastCheckpoint",
-)
+# Some minutes: long enough for any test, and over some day if a test is killed.
+ENDLESS = ("--trainer.max_epochs=3000", "--trainer.callbacks=softmax_regression.callbacks.LastCheckpoint")
 
 
 @pytest.fixture(autouse=True)
