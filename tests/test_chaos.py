@@ -6,9 +6,11 @@ of kills, twice as many inside saves, four times as many garbled inputs of each 
 
 import os
 import random
+import resource
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -167,9 +169,13 @@ MANY = settings(max_examples=4 * N, deadline=None, suppress_health_check=list(He
 
 
 @pytest.fixture
-def prepared_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `fit` do all that comes before training; garbled options may make that as long as they like."""
+def prepared_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let `fit` do all that comes before training, in bounded memory; training may be as long as it likes."""
     monkeypatch.setattr(TrainCLI, "fit", lambda self, model, **kwargs: self._discard_unstarted())
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (4 * 2**30, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_DATA, before)
 
 
 # SMALL[0] comes last in what follows, for `data: null` means the default, which may mean a download.

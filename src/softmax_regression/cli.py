@@ -134,8 +134,13 @@ class TrainCLI(LightningCLI):
         """Leave the flags alone: where they contradict the checkpoint, `_check_resume` says so."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse limits that Lightning would take for something else, or in words that do not help."""
+        """Refuse what Lightning would take for something else, or what does not fit into memory."""
         config = self.config[self.subcommand]
+        if config.model.num_classes != len(CLASSES):
+            raise InputError(
+                f"num_classes={config.model.num_classes}: the data have {len(CLASSES)} classes; "
+                "change model.num_classes"
+            )
         if not self.checkpoint and (path := config.ckpt_path or config.resume):
             raise InputError(f"{path}: no run goes on because a configuration says so; use --resume")
         trainer = config.trainer
@@ -195,11 +200,6 @@ class TrainCLI(LightningCLI):
     def _load_data(self, stage: str | None) -> None:
         if self.trainer.local_rank == 0:  # the others wait for it in Lightning's own setup
             self.datamodule.setup(stage)
-        if self.model.hparams["num_classes"] != len(CLASSES):
-            raise InputError(
-                f"num_classes={self.model.hparams['num_classes']}: the data have {len(CLASSES)} classes; "
-                "change model.num_classes"
-            )
 
     def _check_devices(self) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
