@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import killed
@@ -203,6 +203,8 @@ def test_a_garbled_command_line_is_one_line(capsys: pytest.CaptureFixture[str]) 
     codes: list[int] = []
 
     @MANY
+    @example("fit", [("trainer.val_check_interval", {"": 0})])  # a traceback, once: timedelta(**{"": 0})
+    @example("fit", [("model.num_classes", 10**9)])  # killed for its memory, once
     @given(
         st.sampled_from(["fit", "test", "predict", "fot", ""]),
         st.lists(st.tuples(OPTION, VALUES), max_size=3),

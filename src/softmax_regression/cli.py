@@ -162,7 +162,7 @@ class TrainCLI(LightningCLI):
             callbacks.append(EpochProgress())
         try:
             trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs, **started())
-        except (MisconfigurationException, ValueError, RuntimeError) as error:
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError) as error:
             raise InputError(
                 f"trainer.accelerator={given.accelerator}, trainer.devices={given.devices}: {error}; "
                 "use what this machine has, or `auto`"
