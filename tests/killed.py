@@ -66,7 +66,7 @@ def _die_at(moment: str, call: int) -> None:
     from softmax_regression.model import SoftmaxRegression
 
     owner, name = {
-        "mid-epoch": (SoftmaxRegression, "_update"),
+        "mid-epoch": (SoftmaxRegression, "_learn"),
         "in validation": (SoftmaxRegression, "validation_step"),
         "inside a save": (os, "fsync"),
     }[moment]

@@ -104,7 +104,7 @@ def test_a_loader_that_shuffles_with_global_state_fails_the_comparison(
     whole = state(only_run(tmp_path / "whole"))
     assert_same(state(only_run(tmp_path / "again")), whole)  # without a kill nothing is wrong
     with pytest.MonkeyPatch.context() as patch:
-        killed_at(patch, SoftmaxRegression, "_update", 21)
+        killed_at(patch, SoftmaxRegression, "_learn", 21)
         with suppress(Killed):
             fit(*options)
     assert main(["fit", "--resume", str(only_run())]) == 0

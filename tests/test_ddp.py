@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -200,15 +201,15 @@ def in_lists_of_five(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(("stop", "steps"), [(18, 1), (21, 3), (21, 16), (31, 16)])
 def test_a_run_goes_on_with_another_length_of_lists(in_lists_of_five: Path, stop: int, steps: int) -> None:
-    original = SoftmaxRegression._update
+    original = SoftmaxRegression._learn
 
-    def update(self: SoftmaxRegression, loss: torch.Tensor) -> None:
+    def learn(self: SoftmaxRegression, *minibatch: Any) -> torch.Tensor:
         if self.global_step == stop:
             os.kill(os.getpid(), signal.SIGTERM)
-        original(self, loss)
+        return original(self, *minibatch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(SoftmaxRegression, "_update", update)
+        patch.setattr(SoftmaxRegression, "_learn", learn)
         assert fit("--data.steps_per_execution=5") == 143
     run = only_run()
     assert main(["fit", "--resume", str(run), f"--data.steps_per_execution={steps}"]) == 0

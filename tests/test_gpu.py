@@ -49,15 +49,15 @@ def test_a_killed_run_resumes_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> No
     options = (*GPU, "--model.momentum=0.9", "--model.lr=0.01", "--model.dropout=0.1")
     often = "--trainer.callbacks.every_n_train_steps=5"
     assert fit(*options, often, "--trainer.logger.save_dir=whole") == 0
-    original = SoftmaxRegression._update
+    original = SoftmaxRegression._learn
 
-    def update(self: SoftmaxRegression, loss: torch.Tensor) -> None:
+    def learn(self: SoftmaxRegression, *minibatch: Any) -> torch.Tensor:
         if self.global_step == 23:
             raise KeyError("killed")
-        original(self, loss)
+        return original(self, *minibatch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SoftmaxRegression, "_update", update)
+        patch.setattr(SoftmaxRegression, "_learn", learn)
         with pytest.raises(KeyError):
             fit(*options, often)
     assert main(["fit", f"--resume={only_run()}"]) == 0

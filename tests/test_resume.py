@@ -91,7 +91,7 @@ def killed_at(
 
 
 MOMENTS: dict[str, tuple[object, str, int, bool]] = {
-    "mid-epoch": (SoftmaxRegression, "_update", 21, True),
+    "mid-epoch": (SoftmaxRegression, "_learn", 21, True),
     "at the end of an epoch": (SoftmaxRegression, "on_train_epoch_end", 2, True),
     "after the row was logged": (SoftmaxRegression, "on_train_epoch_end", 3, False),
     "in validation": (SoftmaxRegression, "validation_step", 2, True),

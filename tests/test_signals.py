@@ -56,7 +56,7 @@ def signalled_at(
 @pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
 @pytest.mark.parametrize(
     ("method", "call", "step"),
-    [("_update", 22, 24), ("validation_step", 2, 32), ("on_train_epoch_end", 3, 48), ("_update", 63, 64)],
+    [("_learn", 22, 24), ("validation_step", 2, 32), ("on_train_epoch_end", 3, 48), ("_learn", 63, 64)],
 )
 def test_a_signal_saves_the_current_step_and_the_run_can_be_resumed(
     number: signal.Signals, method: str, call: int, step: int, whole: Path, capsys: pytest.CaptureFixture[str]
@@ -80,7 +80,7 @@ def test_a_signal_saves_the_current_step_and_the_run_can_be_resumed(
 
 def test_a_second_signal_stops_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        signalled_at(patch, SoftmaxRegression, "_update", 22, signal.SIGINT, signal.SIGINT)
+        signalled_at(patch, SoftmaxRegression, "_learn", 22, signal.SIGINT, signal.SIGINT)
         assert fit(*OPTIONS) == 130
     assert "at once" in capsys.readouterr().err
     run = only_run()
@@ -90,7 +90,7 @@ def test_a_second_signal_stops_at_once(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_a_second_signal_while_the_first_one_saves_leaves_the_old_checkpoint_whole() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        signalled_at(patch, SoftmaxRegression, "_update", 22, signal.SIGINT)
+        signalled_at(patch, SoftmaxRegression, "_learn", 22, signal.SIGINT)
         signalled_at(patch, os, "fsync", 5, signal.SIGINT)  # type: ignore[arg-type]
         assert fit(*OPTIONS) == 130
     assert read(only_run() / "checkpoints" / "last.ckpt")["global_step"] in (16, 24)

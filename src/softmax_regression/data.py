@@ -15,7 +15,7 @@ from softmax_regression.batches import Batches
 from softmax_regression.errors import InputError
 from softmax_regression.fashion_mnist import DIRS, Dataset
 
-EVAL_BATCH_SIZE = 1000  # bounds the memory of validation, test and prediction; results do not depend on it
+EVAL_BATCH_SIZE = 5000  # bounds the memory of validation, test and prediction; results do not depend on it
 
 
 def load(source: str = "fashion-mnist", dirs: Sequence[str] = DIRS, synthetic_size: int = 60_000) -> Dataset:
@@ -88,7 +88,7 @@ class FashionMNISTDataModule(LightningDataModule):
         images: list[str] | str | None = None,
         watch_test: bool = False,
         device: Literal["auto", "host"] = "auto",
-        steps_per_execution: int = 16,
+        steps_per_execution: int = 64,
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -10,10 +10,11 @@ from typing import Any, Literal, cast
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 from lightning.pytorch import LightningModule
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -74,6 +75,7 @@ class SoftmaxRegression(LightningModule):
         self.linear = nn.Linear(28 * 28, num_classes)
         nn.init.normal_(self.linear.weight, std=init_std, generator=torch.Generator().manual_seed(seed))
         nn.init.zeros_(self.linear.bias)
+        self.register_buffer("_onehot", torch.eye(num_classes), persistent=False)
         self.train_metrics = self._metrics("train")
         self.val_metrics = self._metrics("val")
         self.test_metrics = self._metrics("test")
@@ -108,19 +110,26 @@ class SoftmaxRegression(LightningModule):
         Returns:
             (n, num_classes) logits; `softmax(1)` of them are the probabilities.
         """
+        logits: Tensor = self.linear(self._pixels(x))
+        return logits
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        """Images (n, 1, 28, 28) or (n, 28, 28) -> (n, 784), in [0, 1]; in training some are dropped."""
         if not x.is_floating_point():
             x = x / 255
-        x = x.flatten(1).to(self.linear.weight.dtype)  # (n, 1, 28, 28) -> (n, 784)
-        logits: Tensor = self.linear(self.dropout(x))
-        return logits
+        pixels: Tensor = self.dropout(x.flatten(1).to(self.linear.weight.dtype))
+        return pixels
 
     def on_train_start(self) -> None:
         """Look up once what every update needs, and tell Lightning where a resumed epoch goes on."""
-        self._optimizer = cast(LightningOptimizer, self.optimizers())
+        self._optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
         self._scheduler = cast(LRScheduler | None, self.lr_schedulers())
+        self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
+        loop = self.trainer.fit_loop.epoch_loop
+        self._steps = loop.manual_optimization.optim_step_progress
         batches = cast(Batches, self.trainer.train_dataloader)
         if batches.position:  # resumed within an epoch, whose lists may have had another length
-            lists = self.trainer.fit_loop.epoch_loop.batch_progress.current
+            lists = loop.batch_progress.current
             lists.increment_by(batches.position // batches.steps - lists.ready)
 
     def training_step(self, batch: list[Minibatch], batch_idx: int) -> None:
@@ -149,33 +158,62 @@ class SoftmaxRegression(LightningModule):
 
     def _step(self, minibatches: list[Minibatch], stage: str) -> dict[str, Tensor]:
         """Score minibatches, in training learn from each, and add them to the metrics of the epoch."""
-        loss_fn = LOSSES[self.hparams["loss"]]
-        outputs, losses = [], []
-        for images, labels, size in minibatches:
-            if self.training and self.hparams["dropout"]:
-                self._seed_dropout()
-            logits = self(images)
-            loss = loss_fn(logits, labels, reduction="sum")
-            if self.training:
-                self._update(loss / size)
-            outputs.append(logits.detach())
-            losses.append(loss.detach())
-        logits, labels = torch.cat(outputs), torch.cat([labels for _, labels, _ in minibatches])
+        logits = torch.cat([self._learn(*each) if self.training else self(each[0]) for each in minibatches])
+        labels = torch.cat([labels for _, labels, _ in minibatches])
         metrics = self._metrics_of(stage)
-        if len(labels):  # a process may have no share of a small minibatch
-            mean = torch.stack(losses).sum() / len(labels)
+        if n := len(labels):  # a process may have no share of a small minibatch
+            mean = LOSSES[self.hparams["loss"]](logits, labels, reduction="sum") / n
             # Once for each image: torchmetrics 1.9 forgets a weight where it does not look for NaNs.
-            metrics["loss"].update(mean.expand(len(labels)))
+            metrics["loss"].update(mean.expand(n))
             metrics["acc"].update(logits, labels)
         return {"logits": logits, "labels": labels}
 
-    def _update(self, loss: Tensor) -> None:
-        """Make one step of SGD; `loss` is this rank's share of the minibatch's mean loss."""
-        self._optimizer.zero_grad()
-        self.manual_backward(loss * self.trainer.world_size)  # DDP takes the mean over the ranks
-        self._optimizer.step()
+    def _learn(self, images: Tensor, labels: Tensor, size: int) -> Tensor:
+        """Make one step of SGD with this rank's share of a minibatch of `size`, and count it.
+
+        Not through Lightning's wrapper of the optimizer: it asks every callback for its hooks at each step,
+        which costs as much as the step itself.
+
+        Returns:
+            The logits (b, k) of the b images of the share, from before the step.
+        """
+        if self.hparams["dropout"]:
+            self._seed_dropout()
+        logits, gradients = self._gradients(self._pixels(images), labels, size)
+        if self.trainer.world_size > 1:
+            shared = self.trainer.strategy.reduce(parameters_to_vector(gradients), reduce_op="sum")
+            vector_to_parameters(cast(Tensor, shared), gradients)
+        for parameter, gradient in zip(self.linear.parameters(), gradients, strict=True):
+            parameter.grad = gradient.to(parameter.dtype)
+        self._steps.increment_ready()
+        if self._scaler:
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        else:
+            self._optimizer.step()
+        self._steps.increment_completed()
         if self._scheduler:
             self._scheduler.step()
+        return logits
+
+    def _gradients(self, x: Tensor, labels: Tensor, size: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the logits (b, k) of pixels x (b, 784), and the gradients of their summed losses / `size`.
+
+        For the loss `torch` they are written out, softmax minus one-hot (section 4.1.2 of the book), at half
+        the cost of autograd; the forms in `numerics` are differentiated by it.
+        """
+        if self.hparams["loss"] != "torch":
+            logits = self.linear(x)
+            loss = LOSSES[self.hparams["loss"]](logits, labels, reduction="sum") / size
+            return logits.detach(), torch.autograd.grad(self._scaled(loss), tuple(self.linear.parameters()))
+        with torch.no_grad():
+            weight, bias = self.linear.parameters()
+            logits = torch.addmm(bias[:, None], weight, x.T)
+            excess = self._scaled((logits.softmax(0) - self._onehot.index_select(1, labels)) / size)
+            return logits.T, (excess.to(x.dtype) @ x, excess.sum(1))
+
+    def _scaled(self, value: Tensor) -> Tensor:
+        return self._scaler.scale(value) if self._scaler else value  # type: ignore[no-any-return]
 
     def _seed_dropout(self) -> None:
         # A function of (seed, step, rank) alone, so that a resumed run drops the same pixels.
@@ -251,7 +289,7 @@ class SoftmaxRegression(LightningModule):
         """Return minibatch SGD, and the learning rate as a function of the step if it is not constant."""
         lr, momentum = self.hparams["lr"], self.hparams["momentum"]
         optimizer = torch.optim.SGD(
-            self.parameters(), lr, momentum, weight_decay=self.hparams["weight_decay"]
+            self.parameters(), lr, momentum, weight_decay=self.hparams["weight_decay"], foreach=False
         )
         if self.hparams["schedule"] == "constant":
             return optimizer
