@@ -142,4 +142,4 @@ def _signal_itself(number: signal.Signals, update: int) -> None:
             os.kill(os.getpid(), number)
         return original(*args)
 
-    SoftmaxRegression._learn = killing  # type: ignore[method-assign]
+    SoftmaxRegression._learn = killing  # type: ignore[assignment, method-assign]

@@ -75,7 +75,8 @@ class SoftmaxRegression(LightningModule):
         self.linear = nn.Linear(28 * 28, num_classes)
         nn.init.normal_(self.linear.weight, std=init_std, generator=torch.Generator().manual_seed(seed))
         nn.init.zeros_(self.linear.bias)
-        self.register_buffer("_onehot", torch.eye(num_classes), persistent=False)
+        self.onehot: Tensor
+        self.register_buffer("onehot", torch.eye(num_classes), persistent=False)
         self.train_metrics = self._metrics("train")
         self.val_metrics = self._metrics("val")
         self.test_metrics = self._metrics("test")
@@ -124,7 +125,7 @@ class SoftmaxRegression(LightningModule):
         """Look up once what every update needs, and tell Lightning where a resumed epoch goes on."""
         self._optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
         self._scheduler = cast(LRScheduler | None, self.lr_schedulers())
-        self._scaler = getattr(self.trainer.precision_plugin, "scaler", None)  # of 16-mixed
+        self._scaler: torch.amp.GradScaler | None = getattr(self.trainer.precision_plugin, "scaler", None)
         loop = self.trainer.fit_loop.epoch_loop
         self._steps = loop.manual_optimization.optim_step_progress
         batches = cast(Batches, self.trainer.train_dataloader)
@@ -209,11 +210,11 @@ class SoftmaxRegression(LightningModule):
         with torch.no_grad():
             weight, bias = self.linear.parameters()
             logits = torch.addmm(bias[:, None], weight, x.T)
-            excess = self._scaled((logits.softmax(0) - self._onehot.index_select(1, labels)) / size)
+            excess = self._scaled((logits.softmax(0) - self.onehot.index_select(1, labels)) / size)
             return logits.T, (excess.to(x.dtype) @ x, excess.sum(1))
 
     def _scaled(self, value: Tensor) -> Tensor:
-        return self._scaler.scale(value) if self._scaler else value  # type: ignore[no-any-return]
+        return self._scaler.scale(value) if self._scaler else value
 
     def _seed_dropout(self) -> None:
         # A function of (seed, step, rank) alone, so that a resumed run drops the same pixels.

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from softmax_regression import checkpoint
 from softmax_regression.errors import InputError, StorageError
+from softmax_regression.model import SoftmaxRegression
 
 METRICS = tuple(f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc"))
 
@@ -157,6 +158,17 @@ def open_checkpoint(
         else:
             break
     return file, found
+
+
+def open_model(which: str) -> tuple[Path, SoftmaxRegression]:
+    """Return the checkpoint that a user names, see `open_checkpoint`, and its model, ready to predict."""
+    path, saved = open_checkpoint(which)
+    model = SoftmaxRegression()
+    try:
+        model.load_state_dict(saved["state_dict"])
+    except RuntimeError as error:
+        raise InputError(f"{path}: has weights of another shape; give a checkpoint of this model") from error
+    return path, model.eval()
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
