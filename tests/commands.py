@@ -14,6 +14,7 @@ SMALL = (
     "--data.synthetic_size=600",
     "--data.val_size=101",
     "--data.batch_size=32",
+    "--figures.every_n_epochs=0",  # they would take longer than the rest
 )
 
 
@@ -50,3 +51,15 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
     events.Reload()
     tags: Iterator[str] = iter(events.Tags()["scalars"])
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+def pictures(run: Path) -> dict[str, dict[int, bytes]]:
+    """Every picture of a run, tag -> step -> PNG, as TensorBoard would show it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run), size_guidance={"images": 0})
+    events.Reload()
+    return {
+        tag: {event.step: event.encoded_image_string for event in events.Images(tag)}
+        for tag in events.Tags()["images"]
+    }

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from commands import SMALL, fit, manifest, only_run
+from commands import SMALL, fit, manifest, only_run, pictures
 from ddp_worker import LIMIT, Ended, Environment, alone, run_group, slurm, torchrun, two_nodes
 from softmax_regression import FashionMNISTDataModule, checkpoint
 from softmax_regression.cli import main
@@ -65,7 +65,7 @@ def _train_and_score(n: int, model: Path) -> None:
     assert_done(run_group(n, FIT, environment=environment))
     if n == 4:
         return  # two and three will do
-    commands: list[tuple[str, ...]] = [("test", "--ckpt_path=scored-101")]
+    commands: list[tuple[str, ...]] = [("test", "--ckpt_path=scored-101", "--figures.every_n_epochs=1")]
     for size, options in VALIDATIONS.items():
         shutil.copytree(model, f"scored-{size}")
         commands.append(("validate", f"--ckpt_path=scored-{size}", *options))
@@ -109,6 +109,12 @@ def test_metrics_count_each_image_once(trained: Callable[[int], Path], n: int) -
         assert ours["validate"]["val/loss"] == pytest.approx(theirs["validate"]["val/loss"], rel=1e-6)
         if size == 101:
             assert ours["test"] == pytest.approx(theirs["test"], rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_figures_show_the_images_of_all_processes(trained: Callable[[int], Path], n: int) -> None:
+    drawn, expected = (pictures(trained(i) / "scored-101")["test/confusion_matrix"] for i in (n, 1))
+    assert drawn == expected
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_its_images() -> None:

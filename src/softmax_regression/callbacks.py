@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from textwrap import indent
 from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,6 +19,7 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from softmax_regression import checkpoint
 from softmax_regression.errors import InputError, StorageError
@@ -213,6 +215,7 @@ class RunRecord(Callback):
         checkpoint.write(self.config.encode(), self.run / "config.yaml")
         data = trainer.datamodule.loaded  # type: ignore[attr-defined]
         self._start = time.perf_counter()
+        self._show(trainer)
         self._update(
             status="running",
             started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -222,6 +225,14 @@ class RunRecord(Callback):
             data={"origin": data.origin, "sha256": data.sha256},
             **environment(),
         )
+
+    def _show(self, trainer: Trainer) -> None:
+        """Put command and configuration on TensorBoard's page TEXT, as Markdown's preformatted text."""
+        texts = {"command": " ".join(["python", *sys.argv]), "configuration": self.config}
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                for tag, text in texts.items():
+                    logger.experiment.add_text(tag, indent(text, "    "))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the results."""

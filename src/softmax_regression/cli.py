@@ -39,6 +39,7 @@ from softmax_regression.checkpoint import SafeCheckpointIO
 from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError, LostProcessError, StorageError
 from softmax_regression.fashion_mnist import CLASSES
+from softmax_regression.figure_logger import FigureLogger
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.processes import started, together
 from softmax_regression.runs import (
@@ -119,6 +120,7 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what this command line has beside Lightning's own options."""
+        parser.add_lightning_class_args(FigureLogger, "figures")
         parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments("seed_everything", "data.seed")
         parser.add_argument("--resume", help="Go on with the run in this folder, exactly where it stopped.")
@@ -195,7 +197,8 @@ class TrainCLI(LightningCLI):
         self._check_shapes()
         if other := self._other_data():
             print(f"warning: {other}", file=sys.stderr)
-        self.trainer.loggers = []
+        self.trainer.loggers = []  # a run's scalars are those of its training; the figures find its folder
+        self._get(self.config_init, "figures").run = self.run
 
     def _load_data(self, stage: str | None) -> None:
         if self.trainer.local_rank == 0:  # the others wait for it in Lightning's own setup

@@ -5,7 +5,7 @@ colour-blind can tell apart; no meaning hangs on colour alone.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import matplotlib as mpl
@@ -132,8 +132,7 @@ def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> Figure:
     """
     counts = counts.cpu()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    figure = Figure(figsize=(8.6, 7.6), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _canvas(8.6, 7.6, left=1.3, below=1.25, right=0.1)
     image = axes.imshow(
         shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1)
     )  # the root shows rare confusions
@@ -169,8 +168,7 @@ def prediction_grid(
     shown = torch.cat((mistakes[: max(limit // 2, limit - len(right))], right))[:limit]
 
     columns = 6
-    figure = Figure(figsize=(10, 0.4 + 1.95 * math.ceil(len(shown) / columns)), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _canvas(10, 0.4 + 1.95 * math.ceil(len(shown) / columns))
     corners = _mosaic(axes, images.cpu()[shown].float(), columns, 11, "gray", (0, 255))
     for (x, y), i in zip(corners, shown.tolist(), strict=True):
         colour = VERMILION if wrong[i] else BLACK
@@ -191,8 +189,7 @@ def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
     """
     weight = weight.detach().cpu().float()
     limit = float(weight.abs().max())
-    figure = Figure(figsize=(10, 4.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = _canvas(10, 4.5, right=0.1)
     corners = _mosaic(axes, weight.view(-1, SIDE, SIDE), 5, 7, DIVERGING, (-limit, limit))
     for (x, y), name in zip(corners, class_names, strict=True):
         _text(axes, x + SIDE / 2, y + SIDE + 2.5, name, size=13)
@@ -283,11 +280,48 @@ def explanation(
     return figure
 
 
+def drawings(
+    images: Tensor, labels: Tensor, logits: Tensor, weight: Tensor, bias: Tensor, class_names: Sequence[str]
+) -> dict[str, Callable[[], Figure]]:
+    """Everything there is to see of a linear model on n images, by name, each drawn only when it is called.
+
+    Args:
+        images: (n, 28, 28) uint8.
+        labels: (n,) true classes.
+        logits: (n, k).
+        weight: (k, 784), of pixels in [0, 1].
+        bias: (k,).
+        class_names: k names.
+    """
+    images, labels, probs = images.cpu(), labels.cpu(), logits.detach().cpu().softmax(dim=1)
+    confidence, predicted = probs.max(dim=1)
+    k = len(class_names)
+    counts = (labels * k + predicted).bincount(minlength=k * k).view(k, k)
+    worst = int(((predicted != labels) * confidence).argmax())
+    return {
+        "confusion_matrix": lambda: confusion_matrix(counts, class_names),
+        "predictions": lambda: prediction_grid(images, labels, probs, class_names),
+        "weights": lambda: weight_templates(weight, class_names),
+        "calibration": lambda: reliability_diagram(probs, labels),
+        "classes": lambda: class_bars(counts, class_names),
+        "worst_mistake": lambda: explanation(images[worst], weight, bias, int(labels[worst]), class_names),
+    }
+
+
 def to_array(figure: Figure) -> Tensor:
     """Render -> (h, w, 3) uint8, as TensorBoard's `add_image(..., dataformats="HWC")` takes it."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
     return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3])  # type: ignore[no-untyped-call]
+
+
+def _canvas(
+    width: float, height: float, left: float = 0.1, below: float = 0.1, right: float = 0.1
+) -> tuple[Figure, Axes]:
+    """One axes in a figure, sizes in inches; matplotlib's own layout would take as long as all the rest."""
+    figure = Figure(figsize=(width, height))
+    figure.subplots_adjust(left / width, below / height, 1 - right / width, 1 - 0.35 / height)
+    return figure, figure.add_subplot()
 
 
 def _curve(axes: Axes, epochs: Tensor, values: Tensor, colour: str, stroke: Stroke) -> None:

@@ -1,0 +1,100 @@
+"""What TensorBoard shows of a run beside its scalars, read back from the event files."""
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from commands import fit, one_line, only_run, pictures
+from softmax_regression import FashionMNISTDataModule, SoftmaxRegression, checkpoint
+from softmax_regression.batches import Batches
+from softmax_regression.cli import main
+from softmax_regression.figure_logger import LiveCurve, score
+
+ON = "--figures.every_n_epochs=null"
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def steps(run: Path) -> dict[str, list[int]]:
+    return {tag: sorted(found) for tag, found in pictures(run).items() if tag != "graph"}
+
+
+def test_the_last_and_the_best_epoch_are_drawn_and_all_of_the_test() -> None:
+    assert fit(ON, "--model.lr=20", "--trainer.max_epochs=4") == 0  # so the loss goes up and down
+    run = only_run()
+    best = len(checkpoint.read(run / "checkpoints" / "best.ckpt")["history"])
+    assert best < 4
+    drawn = {f"val/{name}": [best, 4] for name in ("confusion_matrix", "predictions", "weights")}
+    assert steps(run) == drawn
+    images = pictures(run)["val/weights"]
+    assert images[best] != images[4]
+    assert main(["test", f"--ckpt_path={run}"]) == 0
+    names = ("confusion_matrix", "predictions", "weights", "calibration", "classes", "worst_mistake")
+    assert steps(run) == drawn | {f"test/{name}": [best] for name in names}
+
+
+def test_figures_are_drawn_as_often_as_asked() -> None:
+    assert fit("--figures.every_n_epochs=2", "--trainer.max_epochs=3") == 0
+    assert {2, 3} <= set(steps(only_run())["val/weights"])
+
+
+@pytest.mark.parametrize("options", [("--figures.every_n_epochs=0",), (ON, "--data.val_size=0")])
+def test_nothing_is_drawn_when_off_or_where_nothing_is_validated(options: tuple[str, ...]) -> None:
+    train = "--trainer.callbacks=softmax_regression.callbacks.LastCheckpoint"
+    assert fit(*options, train) == 0
+    assert steps(only_run()) == {}
+
+
+def test_a_negative_interval_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--figures.every_n_epochs=-1") == 2
+    assert "every_n_epochs=-1: must be at least 0" in one_line(capsys)
+
+
+def test_text_has_the_command_and_the_configuration_and_histograms_come_on_request() -> None:
+    assert fit("--figures.histograms=true") == 0
+    events = EventAccumulator(str(only_run()), size_guidance={"histograms": 0})
+    events.Reload()
+    texts = {
+        tag: events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+        for tag in ("command/text_summary", "configuration/text_summary")
+    }
+    assert texts["command/text_summary"].startswith("    python ")
+    assert "batch_size: 32" in texts["configuration/text_summary"]
+    names = {f"{kind}/linear.{name}" for kind in ("weights", "gradients") for name in ("weight", "bias")}
+    assert set(events.Tags()["histograms"]) == names
+    assert [event.step for event in events.Histograms("weights/linear.bias")] == [1, 2, 3]
+
+
+def test_scores_are_in_the_order_of_the_index() -> None:
+    images = torch.randint(256, (70, 28, 28), dtype=torch.uint8)
+    model, index = SoftmaxRegression().eval(), torch.randperm(70)[:50]
+    shares = [
+        score(model, Batches(images, torch.zeros(70).long(), index, 16, 2, rank=rank, world_size=3))
+        for rank in range(3)
+    ]
+    with torch.no_grad():
+        assert torch.allclose(torch.stack(shares).sum(0), model(images[index]), atol=1e-6)
+
+
+def test_a_notebook_shows_the_curve_while_the_model_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[Any] = []
+    notebook = ModuleType("IPython.display")
+    notebook.display = shown.append  # type: ignore[attr-defined]
+    notebook.clear_output = lambda wait: shown.clear()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
+    data = FashionMNISTDataModule(32, 100, source="synthetic", synthetic_size=600)
+    trainer = Trainer(max_epochs=2, logger=False, callbacks=[LiveCurve()], enable_checkpointing=False,
+                      enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(SoftmaxRegression(), data)
+    (figure,) = shown
+    loss = figure.axes[0]
+    assert [len(line.get_xdata()) for line in loss.lines] == [2, 2]
