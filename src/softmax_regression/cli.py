@@ -20,7 +20,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -46,6 +46,7 @@ from softmax_regression.runs import (
     METRICS,
     RunLogger,
     find_run,
+    locked,
     metrics_text,
     open_checkpoint,
     read_manifest,
@@ -180,9 +181,7 @@ class TrainCLI(LightningCLI):
         if self.checkpoint:
             self._check_shapes()
             self._check_resume()
-        if self.run:
-            self._reopen(self.run)
-        else:
+        if not self.run:
             self._check_logger()
 
     before_validate = before_test = before_predict = lambda self: self._before_scoring()
@@ -297,7 +296,17 @@ class TrainCLI(LightningCLI):
         return None
 
     def fit(self, model: SoftmaxRegression, **kwargs: Any) -> None:
-        """Train, or go on training, and say what came of it and what to do with it."""
+        """Train, or go on training, in a folder where no other process does."""
+        folders = (Path(each.log_dir) for each in self.trainer.loggers if isinstance(each, RunLogger))
+        with ExitStack() as stack:
+            if self.trainer.is_global_zero and (run := self.run or next(folders, None)):
+                stack.enter_context(locked(run, "start a new run without --resume"))
+            if self.run:
+                self._reopen(self.run)
+            self._fit(model, **kwargs)
+
+    def _fit(self, model: SoftmaxRegression, **kwargs: Any) -> None:
+        """Train unless there is nothing left to, and say what came of it and what to do with it."""
         if self.checkpoint and (reason := self._end_of_resumed()):
             self._discard_unstarted()
             self._record_end(reason)
@@ -390,6 +399,7 @@ def summary(trainer: Trainer, run: Path | None) -> str:
             f"checkpoints: {run / 'checkpoints'}",
             "next:",
             f"  python train.py test --ckpt_path {run}",
+            f"  python study.py report {run}",
             f"  tensorboard --logdir {run.parent.parent}",
         ]
     return "\n".join(lines)

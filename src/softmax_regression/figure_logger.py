@@ -16,6 +16,7 @@ from softmax_regression.batches import Batches
 from softmax_regression.errors import InputError
 from softmax_regression.fashion_mnist import CLASSES
 from softmax_regression.model import SoftmaxRegression
+from softmax_regression.runs import METRICS
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -156,6 +157,6 @@ class LiveCurve(Callback):
 
 def curves(history: list[dict[str, float]]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return epochs (t,) and values (t,) of each metric in t rows, for `figures.learning_curves`."""
-    names = [name for name in history[-1] if "/" in name]
+    names = [name for name in METRICS if name in history[-1]]
     epochs = torch.tensor([row["epoch"] for row in history])
     return {name: (epochs, torch.tensor([row.get(name, math.nan) for row in history])) for name in names}
