@@ -23,6 +23,7 @@ from torch import Tensor
 from softmax_regression import sweep
 from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import InputError
+from softmax_regression.runs import locked
 from softmax_regression.stacked import Scores, Stack
 from softmax_regression.sweep import Sweep
 from softmax_regression.sweep_plan import Plan, Range, Value, describe
@@ -190,8 +191,10 @@ def test_a_folder_keeps_one_plan_and_one_sweep_at_a_time(data: FashionMNISTDataM
     search(data, "mine", plan({"lr": [0.1], "epochs": [1]}))
     with pytest.raises(InputError, match="another plan"):
         search(data, "mine", plan({"lr": [0.2], "epochs": [1]}))
-    with sweep._locked(Path("mine")), pytest.raises(InputError, match="a sweep is running there"):
-        sweep._locked(Path("mine")).__enter__()
+    folder = Path("logs/sweep/mine-quick")
+    folder.mkdir(parents=True)
+    with locked(folder, ""), pytest.raises(InputError, match=r"another process is at work there.* --name"):
+        sweep.run({"lr": [0.1]}, name="mine", source="synthetic", quick=True)
 
 
 def test_the_page_the_table_and_tensorboard_have_every_trial() -> None:
@@ -258,3 +261,17 @@ def _stored(folder: Path) -> dict[str, Result]:
     trials = optuna.load_study(study_name=folder.name, storage=storage).trials
     assert len(trials) == len({describe(trial.params) for trial in trials})
     return {describe(trial.params): (trial.state, trial.user_attrs.get("history")) for trial in trials}
+
+
+def test_hopeless_trials_are_given_up_on_request(data: FashionMNISTDataModule) -> None:
+    rates: list[Value] = [0.1, 0.2, 0.05, 0.3, 0.15, 1e-6]
+    space: dict[str, list[Value] | Range] = {"lr": rates, "batch_size": [32, 16], "epochs": [4]}
+    whole, pruned = (
+        search(data, f"pruned-{prune}", Plan(space, "grid", 1, [0], 0, "tiny", prune))
+        for prune in (False, True)
+    )
+    assert {trial.state for trial in whole.study.trials} == {TrialState.COMPLETE}
+    given_up = [trial for trial in pruned.study.trials if trial.state == TrialState.PRUNED]
+    assert {trial.params["batch_size"] for trial in given_up} == {16}  # the first group has nothing before it
+    assert 1e-6 in {trial.params["lr"] for trial in given_up}
+    assert pruned.study.best_value == pytest.approx(whole.study.best_value)

@@ -5,16 +5,14 @@ learning rate. A trial is a configuration; its value is its last validation loss
 Command: python study.py sweep
 """
 
-import fcntl
 import json
 import math
 import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -31,6 +29,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError
 from softmax_regression.fashion_mnist import DIRS
+from softmax_regression.runs import locked
 from softmax_regression.stacked import Scores
 from softmax_regression.sweep_plan import TPE_BATCH, Params, Plan, Range, Value, describe, epochs_of, key
 from softmax_regression.sweep_trials import History, make_stack, train
@@ -47,6 +46,7 @@ def run(
     source: Literal["fashion-mnist", "synthetic"] = "fashion-mnist",
     dirs: Sequence[str] = DIRS,
     seed: int = 0,
+    prune: bool = False,
     quick: bool = False,
 ) -> Path:
     """Search, or go on with a search that was interrupted; then test the winner and write the page.
@@ -62,6 +62,8 @@ def run(
         source: `fashion-mnist`, or `synthetic` for generated stand-ins.
         dirs: Folders to look for the data in.
         seed: Seed of the sampler.
+        prune: Give up trials that do worse than the median of the finished ones; with several workers, which
+            ones depends on who is first.
         quick: First and middle values, two epochs, two seeds and 1,000 images, to see that it works.
 
     Returns:
@@ -82,29 +84,16 @@ def run(
         }
         space = {**ends, "epochs": [1, 2]}
         seeds, trials, name = seeds[:2], min(trials, 4), f"{name}-quick"
-    plan = Plan(space, sampler, trials, list(seeds), seed, f"{data.loaded.sha256}/{len(data.train_index)}")
+    plan = Plan(
+        space, sampler, trials, list(seeds), seed, f"{data.loaded.sha256}/{len(data.train_index)}", prune
+    )
     folder = Path("logs/sweep", name)
-    with _locked(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder, "choose another --name"):
         sweep = Sweep(plan, data, folder, storage)
         sweep.search(workers)
         test = sweep.test_winner()
         return sweep_page.write(folder, plan, sweep.study.trials, test, data.loaded.origin)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep the folder for this process; the lock ends with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise InputError(
-            f"{folder}: a sweep is running there; wait for it, or choose another --name"
-        ) from error
-    finally:
-        os.close(descriptor)
 
 
 class Sweep:
@@ -180,12 +169,17 @@ class Sweep:
             unfinished = {trial.number: trial for trial in group}
             try:
                 longest = max(epochs_of(trial.params) for trial in group)
-                for ended in train(self.plan, self.data, group):
+                for epoch, (ended, losses) in enumerate(train(self.plan, self.data, group)):
                     for trial, result in ended:
-                        self._finish(unfinished.pop(trial.number), result)
+                        if trial.number in unfinished:
+                            self._finish(unfinished.pop(trial.number), result)
+                    for number in self._hopeless(unfinished, losses, epoch) if self.plan.prune else ():
+                        del unfinished[number]
                     self.bar.advance(self.task, len(unfinished) / longest)
                     if self.stop.is_set():
                         return
+                    if not unfinished:
+                        break
             except Exception as error:  # whatever it is, the other groups may still work
                 for trial in unfinished.values():
                     self._finish(trial, error)
@@ -219,6 +213,21 @@ class Sweep:
                 self.storage.set_trial_user_attr(trial._trial_id, "history", result)
                 self.storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [value])
             self._show()
+
+    def _hopeless(
+        self, unfinished: Mapping[int, FrozenTrial], losses: Mapping[int, float], epoch: int
+    ) -> list[int]:
+        """Record how the trials of a group do; give up the hopeless ones, and return their numbers."""
+        pruned = []
+        for number, loss in losses.items():
+            if number in unfinished:
+                trial_id = unfinished[number]._trial_id
+                with self.lock:
+                    self.storage.set_trial_intermediate_value(trial_id, epoch, loss)
+                    if self.study.pruner.prune(self.study, self.storage.get_trial(trial_id)):
+                        self.storage.set_trial_state_values(trial_id, TrialState.PRUNED)
+                        pruned.append(number)
+        return pruned
 
     def _show(self) -> None:
         trials = self.study.get_trials(deepcopy=False)

@@ -217,6 +217,8 @@ def _is_book(trial: FrozenTrial) -> bool:
 
 
 def _failures(page: Page, trials: Sequence[FrozenTrial]) -> None:
+    if pruned := sum(trial.state == TrialState.PRUNED for trial in trials):
+        page.text(f"{pruned} more were given up early: worse than the median of the finished ones by then.")
     failed = [
         [t.number, describe(t.params), t.user_attrs["error"]] for t in trials if "error" in t.user_attrs
     ]

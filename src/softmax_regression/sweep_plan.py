@@ -46,6 +46,7 @@ class Plan:
         seeds: Each trial is trained once with each of them.
         seed: Seed of the sampler.
         data: Identity of the training data.
+        prune: Whether to give up a trial that is worse than the median of the finished ones at that epoch.
 
     Raises:
         InputError: It cannot be searched.
@@ -57,6 +58,7 @@ class Plan:
     seeds: Sequence[int]
     seed: int
     data: str
+    prune: bool = False
 
     def __post_init__(self) -> None:
         for name, values in self.space.items():

@@ -20,8 +20,8 @@ METRICS = ("train/loss", "train/acc", "val/loss", "val/acc")
 
 def train(
     plan: Plan, data: FashionMNISTDataModule, group: Sequence[FrozenTrial]
-) -> Iterator[list[tuple[FrozenTrial, History | Exception]]]:
-    """Train a group at once, epoch by epoch, and yield the trials that end with each.
+) -> Iterator[tuple[list[tuple[FrozenTrial, History | Exception]], dict[int, float]]]:
+    """Train a group at once, epoch by epoch; yield the trials that end with each, and how all others do.
 
     With a constant learning rate a short run is the beginning of a long one, so trials that differ in nothing
     but `epochs` are one model, whose history is read off at several places.
@@ -30,6 +30,9 @@ def train(
         plan: Has the seeds.
         data: Set up.
         group: Trials with the same `key`.
+
+    Yields:
+        Trials with their metrics, or why they failed; number -> validation loss of those that go on.
     """
     columns: dict[tuple[tuple[str, Value], ...], int] = {}
     place: dict[int, int] = {}  # trial -> its column of the stacks
@@ -42,7 +45,7 @@ def train(
             continue
         own = tuple((name, trial.params[name]) for name in STACKABLE if name in trial.params)
         place[trial.number] = columns.setdefault(own, len(columns))
-    yield refused
+    yield refused, {}
     group = [trial for trial in group if trial.number in place]
     if not group:
         return
@@ -55,7 +58,12 @@ def train(
         rows.append(torch.stack([torch.stack((*s.train_epoch(), *s.score(*val))) for s in stacks]))
         ending = [trial for trial in group if epochs_of(trial.params) == epoch]
         table = torch.stack(rows, -1) if ending else torch.empty(0)  # (seeds, metrics, models, epochs)
-        yield [(t, {m: table[:, i, place[t.number]].tolist() for i, m in enumerate(METRICS)}) for t in ending]
+        losses = rows[-1][:, METRICS.index("val/loss")].mean(0)
+        going_on = {t.number: losses[place[t.number]].item() for t in group if epochs_of(t.params) > epoch}
+        yield (
+            [(t, {m: table[:, i, place[t.number]].tolist() for i, m in enumerate(METRICS)}) for t in ending],
+            going_on,
+        )
 
 
 def make_stack(trials: Sequence[Params], seed: int, epochs: int, data: FashionMNISTDataModule) -> Stack:
