@@ -6,11 +6,13 @@ Exit codes: 0 done, 2 bad input, 3 diverged, 4 could not save, 130 interrupted.
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser
 
+from softmax_regression import trust
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.fashion_mnist import DIRS
 
@@ -22,7 +24,7 @@ class Study(NamedTuple):
 
     function: str
     help: str
-    positional: str | None = None  # its parameter that takes all words that are not flags
+    positional: str | None = None  # its parameter that takes the words that are not flags; a str takes one
 
 
 STUDIES = {
@@ -30,6 +32,9 @@ STUDIES = {
     "sweep": Study("sweep.run", "Exercise 1: search batch size, learning rate, epochs and more."),
     "overfit": Study("overfit.run", "Exercise 2: train for long on few images, and what helps."),
     "curve": Study("curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
+    "report": Study("run_report.report", "Show a run: curves, mistakes, weights, calibration.", "which"),
+    "compare": Study("run_report.compare", "Show runs side by side.", "runs"),
+    "export": Study("export.run", "Write a checkpoint as ONNX and as a web page that runs it.", "which"),
 }
 
 
@@ -68,7 +73,8 @@ def _parser(chosen: str | None) -> ArgumentParser:
             function = getattr(import_module(f"softmax_regression.{module}"), attribute)
             command.add_argument("--config", action="config", help="YAML with any of the options below.")
             if study.positional:
-                command.add_argument(study.positional, nargs="+", type=Path)
+                one = signature(function).parameters[study.positional].annotation is str
+                command.add_argument(study.positional, nargs=None if one else "+", type=str if one else Path)
             else:
                 command.add_argument("--quick", action="store_true", help="Do little, to see that it works.")
             command.add_function_arguments(function, skip={study.positional or "quick"})
@@ -79,7 +85,9 @@ def _parser(chosen: str | None) -> ArgumentParser:
 def main(args: Sequence[str] | None = None) -> int:
     """Run a study and return the exit code; a mistake is one line on stderr."""
     args = sys.argv[1:] if args is None else list(args)
+    trust.enforce()
     try:
+        trust.check_arguments(args)
         parser = _parser(next((arg for arg in args if not arg.startswith("-")), None))
         config = parser.instantiate(parser.parse_args(args))
         name = config.subcommand
@@ -90,7 +98,7 @@ def main(args: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except ArgumentError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {trust.explain(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
