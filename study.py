@@ -1,8 +1,12 @@
 """Study softmax regression on Fashion-MNIST: `python study.py --help`."""
 
+import os
+import signal
 import sys
 
-from softmax_regression.studies import main
-
 if __name__ == "__main__":
+    before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # no traceback of the imports
+    from softmax_regression.studies import main
+
+    signal.signal(signal.SIGINT, before)
     sys.exit(main())

@@ -1,7 +1,9 @@
 import gzip
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -29,6 +31,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip("the four Fashion-MNIST files were not found, see the README"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip("no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _no_trace_of_ddp() -> Iterator[None]:
+    """Forget what Lightning's launcher leaves in its process: variables, and a group that holds a port."""
+    with patch.dict(os.environ):
+        yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="session")

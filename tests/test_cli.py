@@ -114,8 +114,14 @@ def test_fit_draws_a_progress_bar_in_a_terminal(
     assert "epoch 3/3" not in out
 
 
+def test_a_callback_whose_default_is_no_plain_value_is_recorded_and_resumed() -> None:
+    assert fit("--trainer.callbacks+=lightning.pytorch.callbacks.Timer", "--trainer.max_epochs=1") == 0
+    assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=2"]) == 0
+    assert "interval: step" in (only_run() / "config.yaml").read_text()
+
+
 def test_early_stopping_can_fire(capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit("--model.lr=5", "--trainer.max_epochs=40") == 0
+    assert fit("--model.lr=5", "--data.train_size=64", "--trainer.max_epochs=40") == 0
     assert "early stopping: val/loss did not improve for 3 epochs" in capsys.readouterr().out
     assert manifest(only_run())["final"]["epoch"] < 40
 
@@ -249,6 +255,7 @@ NO_OPTIONS = [
     ("--data.val_size=-1", "val_size=-1"),
     ("--data.train_size=0", "train_size=0"),
     ("--data.train_size=500", "train_size=500"),
+    ("--data.synthetic_size=2000001", "synthetic_size=2000001: must be at most 2000000"),
     ("--data.source=mnist", "mnist"),
     ("--data.steps_per_execution=0", "steps_per_execution=0"),
     ("--trainer.max_epochs=0", "max_epochs=0"),
@@ -303,9 +310,18 @@ def test_a_wrong_configuration_is_one_line(text: str, named: str, capsys: pytest
     assert not Path("logs").exists()
 
 
-@pytest.mark.parametrize(
-    "damage", ["empty", "text", "truncated", "flipped", "foreign", "shape", "not finite"]
-)
+DAMAGES = {
+    "empty": "it has no checksum",
+    "text": "it has no checksum",
+    "truncated": "it has no checksum",
+    "flipped": "its checksum does not hold",
+    "foreign": "not a checkpoint of this project",
+    "shape": "linear.weight has shape (10, 100), the model (10, 784)",
+    "not finite": "linear.weight is not finite",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("command", ["test", "predict", "fit"])
 def test_a_damaged_or_foreign_checkpoint_is_one_line(
     trained: Path, command: str, damage: str, capsys: pytest.CaptureFixture[str]
@@ -316,12 +332,14 @@ def test_a_damaged_or_foreign_checkpoint_is_one_line(
         saved = checkpoint.read(trained / "checkpoints" / "last.ckpt")
         weight = saved["state_dict"]["linear.weight"]
         saved["state_dict"]["linear.weight"] = weight[:, :100] if damage == "shape" else weight / 0
-        torch.save([1, 2] if damage == "foreign" else saved, path)
+        path.write_bytes(checkpoint.dumps({"x": 1} if damage == "foreign" else saved))
     else:
         flipped = bytearray(good)
         flipped[len(good) // 2] ^= 1
         data = {"empty": b"", "text": b"hello", "truncated": good[:-100], "flipped": bytes(flipped)}
         path.write_bytes(data[damage])
     assert main([command, *SMALL, "--ckpt_path", str(path)]) == 2
-    assert "x.ckpt" in one_line(capsys)
+    line = one_line(capsys)
+    assert "x.ckpt" in line
+    assert DAMAGES[damage] in line
     assert not Path("logs").exists()

@@ -4,12 +4,17 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
 from commands import SMALL, fit, manifest, one_line, only_run
 from softmax_regression.checkpoint import read
 from softmax_regression.cli import main
+from softmax_regression.errors import InputError
+from softmax_regression.model import SoftmaxRegression
+from softmax_regression.runs import locked
 from test_resume import assert_same, state
 
 
@@ -157,18 +162,29 @@ def test_more_epochs_take_effect(run: Path) -> None:
     assert_same(state(run), state(run.with_name("reference")))
 
 
-def test_a_cosine_schedule_follows_the_new_length() -> None:
+def test_a_cosine_schedule_follows_the_new_length_from_the_first_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert fit("--model.schedule=cosine", "--trainer.max_epochs=2") == 0
+    original, lrs = SoftmaxRegression._learn, []
+
+    def learn(self: SoftmaxRegression, *minibatch: Any) -> Tensor:
+        lrs.append(self._optimizer.param_groups[0]["lr"])
+        return original(self, *minibatch)
+
+    monkeypatch.setattr(SoftmaxRegression, "_learn", learn)
     run = only_run()
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=6"]) == 0
-    lrs = [row["lr"] for row in read(run / "checkpoints" / "last.ckpt")["history"]]
-    assert lrs[1] == pytest.approx(0, abs=1e-12)
-    expected = [0.05 * (1 + math.cos(math.pi * epoch / 6)) for epoch in (3, 4, 5, 6)]
-    assert lrs[2:] == pytest.approx(expected, abs=1e-12)
+    steps, total = 16, 6 * 16
+    assert lrs == pytest.approx(
+        [0.05 * (1 + math.cos(math.pi * step / total)) for step in range(2 * steps, total)], abs=1e-12
+    )
+    rows = read(run / "checkpoints" / "last.ckpt")["history"]
+    assert [row["lr"] for row in rows[1:]] == pytest.approx([0, *lrs[steps::steps], 0], abs=1e-12)
 
 
 def test_raising_the_patience_goes_on_after_early_stopping(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ("--model.lr=5", "--trainer.max_epochs=30")
+    options = ("--model.lr=5", "--data.train_size=64", "--trainer.max_epochs=30")
     assert fit(*options) == 0
     run = only_run()
     stopped = manifest(run)["final"]["epoch"]
@@ -192,6 +208,29 @@ def test_a_name_that_another_run_has_is_refused(run: Path, capsys: pytest.Captur
     assert fit(f"--trainer.logger.version={run.name}") == 2
     assert run.name in one_line(capsys)
     assert files(run) == before
+
+
+def test_a_run_that_trains_is_not_resumed_by_another_process(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(run)
+    with locked(run, ""):
+        assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 2
+    assert one_line(capsys).startswith(f"error: {run}: another process is at work there; wait for it, or")
+    assert files(run) == before
+    original, refused = SoftmaxRegression.on_train_epoch_end, 0
+
+    def end(self: SoftmaxRegression) -> None:
+        nonlocal refused
+        with pytest.raises(InputError), locked(Path(self.trainer.log_dir or ""), ""):
+            pass
+        refused += 1
+        original(self)
+
+    monkeypatch.setattr(SoftmaxRegression, "on_train_epoch_end", end)
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 0
+    assert fit("--trainer.max_epochs=1", "--trainer.logger.version=new") == 0
+    assert refused == 2
 
 
 def test_a_run_is_not_resumed_outside_its_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

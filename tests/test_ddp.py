@@ -100,6 +100,19 @@ def test_several_processes_train_the_model_of_one(trained: Callable[[int], Path]
     assert manifest(trained(n) / RUN)["device"] == {"type": "cpu", "count": n}
 
 
+@pytest.mark.real_data
+def test_two_processes_train_the_model_of_one_on_the_real_data(real_folder: Path) -> None:
+    options = ("fit", "--trainer.max_epochs=1", f"--data.dirs=[{real_folder}]", "--trainer.accelerator=cpu")
+    assert main([*options, "--trainer.logger.version=one"]) == 0
+    two = start(str(ROOT / "train.py"), *options, f"--config={ROOT / 'conf' / 'ddp.yaml'}",
+                "--trainer.logger.version=two")  # fmt: skip
+    _, err = wait(two)
+    assert (two.returncode, err) == (0, "")
+    run = RUN.with_name("two")
+    assert manifest(run)["device"] == {"type": "cpu", "count": 2}
+    assert_close(run, RUN.with_name("one"))
+
+
 @pytest.mark.parametrize("n", [2, 3])
 def test_metrics_count_each_image_once(trained: Callable[[int], Path], n: int) -> None:
     for size in VALIDATIONS:
@@ -156,11 +169,32 @@ def test_one_process_writes_and_speaks(trained: Callable[[int], Path]) -> None:
     assert "one would be faster" in ended[0].out
 
 
-def test_a_batch_is_not_smaller_than_the_number_of_processes() -> None:
-    for process in run_group(3, [*FIT, "--data.batch_size=2"]):
-        assert process.code == 2
-        assert process.err.startswith("error: batch_size=2: must be at least 1 for each of 3 devices; ")
+@pytest.mark.parametrize(
+    ("option", "line"),
+    [
+        ("--data.batch_size=2", "error: batch_size=2: must be at least 1 for each of 3 devices; "),
+        ("--data.batch_sise=2", "error: "),
+    ],
+)
+@pytest.mark.parametrize("environment", [torchrun, slurm])
+def test_a_mistake_is_one_line_of_all_processes(environment: Environment, option: str, line: str) -> None:
+    ended = run_group(3, [*FIT, option], environment=environment)
+    assert [process.code for process in ended] == [2, 2, 2]
+    assert ended[0].err.startswith(line)
+    assert [process.err.count("\n") for process in ended] == [1, 0, 0]
     assert not RUN.exists()
+
+
+def test_what_only_one_process_may_have_met_is_said_by_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended = run_group(2, [*FIT, "--data.batch_size=1"], environment=two_nodes)
+    assert [process.err.count("\n") for process in ended] == [1, 1]  # a line a machine
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for joined in (False, True):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: joined)  # noqa: B023
+        assert main([*FIT, "--data.batch_size=0"]) == 2
+        assert capsys.readouterr().err.count("\n") == joined
 
 
 FAULTS = [(number, rank) for number in (signal.SIGKILL, signal.SIGTERM) for rank in (0, 1)]
@@ -318,7 +352,6 @@ def test_torchrun_on_two_nodes(trained: Callable[[int], Path]) -> None:
     assert_same(state(RUN), state(trained(2) / RUN))
 
 
-@pytest.mark.chaos  # the port that Lightning chose for it may be taken by a neighbour in a long session
 @pytest.mark.parametrize("victim", ["the first process", "the other"])
 def test_a_launcher_and_its_process_end_together(victim: str) -> None:
     """`train.py` starts the other processes itself, which no server has prepared."""

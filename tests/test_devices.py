@@ -3,14 +3,15 @@
 import math
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 
 from commands import fit, manifest, only_run
-from softmax_regression import checkpoint
+from softmax_regression import FashionMNISTDataModule, SoftmaxRegression, checkpoint
 from softmax_regression.callbacks import device_choice
 from softmax_regression.cli import main
 
@@ -55,6 +56,23 @@ def test_every_precision_learns_the_same(
         assert row["val/loss"] == pytest.approx(expected["val/loss"], rel=tolerance)
     assert main(["test", f"--ckpt_path={only_run()}"]) == 0
     assert manifest(only_run())["test"]["test/acc"] > 0.5
+
+
+@pytest.mark.parametrize("loss", ["torch", "stable"])
+def test_gradients_that_are_scaled_for_float16_train_the_same(single: dict[str, Any], loss: str) -> None:
+    """On a CPU, where `16-mixed` alone would scale nothing."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=40)
+    trainer = Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, plugins=MixedPrecision("16-mixed", "cpu", scaler),
+    )  # fmt: skip
+    model = SoftmaxRegression(loss=cast(Literal["torch", "stable"], loss))
+    trainer.fit(model, FashionMNISTDataModule(32, 101, source="synthetic", synthetic_size=600))
+    assert scaler.get_scale() == 2.0**15  # it grew once in 48 steps, so that none overflowed
+    losses = [row["train/loss"] for row in model.history]
+    assert losses == sorted(losses, reverse=True)
+    assert losses == pytest.approx([row["train/loss"] for row in single["history"]], rel=0.02)
+    assert all(weight.isfinite().all() for weight in model.parameters())
 
 
 @pytest.mark.parametrize("loss", ["torch", "stable"])

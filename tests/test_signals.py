@@ -206,6 +206,16 @@ def test_the_program_itself_handles_sigint(tmp_path: Path) -> None:
     assert_resumes_exactly(only_run(), tmp_path)
 
 
+@pytest.mark.parametrize("script", ["train.py", "study.py"])
+def test_sigint_during_the_imports_is_quiet(script: str) -> None:
+    Path("torch.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / script)],
+        env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
+
+
 def test_signals_are_taken_over_by_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
     monkeypatch.setattr(

@@ -16,14 +16,15 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import jsonargparse
 import numpy as np
 import pytest
 import torch
 
 from commands import SMALL, fit, one_line, only_run
-from softmax_regression import trust
+from softmax_regression import studies, trust
 from softmax_regression.checkpoint import read
-from softmax_regression.cli import main
+from softmax_regression.cli import COMMANDS, main
 
 CANARY = "canary"  # a file in the folder of the test; that it exists says that foreign code ran
 
@@ -145,7 +146,18 @@ WAYS: dict[str, Callable[[str], list[str]]] = {
     "test": lambda path: ["test", *SMALL, "--ckpt_path", path],
     "validate": lambda path: ["validate", *SMALL, "--ckpt_path", path],
     "predict": lambda path: ["predict", *SMALL, "--ckpt_path", path],
+    "report": lambda path: ["report", path],
+    "compare": lambda path: ["compare", path, path],
+    "export": lambda path: ["export", path],
 }
+
+
+COMMANDS_WITH_A_CONFIGURATION = [way for way in WAYS if way.split()[0] in COMMANDS]
+
+
+def exit_code(way: str, path: str, *options: str) -> int:
+    arguments = WAYS[way](path)
+    return main([*arguments, *options]) if arguments[0] in COMMANDS else studies.main(arguments)
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -173,7 +185,7 @@ def test_a_hostile_checkpoint_is_refused_in_one_line(
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
         options = ["--weights_only=false"]
     Path("x.ckpt").write_bytes(sealed(HOSTILE[kind](saved)))
-    assert main([*WAYS[way]("x.ckpt"), *options]) == 2
+    assert exit_code(way, "x.ckpt", *options) == 2
     line = one_line(capsys)
     assert "x.ckpt" in line
     assert "damaged" not in line  # it is not refused for its checksum
@@ -189,7 +201,7 @@ def test_a_hostile_checkpoint_in_a_run_is_refused(
     (run / "config.yaml").write_text("{trainer: {max_epochs: 3}}")
     (run / "checkpoints" / "last.ckpt").write_bytes(sealed(zipped(SYSTEM)))
     for path in (str(run), "last"):
-        assert main(WAYS[way](path)) == 2
+        assert exit_code(way, path) == 2
         assert "refused" in one_line(capsys)
     assert not Path(CANARY).exists()
 
@@ -315,8 +327,8 @@ def test_a_foreign_class_in_the_configuration_of_a_run_is_refused(
     capsys.readouterr()
     run = only_run()
     (run / "config.yaml").write_text(f"trainer: {{logger: {C}}}")
-    for way in WAYS.values():
-        assert main(way(str(run))) == 2
+    for way in COMMANDS_WITH_A_CONFIGURATION:
+        assert exit_code(way, str(run)) == 2
         assert_refused(capsys)
 
 
@@ -339,6 +351,21 @@ def test_classes_of_lightning_and_of_this_package_may_be_named() -> None:
     assert (
         fit("--trainer.callbacks+=lightning.pytorch.callbacks.LambdaCallback", "--trainer.max_epochs=1") == 0
     )
+
+
+@pytest.mark.usefixtures("foreign")
+def test_a_study_trusts_no_more_than_a_run(
+    server: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    jsonargparse.set_parsing_settings(import_path_denylist=[], import_path_allowlist=[])  # as it is at first
+    Path("x.yaml").write_text(f"space: {{lr: {C}}}")
+    for option in ("--config=x.yaml", f"--space.lr={C}", "--space.lr=foreign.C"):
+        assert studies.main(["sweep", option]) == 2
+        assert_refused(capsys)
+    address, asked = server
+    assert studies.main(["sweep", f"--config={address}"]) == 2
+    assert "not from URLs" in one_line(capsys)
+    assert not asked
 
 
 @pytest.fixture

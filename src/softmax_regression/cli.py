@@ -32,6 +32,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
 
 from softmax_regression import checkpoint, trust
 from softmax_regression.callbacks import EpochProgress, Interrupted, RunRecord, best_epoch, stop_reason
@@ -445,9 +446,18 @@ def _quiet_writers() -> Iterator[None]:
         threading.excepthook = before
 
 
+def _say_once(line: str) -> None:
+    """Say what all processes of a machine find wrong alike, as they do until they are joined."""
+    local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    if local_rank == "0" or (distributed.is_available() and distributed.is_initialized()):
+        print(line, file=sys.stderr)
+
+
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; a user's mistake is one line on stderr."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
+    # A default of Lightning's classes may be an Enum of strings, as Timer's is; write what it says.
+    yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     trust.enforce()
@@ -456,14 +466,17 @@ def main(args: Sequence[str] | None = None) -> int:
             for message in FOREIGN_WARNINGS:
                 warnings.filterwarnings("ignore", message)
             TrainCLI(sys.argv[1:] if args is None else args)
-    except (InputError, StorageError, LostProcessError) as error:
+    except (StorageError, LostProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except InputError as error:
+        _say_once(f"error: {error}")
         return error.exit_code
     except DivergedError as error:  # on all processes alike
         rank_zero_only(print)(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except (ArgumentError, MisconfigurationException) as error:
-        print(f"error: {trust.explain(str(error))}; see `python train.py fit --help`", file=sys.stderr)
+        _say_once(f"error: {trust.explain(str(error))}; see `python train.py fit --help`")
         return 2
     except Interrupted as error:  # on all processes alike
         rank_zero_only(print)(error, file=sys.stderr)

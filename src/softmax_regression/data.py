@@ -1,6 +1,7 @@
 """Fashion-MNIST as a LightningDataModule: what is trained on, what is held out, and in which minibatches."""
 
 import hashlib
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,17 +94,14 @@ class FashionMNISTDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        lowest = {
-            "batch_size": 1,
-            "val_size": 0,
-            "train_size": 1,
-            "synthetic_size": 10,
-            "steps_per_execution": 1,
-        }
-        for name, low in lowest.items():
+        for name, low, high in (
+            ("batch_size", 1, math.inf), ("val_size", 0, math.inf), ("train_size", 1, math.inf),
+            ("synthetic_size", 10, 2_000_000), ("steps_per_execution", 1, math.inf),
+        ):  # fmt: skip
             value = self.hparams[name]
-            if value is not None and value < low:
-                raise InputError(f"{name}={value}: must be at least {low}; change data.{name}")
+            if value is not None and not low <= value <= high:
+                bound = f"at least {low}" if value < low else f"at most {high}"
+                raise InputError(f"{name}={value}: must be {bound}; change data.{name}")
         self.data: Dataset | None = None
         self.photos: tuple[Tensor, list[Path]] | None = None
 

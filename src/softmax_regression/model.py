@@ -125,6 +125,9 @@ class SoftmaxRegression(LightningModule):
         """Look up once what every update needs, and tell Lightning where a resumed epoch goes on."""
         self._optimizer = cast(Optimizer, self.optimizers(use_pl_optimizer=False))
         self._scheduler = cast(LRScheduler | None, self.lr_schedulers())
+        if isinstance(self._scheduler, LambdaLR):  # a resumed run may have got another end
+            factor = self._scheduler.lr_lambdas[0](self._scheduler.last_epoch)
+            self._optimizer.param_groups[0]["lr"] = self._scheduler.base_lrs[0] * factor
         self._scaler: torch.amp.GradScaler | None = getattr(self.trainer.precision_plugin, "scaler", None)
         loop = self.trainer.fit_loop.epoch_loop
         self._steps = loop.manual_optimization.optim_step_progress
