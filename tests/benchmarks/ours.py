@@ -73,9 +73,18 @@ def fit(flags: Sequence[str], device: str = "cpu", stop_early: bool = False) -> 
 
 def contestant(task: Task) -> Run:
     """Return `fit`, timed from the start of the first training step to the return of `Trainer.fit`."""
+    return _fit_of(task, "--figures.every_n_epochs=0")
+
+
+def with_figures(task: Task) -> Run:
+    """Return the same with the figures that `fit` draws for TensorBoard in the end."""
+    return _fit_of(task, "--figures.every_n_epochs=null")
+
+
+def _fit_of(task: Task, *options: str) -> Run:
     hparams = {name: task.data.hparams[name] for name in ("source", "synthetic_size", "train_size")}
     flags = [f"--data.{name}={value}" for name, value in hparams.items() if value]
-    flags += [f"--data.batch_size={BATCH_SIZE}", f"--model.lr={LR}"]
+    flags += [f"--data.batch_size={BATCH_SIZE}", f"--model.lr={LR}", *options]
 
     def run(epochs: int) -> Outcome:
         more = [f"--trainer.max_epochs={epochs}", f"--trainer.logger.save_dir={task.scratch}"]

@@ -24,6 +24,7 @@ class Contestant(NamedTuple):
 
 CONTESTANTS = {
     "a": Contestant("this project, `fit`", "ours.contestant"),
+    "a+": Contestant("the same with the figures at its end", "ours.with_figures"),
     "b": Contestant("plain PyTorch loop", "plain.contestant"),
     "c": Contestant("the book's loop, 4 workers", "book.contestant", slow=True),
     "d": Contestant("Lightning, the usual template", "template.contestant"),
