@@ -395,3 +395,9 @@ def test_an_epoch_that_is_limited_sees_the_first_minibatches_of_its_order(tiny: 
         batches = split.train_dataloader()
         batches.sampler.set_epoch(epoch)
         assert counter.epochs["train", epoch] == seen(batches)[1][:40].tolist()
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(10, 64), (1000, 32), (16_384, 2), (20_000, 1)])
+def test_a_list_of_minibatches_is_not_too_large_to_gather(batch_size: int, steps: int) -> None:
+    split = FashionMNISTDataModule(batch_size, 100, source="synthetic", synthetic_size=20_100)
+    assert split.train_dataloader().steps == steps

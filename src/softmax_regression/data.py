@@ -16,6 +16,7 @@ from softmax_regression.batches import Batches
 from softmax_regression.errors import InputError
 from softmax_regression.fashion_mnist import DIRS, Dataset
 
+MAX_LIST = 32_768  # images gathered at once for a `training_step`
 EVAL_BATCH_SIZE = 5000  # bounds the memory of validation, test and prediction; results do not depend on it
 
 
@@ -71,7 +72,8 @@ class FashionMNISTDataModule(LightningDataModule):
         watch_test: Also score the test set after every epoch, as the figure of the book does.
         device: `auto` keeps the images on the device that trains; `host` keeps them in host memory and
             copies each minibatch, for a set that the device cannot hold.
-        steps_per_execution: Minibatches handed to one `training_step`; more cost less overhead.
+        steps_per_execution: Minibatches handed to one `training_step`, fewer where they would be more than
+            32,768 images; many cost less overhead, and memory for the images.
         seed: Decides the order of the training images.
 
     Raises:
@@ -153,7 +155,9 @@ class FashionMNISTDataModule(LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Return the training minibatches, in an order decided by (seed, epoch)."""
         data, hparams = self.loaded, self.hparams
-        steps = 1 if self.trainer and _counts_steps(self.trainer) else hparams["steps_per_execution"]
+        steps = min(hparams["steps_per_execution"], max(1, MAX_LIST // hparams["batch_size"]))
+        if self.trainer and _counts_steps(self.trainer):
+            steps = 1
         return self._batches(
             data.images, data.labels, self.train_index, hparams["batch_size"], steps, hparams["seed"]
         )

@@ -7,10 +7,10 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from softmax_regression.figures import BLUE, GREEN, ORANGE, VERMILION
 from softmax_regression.numerics import log_softmax, logsumexp, smooth_max, softmax
 from softmax_regression.numerics_measurements import Error, Training
 
-BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"  # Okabe and Ito
 STYLES = {
     "torch": (GREEN, "-", 3.5),
     "stable": (BLUE, "-", 2),
