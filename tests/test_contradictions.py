@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from torch import Tensor
 
 from commands import SMALL, fit, manifest, one_line, only_run
+from softmax_regression import checkpoint
 from softmax_regression.checkpoint import read
 from softmax_regression.cli import main
 from softmax_regression.errors import InputError
@@ -231,6 +234,22 @@ def test_a_run_that_trains_is_not_resumed_by_another_process(
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 0
     assert fit("--trainer.max_epochs=1", "--trainer.logger.version=new") == 0
     assert refused == 2
+
+
+def test_a_checkpoint_that_was_replaced_meanwhile_is_not_gone_on_from(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def slowly_locked(folder: Path, remedy: str) -> Iterator[None]:
+        """As if it had taken until the process that had the lock came to its end."""
+        path = folder / "checkpoints" / "last.ckpt"
+        saved = checkpoint.read(path)
+        checkpoint.write(checkpoint.dumps(saved | {"global_step": saved["global_step"] + 1}), path)
+        yield
+
+    monkeypatch.setattr("softmax_regression.cli.locked", slowly_locked)
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 2
+    assert "another process has gone on with the run" in one_line(capsys)
 
 
 def test_a_run_is_not_resumed_outside_its_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

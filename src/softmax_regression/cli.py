@@ -283,6 +283,12 @@ class TrainCLI(LightningCLI):
         if self.trainer.is_global_zero:
             checkpoint.sweep(run)
 
+    def _check_unchanged(self) -> None:
+        """Refuse to go on from a checkpoint that another process has replaced since it was read."""
+        path = self._get(self.config, "ckpt_path")
+        if self.run and checkpoint.read(path)["global_step"] != self.checkpoint["global_step"]:
+            raise InputError(f"{path}: another process has gone on with the run; start the command again")
+
     def _end_of_resumed(self) -> str | None:
         """Say why there is nothing left to resume, if so."""
         epochs, steps = len(self.checkpoint["history"]), self.checkpoint["global_step"]
@@ -302,6 +308,7 @@ class TrainCLI(LightningCLI):
         with ExitStack() as stack:
             if self.trainer.is_global_zero and (run := self.run or next(folders, None)):
                 stack.enter_context(locked(run, "start a new run without --resume"))
+                self._check_unchanged()
             if self.run:
                 self._reopen(self.run)
             self._fit(model, **kwargs)

@@ -54,13 +54,19 @@ def point(examples: int, batch_size: int, device: str) -> Point:
         f"--data.val_size={VAL_SIZE}",
         f"--data.batch_size={batch_size}",
         f"--trainer.max_epochs={EPOCHS}",
+        "--data.source=synthetic",
+        "--figures.every_n_epochs=0",
     ]
     with (
         tempfile.TemporaryDirectory() as logs,
         mock.patch("softmax_regression.data.load", return_value=data),
         redirect_stdout(StringIO()),
     ):
-        flags += ["--data.source=synthetic", "--figures.every_n_epochs=0", f"--trainer.logger.save_dir={logs}"]
+        flags += [
+            "--data.source=synthetic",
+            "--figures.every_n_epochs=0",
+            f"--trainer.logger.save_dir={logs}",
+        ]
         done = fit(flags, device)
     size = (data.images.nbytes + data.labels.nbytes) / 2**20
     return Point(examples, batch_size, done.epochs[1:], _peak() - imports, size)
