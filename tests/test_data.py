@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from softmax_regression import data, fashion_mnist
-from softmax_regression.batches import Batches, Minibatch
+from softmax_regression.batches import Batches, Minibatch, Minibatches
 from softmax_regression.data import FashionMNISTDataModule, stratified_order
 from softmax_regression.errors import InputError
 from softmax_regression.fashion_mnist import Dataset
@@ -45,7 +45,7 @@ class Recorder(LightningModule):
         super().__init__()
         self.seen: list[Minibatch] = []
 
-    def predict_step(self, batch: list[Minibatch], batch_idx: int) -> int:
+    def predict_step(self, batch: Minibatches, batch_idx: int) -> int:
         self.seen += batch
         return len(batch)
 
@@ -352,15 +352,15 @@ class Counter(Recorder):
         self.epochs: dict[tuple[str, int], list[int]] = {}
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
-    def _step(self, stage: str, batch: list[Minibatch]) -> None:
+    def _step(self, stage: str, batch: Minibatches) -> None:
         labels = [label for _, y, _ in batch for label in y.tolist()]
         self.epochs.setdefault((stage, self.current_epoch), []).extend(labels)
 
-    def training_step(self, batch: list[Minibatch], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Minibatches, batch_idx: int) -> Tensor:
         self._step("train", batch)
         return self.weight.sum()
 
-    def validation_step(self, batch: list[Minibatch], batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Minibatches, batch_idx: int, dataloader_idx: int = 0) -> None:
         if not self.trainer.sanity_checking:
             self._step("val", batch)
 
@@ -395,9 +395,3 @@ def test_an_epoch_that_is_limited_sees_the_first_minibatches_of_its_order(tiny: 
         batches = split.train_dataloader()
         batches.sampler.set_epoch(epoch)
         assert counter.epochs["train", epoch] == seen(batches)[1][:40].tolist()
-
-
-@pytest.mark.parametrize(("batch_size", "steps"), [(10, 64), (1000, 32), (16_384, 2), (20_000, 1)])
-def test_a_list_of_minibatches_is_not_too_large_to_gather(batch_size: int, steps: int) -> None:
-    split = FashionMNISTDataModule(batch_size, 100, source="synthetic", synthetic_size=20_100)
-    assert split.train_dataloader().steps == steps

@@ -38,10 +38,36 @@ class Shuffle:
         return torch.randperm(self.n, generator=generator)
 
 
-class Batches:
-    """An iterable over one epoch that yields lists of up to `steps` consecutive minibatches.
+class Minibatches:
+    """Consecutive minibatches, each gathered when its turn comes, so that it is in the cache when it is used.
 
-    A list is what one `training_step` works on (`steps_per_execution` in Keras): the minibatches, and the
+    Not a list, which Lightning would take apart to move it to the device.
+
+    Args:
+        batches: What they are a part of.
+        chosen: (n,) int64, the examples in their order, on the device of the data set.
+    """
+
+    def __init__(self, batches: "Batches", chosen: Tensor) -> None:
+        self.batches, self.chosen = batches, chosen
+
+    def __len__(self) -> int:
+        """Return the number of minibatches."""
+        return -(-len(self.chosen) // self.batches.batch_size)
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        """Yield this rank's share of each."""
+        own = self.batches
+        for whole in self.chosen.split(own.batch_size):
+            mine = whole[own.rank :: own.world_size]
+            images = own.images.index_select(0, mine)  # of uint8, 30 times as fast as images[mine]
+            yield images.to(own.device), own.labels.index_select(0, mine).to(own.device), len(whole)
+
+
+class Batches:
+    """An iterable over one epoch that yields up to `steps` consecutive minibatches at a time.
+
+    These are what one `training_step` works on (`steps_per_execution` in Keras): the minibatches, and the
     updates made with them, are the same whatever `steps` is.
 
     Args:
@@ -49,10 +75,11 @@ class Batches:
         labels: (m,) int64, on the same device.
         index: (n,) int64, the examples of the set that belong to this split.
         batch_size: Examples in a global minibatch, over all ranks; the last one of an epoch may be smaller.
-        steps: Minibatches in a list.
+        steps: Minibatches at a time.
         seed: Seed of the order; None for the order of `index`.
         rank: This process among `world_size`.
         world_size: Number of processes that share each minibatch.
+        device: Where the minibatches go; None for the device of the data set.
 
     Attributes:
         sampler: The `Shuffle` that decides the order.
@@ -71,7 +98,9 @@ class Batches:
         seed: int | None = None,
         rank: int = 0,
         world_size: int = 1,
+        device: torch.device | None = None,
     ) -> None:
+        self.device = device or images.device
         self.images, self.labels, self.index = images, labels, index
         self.batch_size, self.steps = batch_size, steps
         self.rank, self.world_size = rank, world_size
@@ -85,11 +114,11 @@ class Batches:
         return -(-len(self.index) // self.batch_size)
 
     def __len__(self) -> int:
-        """Lists in an epoch."""
+        """Times that `steps` minibatches are handed out in an epoch; the last may be fewer."""
         return -(-self.steps_per_epoch // self.steps)
 
-    def __iter__(self) -> Iterator[list[Minibatch]]:
-        """Yield the lists of this epoch, all of them unless `load_state_dict` says where to go on."""
+    def __iter__(self) -> Iterator[Minibatches]:
+        """Yield the minibatches of this epoch, all of them unless `load_state_dict` says where to go on."""
         if self._resumed != self.sampler.epoch:  # what an earlier pass left unread does not count
             self.position = 0
         self._resumed = None
@@ -98,17 +127,7 @@ class Batches:
             if end > self.position:
                 start = self.position
                 self.position = end if end < self.steps_per_epoch else 0
-                yield self._gather(order[start * self.batch_size : end * self.batch_size])
-
-    def _gather(self, chosen: Tensor) -> list[Minibatch]:
-        whole = chosen.split(self.batch_size)
-        mine = [part[self.rank :: self.world_size] for part in whole]
-        sizes = [len(part) for part in mine]
-        chosen = torch.cat(mine)
-        images = self.images.index_select(0, chosen)  # of uint8, 30 times as fast as images[chosen]
-        labels = self.labels.index_select(0, chosen)
-        parts = zip(images.split(sizes), labels.split(sizes), whole, strict=True)
-        return [(x, y, len(part)) for x, y, part in parts]
+                yield Minibatches(self, order[start * self.batch_size : end * self.batch_size])
 
     def state_dict(self) -> dict[str, int]:
         """Return which epoch this is and how far it has come, for a checkpoint."""

@@ -16,7 +16,6 @@ from softmax_regression.batches import Batches
 from softmax_regression.errors import InputError
 from softmax_regression.fashion_mnist import DIRS, Dataset
 
-MAX_LIST = 32_768  # images gathered at once for a `training_step`
 EVAL_BATCH_SIZE = 5000  # bounds the memory of validation, test and prediction; results do not depend on it
 
 
@@ -72,8 +71,7 @@ class FashionMNISTDataModule(LightningDataModule):
         watch_test: Also score the test set after every epoch, as the figure of the book does.
         device: `auto` keeps the images on the device that trains; `host` keeps them in host memory and
             copies each minibatch, for a set that the device cannot hold.
-        steps_per_execution: Minibatches handed to one `training_step`, fewer where they would be more than
-            32,768 images; many cost less overhead, and memory for the images.
+        steps_per_execution: Minibatches handed to one `training_step`; more cost less overhead.
         seed: Decides the order of the training images.
 
     Raises:
@@ -155,9 +153,7 @@ class FashionMNISTDataModule(LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Return the training minibatches, in an order decided by (seed, epoch)."""
         data, hparams = self.loaded, self.hparams
-        steps = min(hparams["steps_per_execution"], max(1, MAX_LIST // hparams["batch_size"]))
-        if self.trainer and _counts_steps(self.trainer):
-            steps = 1
+        steps = 1 if self.trainer and _counts_steps(self.trainer) else hparams["steps_per_execution"]
         return self._batches(
             data.images, data.labels, self.train_index, hparams["batch_size"], steps, hparams["seed"]
         )
@@ -194,10 +190,10 @@ class FashionMNISTDataModule(LightningDataModule):
     ) -> Batches:
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        if trainer and self.hparams["device"] == "auto":
-            device = trainer.strategy.root_device
+        device = trainer.strategy.root_device if trainer else None
+        if self.hparams["device"] == "auto":
             images, labels = images.to(device), labels.to(device)
-        return Batches(images, labels, index, batch_size, steps, seed, rank, world_size)
+        return Batches(images, labels, index, batch_size, steps, seed, rank, world_size, device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the identity of the data, for a checkpoint."""

@@ -34,7 +34,7 @@ def score(model: SoftmaxRegression, batches: Batches, trainer: Trainer | None = 
     for minibatch in (minibatch for minibatches in batches for minibatch in minibatches):
         images, _, size = minibatch
         share = slice(start + batches.rank, start + size, batches.world_size)
-        logits[share] = model(images.to(model.device)).float()
+        logits[share] = model(images).float()
         start += size
     return cast(Tensor, trainer.strategy.reduce(logits, reduce_op="sum")) if trainer else logits
 

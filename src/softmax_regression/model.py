@@ -4,7 +4,7 @@ Source: "Concise Implementation of Softmax Regression", Dive into Deep Learning,
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, cast
 
 import torch
@@ -136,22 +136,22 @@ class SoftmaxRegression(LightningModule):
             lists = loop.batch_progress.current
             lists.increment_by(batches.position // batches.steps - lists.ready)
 
-    def training_step(self, batch: list[Minibatch], batch_idx: int) -> None:
-        """Learn from the minibatches of a list, one update each."""
+    def training_step(self, batch: Iterable[Minibatch], batch_idx: int) -> None:
+        """Learn from some minibatches, one update each."""
         self._step(batch, "train")
 
     def validation_step(
-        self, batch: list[Minibatch], batch_idx: int, dataloader_idx: int = 0
+        self, batch: Iterable[Minibatch], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Tensor]:
-        """Score a list of minibatches; return `logits` (n, k) and `labels` (n,) for the callbacks."""
+        """Score minibatches; return `logits` (n, k) and `labels` (n,) for the callbacks."""
         return self._step(batch, self._eval_stages()[dataloader_idx])
 
-    def test_step(self, batch: list[Minibatch], batch_idx: int) -> dict[str, Tensor]:
-        """Score a list of minibatches; return `logits` (n, k) and `labels` (n,) for the callbacks."""
+    def test_step(self, batch: Iterable[Minibatch], batch_idx: int) -> dict[str, Tensor]:
+        """Score minibatches; return `logits` (n, k) and `labels` (n,) for the callbacks."""
         return self._step(batch, "test")
 
-    def predict_step(self, batch: list[Minibatch], batch_idx: int) -> dict[str, Tensor]:
-        """Predict a list of minibatches of n images.
+    def predict_step(self, batch: Iterable[Minibatch], batch_idx: int) -> dict[str, Tensor]:
+        """Predict minibatches of n images.
 
         Returns:
             `class` (n,) int64; `probability` of that class (n,); the distribution `probabilities` (n, k).
@@ -160,10 +160,10 @@ class SoftmaxRegression(LightningModule):
         probability, predicted = probabilities.max(1)
         return {"class": predicted, "probability": probability, "probabilities": probabilities}
 
-    def _step(self, minibatches: list[Minibatch], stage: str) -> dict[str, Tensor]:
+    def _step(self, minibatches: Iterable[Minibatch], stage: str) -> dict[str, Tensor]:
         """Score minibatches, in training learn from each, and add them to the metrics of the epoch."""
-        logits = torch.cat([self._learn(*each) if self.training else self(each[0]) for each in minibatches])
-        labels = torch.cat([labels for _, labels, _ in minibatches])
+        scored = [(self._learn(*each) if self.training else self(each[0]), each[1]) for each in minibatches]
+        logits, labels = (torch.cat(parts) for parts in zip(*scored, strict=True))
         metrics = self._metrics_of(stage)
         if n := len(labels):  # a process may have no share of a small minibatch
             mean = LOSSES[self.hparams["loss"]](logits, labels, reduction="sum") / n

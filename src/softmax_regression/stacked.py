@@ -73,7 +73,7 @@ class Stack:
         self.batches.sampler.set_epoch(self.epoch)
         self.batches.steps = max(1, CHUNK // self.batches.batch_size)
         sums, n = torch.zeros(2, len(self.lr) // self.k, dtype=torch.float64, device=self.lr.device), 0
-        for minibatches in self.batches:
+        for minibatches in map(list, self.batches):
             labels = torch.cat([y for _, y, _ in minibatches])
             onehot = torch.eye(self.k, device=labels.device)[:, labels]  # (k, chunk)
             x = torch.cat([images for images, _, _ in minibatches]).flatten(1) / 255  # (chunk, 784)
