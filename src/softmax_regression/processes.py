@@ -1,5 +1,6 @@
 """What processes that train together need beside Lightning's DDP: to know their number and end together."""
 
+import atexit
 import ctypes
 import logging
 import os
@@ -12,6 +13,7 @@ from datetime import timedelta
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
+from torch import distributed
 from torch.distributed import DistError
 
 from softmax_regression.errors import LostProcessError
@@ -28,6 +30,12 @@ def started() -> dict[str, int]:
     return {}
 
 
+def _leave() -> None:
+    """End the threads of the process group, which abort an interpreter that ends before them."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """Let no process wait for ever for another, outlive the one that started it, or fail with a traceback.
@@ -42,6 +50,8 @@ def together() -> Iterator[None]:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: NCCL would wait for the dead
     try:
         yield
+        if distributed.is_available() and distributed.is_initialized():
+            atexit.register(_leave)
     except RuntimeError as error:
         if not isinstance(error, DistError) and "gloo" not in str(error):
             raise
