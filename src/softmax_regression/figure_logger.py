@@ -85,7 +85,7 @@ class FigureLogger(Callback):
             if len(saved["history"]) < epoch:
                 best = SoftmaxRegression()
                 best.load_state_dict(saved["state_dict"])
-                self._draw_validation(trainer, best.to(pl_module.device).eval(), len(saved["history"]))
+                self._draw_validation(trainer, best.to(pl_module.device), len(saved["history"]))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw everything of the test images."""
@@ -117,7 +117,7 @@ class FigureLogger(Callback):
             return
         weight, bias = model.linear.parameters()
         chosen = batches.index.to(batches.images.device)
-        images, labels = batches.images[chosen], batches.labels[chosen]
+        images, labels = batches.images.index_select(0, chosen), batches.labels[chosen]
         for name, draw in figures.drawings(images, labels, logits, weight, bias, CLASSES).items():
             if not names or name in names:
                 writer.add_image(f"{stage}/{name}", figures.to_array(draw()), epoch, dataformats="HWC")

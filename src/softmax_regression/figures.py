@@ -71,6 +71,12 @@ def calibration_error(probs: Tensor, labels: Tensor, bins: int = 15) -> Calibrat
     return Calibration(sure / counts, hits / counts, counts, error.item())
 
 
+def confusion_counts(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
+    """True classes (n,) and predicted ones (n,) -> (k, k) int64, a row for each true class."""
+    k = num_classes
+    return (labels * k + predicted).bincount(minlength=k * k).view(k, k)
+
+
 def class_scores(counts: Tensor) -> Tensor:
     """Precision, recall and F1 of each class.
 
@@ -295,8 +301,7 @@ def drawings(
     """
     images, labels, probs = images.cpu(), labels.cpu(), logits.detach().cpu().softmax(dim=1)
     confidence, predicted = probs.max(dim=1)
-    k = len(class_names)
-    counts = (labels * k + predicted).bincount(minlength=k * k).view(k, k)
+    counts = confusion_counts(labels, predicted, len(class_names))
     worst = int(((predicted != labels) * confidence).argmax())
     return {
         "confusion_matrix": lambda: confusion_matrix(counts, class_names),

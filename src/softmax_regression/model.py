@@ -203,8 +203,8 @@ class SoftmaxRegression(LightningModule):
     def _gradients(self, x: Tensor, labels: Tensor, size: int) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the logits (b, k) of pixels x (b, 784), and the gradients of their summed losses / `size`.
 
-        For the loss `torch` they are written out, softmax minus one-hot (section 4.1.2 of the book), at half
-        the cost of autograd; the forms in `numerics` are differentiated by it.
+        For the loss `torch` they are written out, softmax minus one-hot (section 4.1.2 of the book), which is
+        faster than autograd; the forms in `numerics` are differentiated by it.
         """
         if self.hparams["loss"] != "torch":
             logits = self.linear(x)

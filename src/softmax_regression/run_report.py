@@ -18,7 +18,7 @@ from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.fashion_mnist import CLASSES, DIRS
 from softmax_regression.figure_logger import curves
-from softmax_regression.figures import class_scores, drawings, learning_curves
+from softmax_regression.figures import class_scores, confusion_counts, drawings, learning_curves
 from softmax_regression.report import Page
 from softmax_regression.runs import METRICS, find_run, open_checkpoint, open_model, read_manifest
 
@@ -72,9 +72,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] = DIRS) -> P
         weight, bias = model.linear.parameters()
         for what, draw in drawings(images, labels, logits, weight, bias, CLASSES).items():
             page.figure(draw(), what, CAPTIONS[what])
-        counts = torch.zeros(10, 10).index_put_(
-            (labels, logits.argmax(1)), torch.tensor(1.0), accumulate=True
-        )
+        counts = confusion_counts(labels, logits.argmax(1), len(CLASSES))
         scores = [[name, *row] for name, row in zip(CLASSES, class_scores(counts).tolist(), strict=True)]
         page.table(scores, ["class", "precision", "recall", "F1"])
     page.heading("How to repeat it")
