@@ -1,13 +1,16 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from matplotlib.collections import FillBetweenPolyCollection, PatchCollection
+from matplotlib.axes import Axes
+from matplotlib.collections import FillBetweenPolyCollection, PatchCollection, QuadMesh
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import PathPatch, Rectangle
 from torch import Tensor
 from torchmetrics.functional.classification import (
     multiclass_calibration_error,
@@ -17,6 +20,7 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
+from softmax_regression.canvas import HEAD, STEP, TILE, Canvas
 from softmax_regression.figures import (
     VERMILION,
     calibration_error,
@@ -31,6 +35,7 @@ from softmax_regression.figures import (
     weight_templates,
 )
 
+Written = list[tuple[float, float, str, str]]
 NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 
 
@@ -61,12 +66,31 @@ def curve(*values: float) -> tuple[Tensor, Tensor]:
     return torch.arange(1, len(values) + 1), torch.tensor(values)
 
 
-def picture_of(figure: Figure, axes: int = 0) -> np.ma.MaskedArray[tuple[int, ...], np.dtype[np.float64]]:
-    return np.ma.asarray(figure.axes[axes].images[0].get_array())
+def picture_of(
+    figure: Figure, axes: int = 0, image: int = 0
+) -> np.ma.MaskedArray[tuple[int, ...], np.dtype[np.float64]]:
+    return np.ma.asarray(figure.axes[axes].images[image].get_array())
 
 
-def texts(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.axes[0].texts]
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Written:
+    """What is written on canvases from now on: x, y, words and colour."""
+    lines: Written = []
+    write = Canvas.write
+
+    def noted(canvas: Canvas, words: Iterable[tuple[float, float, str]], *args: Any, **kwargs: Any) -> None:
+        words = list(words)
+        lines.extend((*line, kwargs.get("colour", "black")) for line in words)
+        write(canvas, words, *args, **kwargs)
+
+    monkeypatch.setattr(Canvas, "write", noted)
+    return lines
+
+
+def captions(written: Written) -> list[str]:
+    """The words below each tile."""
+    lines = iter(words for _, _, words, _ in written[1:])  # the first is the title
+    return [f"{true}\n{guess}" for true, guess in zip(lines, lines, strict=True)]
 
 
 def bars(figure: Figure, axes: int) -> list[Rectangle]:
@@ -114,6 +138,32 @@ def test_every_axis_is_named_and_every_text_large_enough(name: str) -> None:
         sizes += [label.get_fontsize() for label in ticks]
         assert not ticks or axis.get_label_text() or ticks[0].get_text() in NAMES
     assert all(float(size) >= 10 for size in sizes)
+
+
+def written_boxes(axes: Axes) -> list[tuple[float, ...]]:
+    """Left, top, right and bottom of all that was written by each call."""
+    outlines = [np.asarray(part.get_path().vertices) for part in axes.patches if isinstance(part, PathPatch)]
+    assert outlines
+    return [(*outline.min(axis=0), *outline.max(axis=0)) for outline in outlines]
+
+
+@pytest.mark.parametrize("name", ["confusion", "grid", "templates"])
+def test_no_words_are_cut_off(name: str) -> None:
+    (axes,) = FIGURES[name]().axes
+    for x0, y0, x1, y1 in written_boxes(axes):
+        assert x0 >= 0
+        assert y0 >= 0
+        assert x1 <= axes.get_xlim()[1]
+        assert y1 <= axes.get_ylim()[0]
+
+
+def test_the_longest_captions_do_not_touch() -> None:
+    probs = torch.eye(10)[torch.full((30,), 9)]
+    figure = prediction_grid(pictures(30), torch.arange(30) % 10, probs, NAMES)
+    captions = written_boxes(figure.axes[0])[1:]
+    assert len(captions) == 30
+    for (_, _, right, bottom), (left, top, _, _) in pairwise(captions):
+        assert right < left or bottom < top
 
 
 def test_calibration_error_of_an_example_by_hand() -> None:
@@ -188,23 +238,32 @@ def test_seeds_become_their_mean_in_a_band() -> None:
     assert all(corner in corners for corner in ([1, 1], [1, 6], [2, 4], [2, 9]))
 
 
-def test_a_confusion_matrix_says_counts_and_shares_of_the_true_class() -> None:
+def test_a_confusion_matrix_says_counts_and_shares_of_the_true_class(written: Written) -> None:
     table = counts()
     table[4, 4:7] = torch.tensor([3, 0, 1])
     table[4, :4] = table[4, 7:] = 0
     figure = confusion_matrix(table, NAMES)
-    cells = {text.get_position(): text.get_text() for text in figure.axes[0].texts}
-    assert cells[4, 4] == "3\n75.0%"
-    assert cells[6, 4] == "1\n25.0%"  # x is the predicted class, y the true one
-    assert len(cells) == int((table > 0).sum())
-    assert np.allclose(picture_of(figure), table / table.sum(dim=1, keepdim=True))
-    assert figure.axes[0].get_title() == f"Confusion matrix: {int(table.trace())} of {int(table.sum())} right"
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == NAMES
+    (mesh,) = (part for part in figure.axes[0].collections if isinstance(part, QuadMesh))
+    assert np.allclose(np.ma.asarray(mesh.get_array()), table / table.sum(dim=1, keepdim=True))
+    assert written[0][2] == f"Confusion matrix: {int(table.trace())} of {int(table.sum())} right"
+    rows, columns = [[words for *_, words, _ in written[start:][:10]] for start in (-22, -12)]
+    assert rows == columns == NAMES
+    assert [words for *_, words, _ in written[-2:]] == ["predicted class", "true class"]
+
+    edges = np.asarray(mesh.get_coordinates())  # (11, 11, 2)
+    columns_and_rows = edges[0, 1:, 0], edges[1:, 0, 1]
+    cells: dict[tuple[int, ...], list[str]] = {}
+    for x, y, words, _ in written[1:-22]:
+        place = [int(np.searchsorted(*pair)) for pair in zip(columns_and_rows, (x, y), strict=True)]
+        cells.setdefault(tuple(place), []).append(words)
+    assert cells[4, 4] == ["3", "75.0%"]
+    assert cells[6, 4] == ["1", "25.0%"]  # x is the predicted class, y the true one
+    assert set(cells) == {(x, y) for y, x in table.nonzero().tolist()}
 
 
 def test_the_shares_of_a_class_that_never_occurs_are_zero() -> None:
-    shares = picture_of(confusion_matrix(torch.diag(torch.tensor([2, 0])), NAMES[:2]))
-    assert np.array_equal(shares.filled(np.nan), [[1, 0], [0, 0]])
+    (mesh,) = confusion_matrix(torch.diag(torch.tensor([2, 0])), NAMES[:2]).axes[0].collections
+    assert np.array_equal(np.ma.asarray(mesh.get_array()).filled(np.nan), [[1, 0], [0, 0]])
 
 
 def grid_input() -> tuple[Tensor, Tensor, Tensor]:
@@ -228,45 +287,45 @@ def grid_input() -> tuple[Tensor, Tensor, Tensor]:
     return pictures(10), torch.arange(10), probs
 
 
-def test_the_grid_opens_with_the_most_confident_mistakes() -> None:
+def test_the_grid_opens_with_the_most_confident_mistakes(written: Written) -> None:
     images, labels, probs = grid_input()
     figure = prediction_grid(images, labels, probs, NAMES, limit=8)
     order = [3, 8, 4, 0, 1, 2, 5, 6]
-    assert [text.split("\n")[0] for text in texts(figure)] == [NAMES[image] for image in order]
-    assert texts(figure)[:2] == ["dress\n→ coat 90%", "bag\n→ ankle boot 80%"]
+    assert [caption.split("\n")[0] for caption in captions(written)] == [NAMES[image] for image in order]
+    assert captions(written)[:2] == ["dress\n→ coat 90%", "bag\n→ ankle boot 80%"]
     picture = picture_of(figure)
     for tile, image in enumerate(order):
-        x, y = 3 + tile % 6 * 34, 1 + tile // 6 * 40
+        x, y = 5 + tile % 6 * STEP[0], tile // 6 * STEP[1]
         assert np.array_equal(picture[y : y + 28, x : x + 28], images[image])
-    assert figure.axes[0].get_title().startswith("4 of 10 wrong")
+    assert written[0][2].startswith("4 of 10 wrong")
 
 
-def test_mistakes_and_only_mistakes_are_framed() -> None:
+def test_mistakes_and_only_mistakes_are_framed(written: Written) -> None:
     images, labels, probs = grid_input()
     figure = prediction_grid(images, labels, probs, NAMES)
     (frames,) = (part for part in figure.axes[0].collections if isinstance(part, PatchCollection))
-    assert [path.get_extents().p0.tolist() for path in frames.get_paths()] == [
-        [2.5 + 34 * tile, 0.5] for tile in range(4)
+    assert [path.get_extents().bounds for path in frames.get_paths()] == [
+        (20 + 152 * tile, HEAD, TILE, TILE) for tile in range(4)
     ]
-    colours = [to_hex(text.get_color()) for text in figure.axes[0].texts]
-    assert colours == [VERMILION.lower()] * 4 + ["#000000"] * 6
+    colours = [to_hex(colour) for *_, colour in written[1:]]
+    assert colours == [VERMILION.lower()] * 8 + ["#000000"] * 12
 
 
 @pytest.mark.parametrize(("limit", "mistakes"), [(2, 1), (8, 4), (4, 2), (100, 4)])
-def test_half_of_the_grid_goes_to_mistakes(limit: int, mistakes: int) -> None:
-    figure = prediction_grid(*grid_input(), NAMES, limit=limit)
-    pairs = [text.replace("→ ", "").rsplit(" ", 1)[0].split("\n") for text in texts(figure)]
+def test_half_of_the_grid_goes_to_mistakes(limit: int, mistakes: int, written: Written) -> None:
+    prediction_grid(*grid_input(), NAMES, limit=limit)
+    pairs = [caption.replace("→ ", "").rsplit(" ", 1)[0].split("\n") for caption in captions(written)]
     assert len(pairs) == min(limit, 10)
     assert sum(true != predicted for true, predicted in pairs) == mistakes
 
 
-def test_places_that_right_ones_leave_free_go_to_mistakes() -> None:
+def test_places_that_right_ones_leave_free_go_to_mistakes(written: Written) -> None:
     images, labels, probs = grid_input()
-    figure = prediction_grid(images, (labels + 5) % 10, probs, NAMES, limit=8)
-    assert len(texts(figure)) == 8
+    prediction_grid(images, (labels + 5) % 10, probs, NAMES, limit=8)
+    assert len(captions(written)) == 8
 
 
-def test_templates_are_the_weights_on_one_scale_centred_at_zero() -> None:
+def test_templates_are_the_weights_on_one_scale_centred_at_zero(written: Written) -> None:
     weight = linear().weight.detach().clone()
     weight[6, 100] = -0.5
     figure = weight_templates(weight, NAMES)
@@ -274,10 +333,11 @@ def test_templates_are_the_weights_on_one_scale_centred_at_zero() -> None:
     assert figure.axes[0].images[0].get_cmap()(0.5)[:3] == pytest.approx((0.97, 0.97, 0.97), abs=0.01)
     picture = picture_of(figure)
     for tile in range(10):
-        x, y = 3 + tile % 5 * 34, 1 + tile // 5 * 36
+        x, y = 5 + tile % 5 * STEP[0], tile // 5 * STEP[1]
         assert np.array_equal(picture[y : y + 28, x : x + 28], weight[tile].view(28, 28))
-    assert texts(figure) == NAMES
-    assert len(figure.axes) == 2  # the second is the colour bar
+    words = [words for *_, words, _ in written[1:]]
+    assert words == [*NAMES, "-0.5", "0.5", "logit per unit of brightness (nats)"]
+    assert np.allclose(picture_of(figure, image=1), np.linspace(-1, 1, 256))
 
 
 def test_the_reliability_diagram_shows_the_accuracy_of_each_bin_and_the_error() -> None:

@@ -13,15 +13,14 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import PatchCollection
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import Formatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torch.nn.functional import pad
+
+from softmax_regression.canvas import HEAD, SIDE, TILE, Canvas, mosaic
 
 Stroke = Literal["-", "--", ":", "-."]
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
@@ -32,7 +31,6 @@ STROKES: dict[str, tuple[Stroke, str]] = {
     "test": (":", GREEN),
 }
 DIVERGING = "RdBu_r"  # negative blue, zero white, positive red
-SIDE = 28
 
 
 class Calibration(NamedTuple):
@@ -138,20 +136,26 @@ def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> Figure:
     """
     counts = counts.cpu()
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
-    figure, axes = _canvas(8.6, 7.6, left=1.3, below=1.25, right=0.1)
-    image = axes.imshow(
-        shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1)
-    )  # the root shows rare confusions
-    for true, predicted in counts.nonzero().tolist():
-        share = float(shares[true, predicted])
-        colour = "white" if share > 0.3 else BLACK
-        _text(axes, predicted, true, f"{counts[true, predicted]}\n{share:.1%}", colour)
+    k, cell, left, width = len(counts), 62, 130, len(counts) * 62
     title = f"Confusion matrix: {counts.diagonal().sum()} of {counts.sum()} right"
-    _label(axes, title, "predicted class", "true class")
-    axes.set_xticks(range(len(counts)), class_names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(counts)), class_names)
-    _colour_bar(image, "share of the true class", PercentFormatter(1))
-    return figure
+    canvas = Canvas(left + width + 15, HEAD + width + 115, title)
+    edges, root = np.arange(k + 1) * cell, PowerNorm(0.5, 0, 1)  # the root shows rare confusions
+    canvas.axes.pcolormesh(left + edges, HEAD + edges, shares.numpy(), cmap="Blues", norm=root)
+
+    middles = [(i + 0.5) * cell for i in range(k)]
+    for colour, chosen in ((BLACK, shares <= 0.3), ("white", shares > 0.3)):
+        cells = [
+            (left + middles[predicted], HEAD + middles[true] + shift, words)
+            for true, predicted in (chosen & (counts > 0)).nonzero().tolist()
+            for shift, words in ((-9, f"{counts[true, predicted]}"), (9, f"{shares[true, predicted]:.1%}"))
+        ]
+        canvas.write(cells, colour=colour)
+    names = list(zip(middles, class_names, strict=True))
+    canvas.write([(left - 8, HEAD + y, name) for y, name in names], size=12, align=1)
+    canvas.write([(left + x, HEAD + width + 12, name) for x, name in names], size=12, align=1, turn=45)
+    canvas.write([(left + width / 2, HEAD + width + 100, "predicted class")], size=13)
+    canvas.write([(18, HEAD + width / 2, "true class")], size=13, turn=90)
+    return canvas.figure
 
 
 def prediction_grid(
@@ -173,17 +177,15 @@ def prediction_grid(
     mistakes = mistakes[confidence[mistakes].argsort(descending=True, stable=True)]
     shown = torch.cat((mistakes[: max(limit // 2, limit - len(right))], right))[:limit]
 
-    columns = 6
-    figure, axes = _canvas(10, 0.4 + 1.95 * math.ceil(len(shown) / columns))
-    corners = _mosaic(axes, images.cpu()[shown].float(), columns, 11, "gray", (0, 255))
-    for (x, y), i in zip(corners, shown.tolist(), strict=True):
-        colour = VERMILION if wrong[i] else BLACK
+    title = f"{int(wrong.sum())} of {len(wrong)} wrong (framed): true → predicted class, probability"
+    canvas, tiles = mosaic(images.cpu()[shown].float(), 6, "gray", (0, 255), title)
+    for i, (x, y) in zip(shown.tolist(), tiles, strict=True):
         guess = f"→ {class_names[int(predicted[i])]} {confidence[i]:.0%}"
-        _text(axes, x + SIDE / 2, y + SIDE + 4.5, f"{class_names[int(labels[i])]}\n{guess}", colour)
-    missed = wrong[shown].tolist()
-    _frame(axes, [corner for corner, miss in zip(corners, missed, strict=True) if miss], VERMILION, 3)
-    _label(axes, f"{int(wrong.sum())} of {len(wrong)} wrong (framed): true → predicted class, probability")
-    return figure
+        middle, below = x + TILE / 2, y + TILE
+        lines = [(middle, below + 11, class_names[int(labels[i])]), (middle, below + 28, guess)]
+        canvas.write(lines, colour=VERMILION if wrong[i] else BLACK)
+    canvas.frame([tile for i, tile in zip(shown, tiles, strict=True) if wrong[i]], VERMILION, 3)
+    return canvas.figure
 
 
 def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
@@ -195,14 +197,18 @@ def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
     """
     weight = weight.detach().cpu().float()
     limit = float(weight.abs().max())
-    figure, axes = _canvas(10, 4.5, right=0.1)
-    corners = _mosaic(axes, weight.view(-1, SIDE, SIDE), 5, 7, DIVERGING, (-limit, limit))
-    for (x, y), name in zip(corners, class_names, strict=True):
-        _text(axes, x + SIDE / 2, y + SIDE + 2.5, name, size=13)
-    _frame(axes, corners, "0.6", 1)
-    _label(axes, "Weight templates: red for the class, blue against it")
-    _colour_bar(axes.images[0], "logit per unit of brightness (nats)")
-    return figure
+    title = "Weight templates: red for the class, blue against it"
+    canvas, tiles = mosaic(weight.view(-1, SIDE, SIDE), 5, DIVERGING, (-limit, limit), title, below=60)
+    canvas.frame(tiles, "0.6", 1)
+    names = zip(tiles, class_names, strict=True)
+    canvas.write([(x + TILE / 2, y + TILE + 14, name) for (x, y), name in names], size=13)
+
+    middle, top = canvas.width / 2, canvas.height - 56
+    place = (middle - 150, middle + 150, top + 14, top)
+    canvas.axes.imshow(np.linspace(-1, 1, 256)[None], cmap=DIVERGING, extent=place, aspect="auto")
+    ends = [(middle - 190, top + 7, f"{-limit:.2g}"), (middle + 190, top + 7, f"{limit:.2g}")]
+    canvas.write([*ends, (middle, top + 32, "logit per unit of brightness (nats)")], size=12)
+    return canvas.figure
 
 
 def reliability_diagram(probs: Tensor, labels: Tensor, bins: int = 15) -> Figure:
@@ -320,15 +326,6 @@ def to_array(figure: Figure) -> Tensor:
     return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3])  # type: ignore[no-untyped-call]
 
 
-def _canvas(
-    width: float, height: float, left: float = 0.1, below: float = 0.1, right: float = 0.1
-) -> tuple[Figure, Axes]:
-    """One axes in a figure, sizes in inches; matplotlib's own layout would take as long as all the rest."""
-    figure = Figure(figsize=(width, height))
-    figure.subplots_adjust(left / width, below / height, 1 - right / width, 1 - 0.35 / height)
-    return figure, figure.add_subplot()
-
-
 def _curve(axes: Axes, epochs: Tensor, values: Tensor, colour: str, stroke: Stroke) -> None:
     x, seeds = epochs.cpu().numpy(), torch.atleast_2d(values.detach().cpu()).numpy()
     marker = "o" if len(x) <= 20 else ""
@@ -345,30 +342,6 @@ def _colours(n: int) -> list[str]:
     return [mpl.colors.to_hex(shade) for shade in mpl.colormaps["viridis"](np.linspace(0, 0.9, n))]
 
 
-def _mosaic(
-    axes: Axes, tiles: Tensor, columns: int, below: int, cmap: str, limits: tuple[float, float]
-) -> list[tuple[int, int]]:
-    """Tiles (n, 28, 28) as one picture, far cheaper than an Axes each -> upper left (x, y) of each tile."""
-    n, rows = len(tiles), math.ceil(len(tiles) / columns)
-    padding = (3, 3, 1, below, 0, rows * columns - n)  # left, right, above, below, tiles before and after
-    tiles = pad(tiles, padding, value=math.nan)
-    height, width = tiles.shape[1:]
-    picture = tiles.view(rows, columns, height, width).transpose(1, 2).reshape(rows * height, columns * width)
-    axes.imshow(picture.numpy(), cmap=cmap, vmin=limits[0], vmax=limits[1], interpolation="nearest")
-    axes.set_axis_off()
-    return [(i % columns * width + 3, i // columns * height + 1) for i in range(n)]
-
-
-def _frame(axes: Axes, corners: list[tuple[int, int]], colour: str, linewidth: float) -> None:
-    frames = [Rectangle((x - 0.5, y - 0.5), SIDE, SIDE) for x, y in corners]
-    axes.add_collection(PatchCollection(frames, facecolor="none", edgecolor=colour, linewidth=linewidth))
-
-
-def _text(axes: Axes, x: float, y: float, words: str, colour: str = BLACK, size: float = 11) -> None:
-    text = axes.text(x, y, words, color=colour, fontsize=size, ha="center", va="center")
-    text.set_in_layout(False)  # it lies inside the axes; measuring it would double the time to draw
-
-
 def _label(axes: Axes, title: str, x: str = "", y: str = "") -> None:
     axes.set_title(title, fontsize=14, y=1)  # a fixed height spares matplotlib a search for a free one
     axes.set_xlabel(x, fontsize=13)
@@ -376,7 +349,7 @@ def _label(axes: Axes, title: str, x: str = "", y: str = "") -> None:
     axes.tick_params(labelsize=12)
 
 
-def _colour_bar(image: AxesImage, label: str, ticks: Formatter | None = None) -> None:
-    bar = image.axes.figure.colorbar(image, ax=image.axes, shrink=0.8, format=ticks)
+def _colour_bar(image: AxesImage, label: str) -> None:
+    bar = image.axes.figure.colorbar(image, ax=image.axes, shrink=0.8)
     bar.set_label(label, fontsize=13)
     bar.ax.tick_params(labelsize=12)

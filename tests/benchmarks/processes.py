@@ -24,12 +24,14 @@ def plain() -> None:
 
 def pairs(logs: Path) -> dict[str, tuple[list[str], list[str]]]:
     """Return by their title the commands to compare."""
-    python, fit = sys.executable, ["train.py", "fit", "--config", "conf/book.yaml"]
+    python = sys.executable
+    fit = [python, "train.py", "fit", f"--trainer.logger.save_dir={logs}"]
     return {
         "`train.py fit --config conf/book.yaml` over bare import, loading and (b)": (
-            [python, *fit, f"--trainer.logger.save_dir={logs}"],
+            [*fit, "--config", "conf/book.yaml"],
             [python, "-c", PLAIN],
         ),
+        "`train.py fit` over the same without figures": (fit, [*fit, "--figures.every_n_epochs=0"]),
         "`train.py --help` over bare import": ([python, "train.py", "--help"], [python, "-c", IMPORT]),
     }
 
