@@ -352,7 +352,7 @@ def test_torchrun_on_two_nodes(trained: Callable[[int], Path]) -> None:
     assert_same(state(RUN), state(trained(2) / RUN))
 
 
-@pytest.mark.parametrize("victim", ["the first process", "the other"])
+@pytest.mark.parametrize("victim", [pytest.param("the first process", marks=pytest.mark.chaos), "the other"])
 def test_a_launcher_and_its_process_end_together(victim: str) -> None:
     """`train.py` starts the other processes itself, which no server has prepared."""
     process = start(str(ROOT / "train.py"), *FIT, f"--config={ROOT / 'conf' / 'ddp.yaml'}",

@@ -78,6 +78,9 @@ def test_models_that_cannot_share_minibatches_are_refused() -> None:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with fewer than four cores
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # as the book does
+@pytest.mark.filterwarnings(
+    r"ignore:os\.fork\(\) was called:RuntimeWarning"
+)  # if a test before has imported JAX
 def test_the_benchmark_of_stacked_trials_runs(capsys: pytest.CaptureFixture[str]) -> None:
     ratio = sweep_speed.main(
         ["--trials", "3", "--epochs", "1", "--rounds", "1", "--train-size", "300", "--source", "synthetic"]
