@@ -16,8 +16,8 @@ from softmax_regression import checkpoint
 from softmax_regression.checkpoint import read
 from softmax_regression.cli import main
 from softmax_regression.errors import InputError
+from softmax_regression.locks import locked
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs import locked
 from test_resume import assert_same, state
 
 

@@ -185,6 +185,19 @@ def test_a_mistake_is_one_line_of_all_processes(environment: Environment, option
     assert not RUN.exists()
 
 
+@pytest.mark.parametrize("command", [FIT, ("test", "--ckpt_path=run")])
+def test_data_that_are_not_there_are_one_line_of_all_processes(
+    trained: Callable[[int], Path], command: tuple[str, ...]
+) -> None:
+    """A process must not wait for one that looks for the data, or downloads them, longer than any other."""
+    shutil.copytree(trained(1) / RUN, "run")
+    options = (*command, "--data.source=fashion-mnist")
+    ended = run_group(2, options, env={"FASHION_MNIST_DIR": "nowhere"}, patience=2)
+    assert [process.code for process in ended] == [2, 2]
+    assert ended[0].err.startswith("error: Fashion-MNIST: not found in nowhere (lacks all four files). ")
+    assert [process.err.count("\n") for process in ended] == [1, 0]
+
+
 def test_what_only_one_process_may_have_met_is_said_by_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -642,3 +642,4 @@ def test_several_may_download_into_one_folder_at_the_same_time(
     socket.setdefaulttimeout(None)  # of the process: here four share what each restores
     assert all(same(data, expected) for data in loaded)
     assert names(tmp_path / "target") == PACKED
+    assert len(mirror.requests) == 2 * len(FILES)  # one downloads, asking twice; the others wait

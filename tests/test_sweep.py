@@ -23,7 +23,7 @@ from torch import Tensor
 from softmax_regression import sweep
 from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import InputError
-from softmax_regression.runs import locked
+from softmax_regression.locks import locked
 from softmax_regression.stacked import Scores, Stack
 from softmax_regression.sweep import Sweep
 from softmax_regression.sweep_plan import Plan, Range, Value, describe

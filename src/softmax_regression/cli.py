@@ -41,13 +41,13 @@ from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError, LostProcessError, StorageError
 from softmax_regression.fashion_mnist import CLASSES
 from softmax_regression.figure_logger import FigureLogger
+from softmax_regression.locks import locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.processes import started, together
 from softmax_regression.runs import (
     METRICS,
     RunLogger,
     find_run,
-    locked,
     metrics_text,
     open_checkpoint,
     read_manifest,
@@ -177,7 +177,7 @@ class TrainCLI(LightningCLI):
     def before_fit(self) -> None:
         """Refuse what cannot work before anything is written."""
         self._check_devices()
-        self._load_data("fit")
+        self.datamodule.setup("fit")  # on every process: while they are not joined, none waits for another
         self._check_monitors()
         if self.checkpoint:
             self._check_shapes()
@@ -193,16 +193,12 @@ class TrainCLI(LightningCLI):
                 f"{self.subcommand}: needs a trained model; give --ckpt_path a run's folder, `best` or `last`"
             )
         self._check_devices()
-        self._load_data(self.subcommand)
+        self.datamodule.setup(self.subcommand)
         self._check_shapes()
         if other := self._other_data():
-            print(f"warning: {other}", file=sys.stderr)
+            _say_once(f"warning: {other}")
         self.trainer.loggers = []  # a run's scalars are those of its training; the figures find its folder
         self._get(self.config_init, "figures").run = self.run
-
-    def _load_data(self, stage: str | None) -> None:
-        if self.trainer.local_rank == 0:  # the others wait for it in Lightning's own setup
-            self.datamodule.setup(stage)
 
     def _check_devices(self) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -251,7 +247,7 @@ class TrainCLI(LightningCLI):
     def _other_data(self) -> str | None:
         """Say so if the images that are loaded are not those of the run that saved the checkpoint."""
         data, saved = self.datamodule.data, self.checkpoint["FashionMNISTDataModule"].get("sha256")
-        if data is None or data.sha256 == saved:  # photos to predict, or another rank has them
+        if data is None or data.sha256 == saved:  # None: photos to predict
             return None
         return f"data with SHA-256 {data.sha256[:12]}…: the model was trained on {str(saved)[:12]}…"
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from softmax_regression.errors import InputError, StorageError
+from softmax_regression.locks import locked
 
 CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
@@ -99,7 +100,7 @@ def load(dirs: Sequence[str] = DIRS) -> Dataset:
     """Load Fashion-MNIST from the first folder that has all of it, or download it into the first of `dirs`.
 
     If the environment variable FASHION_MNIST_DIR is set, the folder that it names is the only one that
-    counts, and nothing is downloaded. Several processes may load, and so download, at the same time.
+    counts, and nothing is downloaded. Of several processes that load at the same time, one downloads.
 
     Args:
         dirs: Folders to look in, in order; `~` is expanded.
@@ -151,10 +152,11 @@ def _download(folders: Sequence[Path]) -> None:
     socket.setdefaulttimeout(TIMEOUT)  # torchvision sets none: a silent mirror would hang for ever
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for name in sorted(FILES.keys() - _find(target)):
-            failures = _fetch(name, target, mirrors)
-            if len(failures) == len(mirrors):
-                raise InputError(_not_found(folders, failures))
+        with locked(target):  # another process may be downloading them
+            for name in sorted(FILES.keys() - _find(target)):
+                failures = _fetch(name, target, mirrors)
+                if len(failures) == len(mirrors):
+                    raise InputError(_not_found(folders, failures))
     except OSError as error:
         reason = _one_line(error)
         raise StorageError(f"{target}: cannot save the download ({reason}); change data.dirs") from error

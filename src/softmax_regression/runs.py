@@ -7,8 +7,7 @@ import subprocess
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -108,30 +107,6 @@ class RunLogger(TensorBoardLogger):
     def save(self) -> None:
         """Hand everything logged so far to the operating system."""
         self.experiment.flush()
-
-
-@contextmanager
-def locked(folder: Path, remedy: str) -> Iterator[None]:
-    """Keep a folder for this process; the lock ends with the process, however that ends.
-
-    Raises:
-        InputError: Another process keeps it.
-    """
-    with ExitStack() as stack:
-        with suppress(ImportError):  # Windows has no such locks
-            import fcntl
-
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"{folder}: another process is at work there; wait for it, or {remedy}"
-                ) from error
-            except OSError:  # nor have some network file systems
-                pass
-        yield
 
 
 def find_run(path: Path | str) -> Path | None:

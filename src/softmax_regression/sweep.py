@@ -29,7 +29,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError
 from softmax_regression.fashion_mnist import DIRS
-from softmax_regression.runs import locked
+from softmax_regression.locks import locked
 from softmax_regression.stacked import Scores
 from softmax_regression.sweep_plan import TPE_BATCH, Params, Plan, Range, Value, describe, epochs_of, key
 from softmax_regression.sweep_trials import History, make_stack, train
