@@ -54,12 +54,17 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def pictures(run: Path) -> dict[str, dict[int, bytes]]:
-    """Every picture of a run, tag -> step -> PNG, as TensorBoard would show it."""
+    """Every picture of a run, tag -> step -> PNG, as TensorBoard shows it.
+
+    What comes after a later step makes TensorBoard's default loader forget that one.
+    """
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(run), size_guidance={"images": 0})
     events.Reload()
-    return {
-        tag: {event.step: event.encoded_image_string for event in events.Images(tag)}
-        for tag in events.Tags()["images"]
-    }
+    shown: dict[str, dict[int, bytes]] = {}
+    for tag in events.Tags()["images"]:
+        for event in events.Images(tag):
+            kept = {step: png for step, png in shown.get(tag, {}).items() if step < event.step}
+            shown[tag] = kept | {event.step: event.encoded_image_string}
+    return shown

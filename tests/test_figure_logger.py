@@ -33,18 +33,31 @@ def test_the_last_and_the_best_epoch_are_drawn_and_all_of_the_test() -> None:
     run = only_run()
     best = len(checkpoint.read(run / "checkpoints" / "best.ckpt")["history"])
     assert best < 4
-    drawn = {f"val/{name}": [best, 4] for name in ("confusion_matrix", "predictions", "weights")}
+    names = ("confusion_matrix", "predictions", "weights")
+    drawn = {f"{tag}/{name}": [step] for tag, step in (("val", 4), ("val_best", best)) for name in names}
     assert steps(run) == drawn
-    images = pictures(run)["val/weights"]
-    assert images[best] != images[4]
+    images = pictures(run)
+    assert images["val/weights"][4] != images["val_best/weights"][best]
     assert main(["test", f"--ckpt_path={run}"]) == 0
-    names = ("confusion_matrix", "predictions", "weights", "calibration", "classes", "worst_mistake")
-    assert steps(run) == drawn | {f"test/{name}": [best] for name in names}
+    tested = (*names, "calibration", "classes", "worst_mistake")
+    assert steps(run) == drawn | {f"test/{name}": [best] for name in tested}
 
 
 def test_figures_are_drawn_as_often_as_asked() -> None:
     assert fit("--figures.every_n_epochs=2", "--trainer.max_epochs=3") == 0
-    assert {2, 3} <= set(steps(only_run())["val/weights"])
+    assert steps(only_run())["val/weights"] == [2, 3]
+
+
+def test_a_run_that_goes_on_draws_its_new_last_and_best_epoch() -> None:
+    assert fit(ON, "--trainer.max_epochs=2") == 0
+    run = only_run()
+    assert main(["fit", f"--resume={run}", ON, "--trainer.max_epochs=3"]) == 0
+    best = len(checkpoint.read(run / "checkpoints" / "best.ckpt")["history"])
+    assert best == 3  # so both are drawn of the same epoch
+    found = steps(run)
+    assert found["val/weights"] == found["val_best/weights"] == [2, 3]
+    images = pictures(run)
+    assert images["val/weights"][3] == images["val_best/weights"][3] != images["val/weights"][2]
 
 
 @pytest.mark.parametrize("options", [("--figures.every_n_epochs=0",), (ON, "--data.val_size=0")])

@@ -42,8 +42,8 @@ def score(model: SoftmaxRegression, batches: Batches, trainer: Trainer | None = 
 class FigureLogger(Callback):
     """Draw the confusion matrix, a grid of predictions and the weights for TensorBoard's page IMAGES.
 
-    Of the validation images after the last epoch and the best one; after `test`, all figures of the test
-    images. All processes score, one draws.
+    Of the validation images after the last epoch, `val/...`, and of the best one, `val_best/...`; after
+    `test`, all figures of the test images. All processes score, one draws.
 
     Args:
         every_n_epochs: Draw after every so many epochs as well; 0 to draw nothing at all.
@@ -70,22 +70,23 @@ class FigureLogger(Callback):
         """Draw what is due after this epoch."""
         epoch = trainer.current_epoch + 1
         if self.every_n_epochs and epoch % self.every_n_epochs == 0:
-            self._draw_validation(trainer, cast(SoftmaxRegression, pl_module), epoch)
+            self._draw_validation(trainer, cast(SoftmaxRegression, pl_module), "val", epoch)
+            self._drawn = epoch
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the last epoch, and the best one as its checkpoint has kept it."""
-        epoch = len(cast(SoftmaxRegression, pl_module).history)
+        model = cast(SoftmaxRegression, pl_module)
+        epoch = len(model.history)
         if self.every_n_epochs == 0:
             return
         if epoch > self._drawn:
-            self._draw_validation(trainer, cast(SoftmaxRegression, pl_module), epoch)
+            self._draw_validation(trainer, model, "val", epoch)
         kept = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
         for path in filter(None, kept):
             saved = checkpoint.read(path)
-            if len(saved["history"]) < epoch:
-                best = SoftmaxRegression()
-                best.load_state_dict(saved["state_dict"])
-                self._draw_validation(trainer, best.to(pl_module.device), len(saved["history"]))
+            best = SoftmaxRegression()
+            best.load_state_dict(saved["state_dict"])
+            self._draw_validation(trainer, best.to(model.device), "val_best", len(saved["history"]))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw everything of the test images."""
@@ -93,19 +94,18 @@ class FigureLogger(Callback):
         if self.every_n_epochs != 0:
             self._draw(trainer, model, "test", cast(Batches, trainer.test_dataloaders), len(model.history))
 
-    def _draw_validation(self, trainer: Trainer, model: SoftmaxRegression, epoch: int) -> None:
-        self._drawn = epoch
+    def _draw_validation(self, trainer: Trainer, model: SoftmaxRegression, tag: str, epoch: int) -> None:
         loaders = cast(dict[str, Batches], trainer.val_dataloaders or {})
         if "val" in loaders:
             training = model.training
-            self._draw(trainer, model.eval(), "val", loaders["val"], epoch, SHOWN)
+            self._draw(trainer, model.eval(), tag, loaders["val"], epoch, SHOWN)
             model.train(training)
 
     def _draw(
         self,
         trainer: Trainer,
         model: SoftmaxRegression,
-        stage: str,
+        tag: str,
         batches: Batches,
         epoch: int,
         names: Collection[str] = (),
@@ -120,7 +120,7 @@ class FigureLogger(Callback):
         images, labels = batches.images.index_select(0, chosen), batches.labels[chosen]
         for name, draw in figures.drawings(images, labels, logits, weight, bias, CLASSES).items():
             if not names or name in names:
-                writer.add_image(f"{stage}/{name}", figures.to_array(draw()), epoch, dataformats="HWC")
+                writer.add_image(f"{tag}/{name}", figures.to_array(draw()), epoch, dataformats="HWC")
         writer.flush()
 
     def _writer(self, trainer: Trainer) -> "SummaryWriter | None":
