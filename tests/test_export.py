@@ -241,9 +241,15 @@ def test_the_page_shows_the_answer_and_explains_the_class_that_is_clicked(
         const best = bars.findIndex(bar => bar.className === "max");
         const captions = [...document.querySelectorAll("#maps figcaption")].map(c => c.textContent);
         const frame = pad.getBoundingClientRect();
-        for (const x of [70, 210]) draw({clientX: frame.left + x, clientY: frame.top + 140});
-        return [example, best, other, captions, [...image]];"""
-    example, best, other, captions, drawn = in_browser(exported / "index.html", script, tmp_path)
+        const drawn = [];
+        for (const y of [140, 40]) {
+            byId("clear").click();
+            last = null;
+            for (const x of [70, 210]) await draw({clientX: frame.left + x, clientY: frame.top + y});
+            drawn.push([...image]);
+        }
+        return [example, best, other, captions, ...drawn];"""
+    example, best, other, captions, drawn, above = in_browser(exported / "index.html", script, tmp_path)
     x = torch.tensor(example, dtype=torch.uint8).view(1, 28, 28)
     assert any(torch.equal(x[0], image) for image in dataset.test_images)
     logits = model(x)[0]
@@ -254,5 +260,6 @@ def test_the_page_shows_the_answer_and_explains_the_class_that_is_clicked(
         assert total == pytest.approx(float(logits[k]), abs=0.006)
         assert pixels + bias == pytest.approx(total, abs=0.016)
     line = np.array(drawn).reshape(28, 28)
-    assert line[13:15, 8:20].min() > 250  # a stroke two pixels wide through the middle
-    assert line[:13].max() == line[15:].max() == 0
+    assert line[12:15, 2:26].min() > 200  # a stroke from one side to the other, through the middle
+    assert line[:11].max() == line[17:].max() == 0
+    assert above == drawn  # wherever it was drawn
