@@ -73,8 +73,9 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] = DIRS) -> P
         for what, draw in drawings(images, labels, logits, weight, bias, CLASSES).items():
             page.figure(draw(), what, CAPTIONS[what])
         counts = confusion_counts(labels, logits.argmax(1), len(CLASSES))
-        scores = [[name, *row] for name, row in zip(CLASSES, class_scores(counts).tolist(), strict=True)]
-        page.table(scores, ["class", "precision", "recall", "F1"])
+        scores = zip(CLASSES, class_scores(counts).tolist(), strict=True)
+        rows = [[name, *(f"{score:.3f}" for score in row)] for name, row in scores]
+        page.table(rows, ["class", "precision", "recall", "F1"])
     page.heading("How to repeat it")
     page.preformatted(" ".join(manifest.get("command", [])))
     page.preformatted(
