@@ -1,6 +1,7 @@
 """What TensorBoard shows of a run beside its scalars, read back from the event files."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -8,13 +9,21 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from commands import fit, one_line, only_run, pictures
-from softmax_regression import FashionMNISTDataModule, SoftmaxRegression, checkpoint
+from softmax_regression import (
+    FashionMNISTDataModule,
+    FigureLogger,
+    LiveCurve,
+    RunLogger,
+    SoftmaxRegression,
+    checkpoint,
+)
 from softmax_regression.batches import Batches
 from softmax_regression.cli import main
-from softmax_regression.figure_logger import LiveCurve, score
+from softmax_regression.figure_logger import score
 
 ON = "--figures.every_n_epochs=null"
 
@@ -111,3 +120,13 @@ def test_a_notebook_shows_the_curve_while_the_model_trains(monkeypatch: pytest.M
     (figure,) = shown
     loss = figure.axes[0]
     assert [len(line.get_xdata()) for line in loss.lines] == [2, 2]
+
+
+@pytest.mark.parametrize(("monitor", "tags"), [(None, ("val",)), ("val/loss", ("val", "val_best"))])
+def test_from_python_it_works_with_checkpoints_of_lightning(monitor: str | None, tags: Sequence[str]) -> None:
+    callbacks = [FigureLogger(), ModelCheckpoint(monitor=monitor, auto_insert_metric_name=False)]
+    trainer = Trainer(max_epochs=2, log_every_n_steps=1, logger=RunLogger(), callbacks=callbacks,
+                      enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(SoftmaxRegression(), FashionMNISTDataModule(32, 100, source="synthetic", synthetic_size=600))
+    names = ("confusion_matrix", "predictions", "weights")
+    assert steps(only_run()) == {f"{tag}/{name}": [2] for tag in tags for name in names}

@@ -4,6 +4,7 @@ from softmax_regression.callbacks import BestCheckpoint, EarlyStopping, LastChec
 from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.fashion_mnist import CLASSES
+from softmax_regression.figure_logger import FigureLogger, LiveCurve
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs import RunLogger
 
@@ -13,8 +14,10 @@ __all__ = [
     "DivergedError",
     "EarlyStopping",
     "FashionMNISTDataModule",
+    "FigureLogger",
     "InputError",
     "LastCheckpoint",
+    "LiveCurve",
     "RunLogger",
     "SoftmaxRegression",
     "StorageError",

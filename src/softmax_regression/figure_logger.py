@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from softmax_regression import checkpoint
 from softmax_regression.batches import Batches
 from softmax_regression.errors import InputError
 from softmax_regression.fashion_mnist import CLASSES
@@ -81,9 +80,11 @@ class FigureLogger(Callback):
             return
         if epoch > self._drawn:
             self._draw_validation(trainer, model, "val", epoch)
-        kept = [c.best_model_path for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
-        for path in filter(None, kept):
-            saved = checkpoint.read(path)
+        for callback in trainer.checkpoint_callbacks:
+            if not (isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path):
+                continue
+            files = trainer.strategy.checkpoint_io
+            saved = files.load_checkpoint(callback.best_model_path, weights_only=True)
             best = SoftmaxRegression()
             best.load_state_dict(saved["state_dict"])
             self._draw_validation(trainer, best.to(model.device), "val_best", len(saved["history"]))
