@@ -66,6 +66,8 @@ def test_a_table_aligns_numbers_and_scrolls(tmp_path: Path) -> None:
     page.table([["a", 0.123456, 60000], ["b", 2.0, 7]], ["name", "share", "count"])
     html = written(page, tmp_path)
     head = '<tr><th>name</th><th class="number">share</th><th class="number">count</th></tr>'
+    for words in ("0.1235", "60000", "2.000"):  # floats have as many digits each
+        assert f'<td class="number">{words}</td>' in html
     assert f'<div class="wide" tabindex="0"><table>{head}' in html
     assert '<tr><td>a</td><td class="number">0.1235</td><td class="number">60000</td></tr>' in html
     with pytest.raises(ValueError, match="longer than"):

@@ -114,7 +114,8 @@ def _inline(text: str) -> str:
 def _cell(tag: str, value: object, example: object) -> str:
     """A cell of a column of values like `example`."""
     number = ' class="number"' if isinstance(example, int | float) else ""
-    return f"<{tag}{number}>{_inline(f'{value:.4g}' if isinstance(value, float) else str(value))}</{tag}>"
+    words = f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
+    return f"<{tag}{number}>{_inline(words)}</{tag}>"
 
 
 def _symbol(text: str) -> str:
