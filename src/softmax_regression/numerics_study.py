@@ -209,7 +209,7 @@ def _training(page: Page, rows: Sequence[Training], origin: str) -> None:
     table = []
     for stable, naive in zip(rows[::2], rows[1::2], strict=True):
         fate = f"{naive.losses[naive.broken - 1]:g} at step {naive.broken}" if naive.broken else "finite"
-        table.append([naive.dtype, naive.init_std, fate, naive.losses[-1], stable.losses[-1]])
+        table.append([naive.dtype, f"{naive.init_std:g}", fate, naive.losses[-1], stable.losses[-1]])
     page.table(table, ["type", "std", "naive loss", "naive, last step", "stable, last step"])
     broken = {form: sum(row.broken is not None for row in rows if row.form == form) for form in LOSSES}
     page.text(
