@@ -1,5 +1,6 @@
 """A stacked model ends as the one that the Trainer trains on its own."""
 
+import os
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from benchmarks import sweep_speed
 from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.stacked import Stack
+from softmax_regression.processes import cores
+from softmax_regression.stacked import Stack, pool
 
 EPOCHS = 3
 # https://github.com/Lightning-AI/pytorch-lightning/issues/21273
@@ -87,3 +89,16 @@ def test_the_benchmark_of_stacked_trials_runs(capsys: pytest.CaptureFixture[str]
     )
     assert ratio > 0
     assert "the book's loop, one run" in capsys.readouterr().out
+
+
+def test_the_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softmax_regression.stacked.cores", lambda: 6)
+    for wanted, workers in ((None, 6), (2, 2), (4, 4), (0, 6), (100, 6), (-1, 1)):
+        with pool(wanted) as threads:
+            assert threads._max_workers == workers
+            assert threads.submit(torch.get_num_threads).result() == 6 // workers
+
+
+def test_cores_are_counted_where_a_process_cannot_be_bound_to_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    assert cores() == os.cpu_count()

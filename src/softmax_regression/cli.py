@@ -43,7 +43,7 @@ from softmax_regression.fashion_mnist import CLASSES
 from softmax_regression.figure_logger import FigureLogger
 from softmax_regression.locks import locked
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.processes import started, together
+from softmax_regression.processes import cores, started, together
 from softmax_regression.runs import (
     METRICS,
     RunLogger,
@@ -201,10 +201,9 @@ class TrainCLI(LightningCLI):
         self._get(self.config_init, "figures").run = self.run
 
     def _check_devices(self) -> None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        if self.trainer.strategy.root_device.type == "cpu" and self.trainer.num_devices > cores:
+        if self.trainer.strategy.root_device.type == "cpu" and self.trainer.num_devices > cores():
             raise InputError(
-                f"trainer.devices={self.trainer.num_devices}: this machine has {cores} CPU cores; "
+                f"trainer.devices={self.trainer.num_devices}: this machine has {cores()} CPU cores; "
                 "lower trainer.devices"
             )
         batch_size = self.datamodule.hparams["batch_size"]

@@ -6,10 +6,8 @@ Command: python study.py overfit
 """
 
 import functools
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,7 +21,7 @@ from softmax_regression.data import FashionMNISTDataModule, stratified_order
 from softmax_regression.errors import InputError
 from softmax_regression.fashion_mnist import DIRS
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.stacked import Stack
+from softmax_regression.stacked import Stack, pool
 
 METRICS = tuple(f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc"))
 BATCH_SIZE, LR = 256, 0.1  # the book's
@@ -143,11 +141,9 @@ def train_all(
         Size -> dropout -> runs; of the dropouts only 0 and, for masks are costly, the one that is best for
         the first seed.
     """
-    cores = len(os.sched_getaffinity(0))
-    workers = max(1, min(workers or cores, cores))
     with (
         Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar,
-        ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(cores // workers,)) as pool,
+        pool(workers) as threads,
     ):
         stacks = len(design.dropouts) + 2 * (design.seeds - 1)
         task = bar.add_task("overfit", total=stacks * sum(n.images * n.epochs for n in design.sizes))
@@ -157,7 +153,7 @@ def train_all(
             return _train(design, data, size, dropout, seed, advance)
 
         def train(jobs: list[tuple[Size, float, int]]) -> dict[tuple[Size, float, int], Runs]:
-            return dict(zip(jobs, pool.map(job, *zip(*jobs, strict=True)), strict=True))
+            return dict(zip(jobs, threads.map(job, *zip(*jobs, strict=True)), strict=True))
 
         largest_first, val_loss = design.sizes[::-1], METRICS.index("val/loss")
         done = train([(n, p, 0) for n in largest_first for p in design.dropouts])
@@ -185,8 +181,7 @@ def _train(
 ) -> Runs:
     """Train one stack, on images that the seed chooses; shapes as in `Runs` without s."""
     images, labels = data.loaded.images, data.loaded.labels
-    pool = data.train_index
-    index = pool[stratified_order(labels[pool], seed)[: size.images]]
+    index = data.train_index[stratified_order(labels[data.train_index], seed)[: size.images]]
     models = [SoftmaxRegression(LR, decay, dropout=dropout, seed=seed) for decay in design.decays]
     batches = Batches(images, labels, index, min(BATCH_SIZE, size.images), seed=seed)
     stack, rows = Stack(models, batches, size.epochs), []

@@ -21,6 +21,11 @@ from softmax_regression.errors import LostProcessError
 TIMEOUT = timedelta(seconds=60)  # how long to wait for a process that does not come, or does not answer
 
 
+def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def started() -> dict[str, int]:
     """Return the devices of a node and the number of nodes, if torchrun or srun has started several."""
     for world, nodes in ("WORLD_SIZE", "GROUP_WORLD_SIZE"), ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"):

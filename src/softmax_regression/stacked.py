@@ -7,6 +7,7 @@ minus the one-hot label (Dive into Deep Learning, section 4.1, equation 4.1.9).
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from softmax_regression.batches import Batches
 from softmax_regression.errors import InputError
 from softmax_regression.model import SoftmaxRegression
+from softmax_regression.processes import cores
 
 SHARED = ("dropout", "schedule", "num_classes", "seed")  # what all models of a stack have in common
 CHUNK = 4096  # images made float32, and scored, at a time
@@ -127,6 +129,12 @@ class Stack:
         keep = 1 - self.shared["dropout"]
         self.generator.manual_seed(self.shared["seed"] * 1_000_003 + self.step)
         return torch.empty_like(x).bernoulli_(keep, generator=self.generator).div_(keep)
+
+
+def pool(workers: int | None) -> ThreadPoolExecutor:
+    """Return threads that train a stack each, `workers` of them, at most one a core; None for one a core."""
+    n = max(1, min(workers or cores(), cores()))
+    return ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(cores() // n,))
 
 
 def _sums(log_probs: Tensor, labels: Tensor) -> Tensor:

@@ -12,14 +12,12 @@ import socket
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
 import optuna
-import torch
 from optuna.storages import JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -30,7 +28,8 @@ from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError
 from softmax_regression.fashion_mnist import DIRS
 from softmax_regression.locks import locked
-from softmax_regression.stacked import Scores
+from softmax_regression.processes import cores
+from softmax_regression.stacked import Scores, pool
 from softmax_regression.sweep_plan import TPE_BATCH, Params, Plan, Range, Value, describe, epochs_of, key
 from softmax_regression.sweep_trials import History, make_stack, train
 
@@ -136,12 +135,6 @@ class Sweep:
 
     def search(self, workers: int | None = None) -> None:
         """Run every trial that is waiting, until none is left."""
-        cores = len(os.sched_getaffinity(0))
-        workers = max(1, min(workers or cores, cores))
-
-        def initializer() -> None:
-            torch.set_num_threads(max(1, cores // workers))
-
         columns = (
             TextColumn("{task.percentage:.0f}%"),
             BarColumn(),
@@ -150,9 +143,9 @@ class Sweep:
         )
         self.bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
         self.task = self.bar.add_task("", best="")
-        with self.bar, ThreadPoolExecutor(workers, initializer=initializer) as pool:
+        with self.bar, pool(workers) as threads:
             self._show()
-            futures = [pool.submit(self._work) for _ in range(workers)]
+            futures = [threads.submit(self._work) for _ in range(cores())]  # more than threads: done at once
             try:
                 for future in futures:
                     future.result()
