@@ -138,6 +138,7 @@ def test_given_images_are_trained_on_as_rows_in_zero_to_one(
         assert seed == 7
         raise InterruptedError
 
+    monkeypatch.setattr(numerics_study, "load", lambda *args, **kwargs: data)
     monkeypatch.setattr(numerics_study, "trainings", stop)
     with pytest.raises(InterruptedError):
-        numerics_study.run(tmp_path, seed=7, quick=True, data=data)
+        numerics_study.run(tmp_path, seed=7, quick=True)

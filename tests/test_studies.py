@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from softmax_regression import studies, sweep
+from softmax_regression import numerics_study, sweep
 from softmax_regression.studies import STUDIES, main
 
 
@@ -70,5 +70,5 @@ def test_an_interruption_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) 
     def run(quick: bool = False) -> Path:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(studies, "numerics", run)
+    monkeypatch.setattr(numerics_study, "run", run)
     assert main(["numerics"]) == 130

@@ -8,12 +8,13 @@ import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch.nn.functional import cross_entropy as torch_cross_entropy
 
-from softmax_regression import synthetic
+from softmax_regression.data import load
+from softmax_regression.fashion_mnist import DIRS
 from softmax_regression.numerics import cross_entropy, log_softmax, logsumexp, naive_softmax, softmax
 from softmax_regression.numerics_figures import (
     error_figure,
@@ -38,29 +39,36 @@ from softmax_regression.numerics_measurements import (
 )
 from softmax_regression.report import Page, fraction, symbols, write_csv
 
-if TYPE_CHECKING:
-    from softmax_regression.fashion_mnist import Dataset
-
 NAMES = [torch.finfo(dtype).dtype for dtype in DTYPES]
 
 
-def run(out: Path, seed: int = 0, quick: bool = False, data: "Dataset | None" = None) -> Path:
-    """Measure, and write the page with its PNG and CSV files.
+def run(
+    out: Path = Path("logs/numerics"),
+    source: Literal["fashion-mnist", "synthetic"] = "fashion-mnist",
+    dirs: Sequence[str] = DIRS,
+    seed: int = 0,
+    quick: bool = False,
+) -> Path:
+    """Measure where softmax and cross-entropy break in floating point, and what the stable forms mend.
 
     Args:
-        out: Folder to write to.
+        out: Folder of the page.
+        source: What to train on: `fashion-mnist`, or `synthetic` for generated stand-ins.
+        dirs: Folders to look for the data in.
         seed: Decides random logits, initial weights and minibatches.
-        quick: Measure at fewer points and train for fewer steps.
-        data: Images to train on; without, 2,000 generated ones.
+        quick: Measure at fewer points, and train for fewer steps on 2,000 generated images.
 
     Returns:
         The path of the page.
+
+    Raises:
+        InputError: The data cannot be had.
     """
-    images, labels = (data.images, data.labels) if data else synthetic.draw(2000, seed)
-    origin = data.origin if data else "2,000 generated images"
+    data = load("synthetic", synthetic_size=2000) if quick else load(source, dirs)
+    images, labels, origin = data.images, data.labels, data.origin
     scales, vanishing = failures(BREAKDOWNS), failures(VANISHINGS)
     accuracy = errors(rows=5 if quick else 25, points=11 if quick else 31, seed=seed)
-    runs = trainings(images.flatten(1) / 255, labels.long(), steps=160 if quick else 400, seed=seed)
+    runs = trainings(images.flatten(1) / 255, labels, steps=160 if quick else 400, seed=seed)
 
     page = Page("Softmax in floating point")
     _definition(page)

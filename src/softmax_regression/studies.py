@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from softmax_regression import trust
 from softmax_regression.errors import DivergedError, InputError, StorageError
-from softmax_regression.fashion_mnist import DIRS
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -28,7 +27,7 @@ class Study(NamedTuple):
 
 
 STUDIES = {
-    "numerics": Study("studies.numerics", "Where softmax and cross-entropy break, and what mends them."),
+    "numerics": Study("numerics_study.run", "Where softmax and cross-entropy break, and what mends them."),
     "sweep": Study("sweep.run", "Exercise 1: search batch size, learning rate, epochs and more."),
     "overfit": Study("overfit.run", "Exercise 2: train for long on few images, and what helps."),
     "curve": Study("curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
@@ -36,27 +35,6 @@ STUDIES = {
     "compare": Study("run_report.compare", "Show runs side by side.", "runs"),
     "export": Study("export.run", "Write a checkpoint as ONNX and as a web page that runs it.", "which"),
 }
-
-
-def numerics(
-    out: Path = Path("logs/numerics"),
-    source: Literal["fashion-mnist", "synthetic"] = "fashion-mnist",
-    dirs: Sequence[str] = DIRS,
-    seed: int = 0,
-    quick: bool = False,
-) -> Path:
-    """Measure where softmax and cross-entropy break in floating point, and what the stable forms mend.
-
-    Args:
-        out: Folder of the page.
-        source: `fashion-mnist`, or `synthetic` for generated stand-ins.
-        dirs: Folders to look for the data in.
-        seed: Decides random logits, initial weights and minibatches.
-        quick: Measure fewer points, with few generated images.
-    """
-    from softmax_regression import data, numerics_study
-
-    return numerics_study.run(out, seed, quick, None if quick else data.load(source, dirs))
 
 
 def _parser(chosen: str | None) -> ArgumentParser:
