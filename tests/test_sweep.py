@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import optuna
@@ -27,6 +28,7 @@ from softmax_regression.locks import locked
 from softmax_regression.stacked import Scores, Stack
 from softmax_regression.sweep import Sweep
 from softmax_regression.sweep_plan import Plan, Range, Value, describe
+from softmax_regression.sweep_trials import METRICS
 
 ROOT = Path(__file__).parents[1]
 SPACE: dict[str, list[Value] | Range] = {"batch_size": [16, 64], "lr": [0.1, 0.5, 0.01], "epochs": [1, 3]}
@@ -195,6 +197,40 @@ def test_a_folder_keeps_one_plan_and_one_sweep_at_a_time(data: FashionMNISTDataM
     folder.mkdir(parents=True)
     with locked(folder, ""), pytest.raises(InputError, match=r"another process is at work there.* --name"):
         sweep.run({"lr": [0.1]}, name="mine", source="synthetic", quick=True)
+
+
+def test_machines_that_share_a_database_share_the_trials_and_wait_for_each_other(
+    data: FashionMNISTDataModule, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, shared = "sqlite:///trials.db", plan({"lr": [0.1, 0.5], "batch_size": [16, 64], "epochs": [1]})
+    mine, theirs = (Sweep(shared, data, Path(machine, "shared"), url) for machine in ("one", "two"))
+    taken = theirs._claim()
+    assert len(taken) == 2  # those of one batch size
+
+    def finish() -> None:
+        for trial in taken:
+            theirs.storage.set_trial_user_attr(
+                trial._trial_id, "history", {name: [[0.0]] for name in METRICS}
+            )
+            theirs.storage.set_trial_state_values(trial._trial_id, TrialState.COMPLETE, [0.0])
+
+    ending = Timer(0.5, finish)
+    ending.start()
+    mine.search(1)
+    ending.join()
+    trials = mine.study.trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
+    assert {trial.user_attrs["owner"].rpartition("/")[0].rpartition("/")[2] for trial in trials} == {
+        "one",
+        "two",
+    }
+    assert mine.study.best_trial.number in {trial.number for trial in taken}
+    assert f"waiting for 2 trials of {theirs.owner}" in capsys.readouterr().err
+
+
+def test_a_database_that_cannot_be_reached_is_an_error(data: FashionMNISTDataModule) -> None:
+    with pytest.raises(InputError, match=r"storage=sqlite:///no/folder/x\.db: cannot be used"):
+        Sweep(plan(), data, Path("shared"), "sqlite:///no/folder/x.db")
 
 
 def test_the_page_the_table_and_tensorboard_have_every_trial() -> None:

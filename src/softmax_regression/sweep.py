@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -57,7 +58,8 @@ def run(
         seeds: Every trial is trained with each of them.
         name: Everything is kept in logs/sweep/NAME.
         workers: Stacks trained at the same time, at most one a core; None for one a core.
-        storage: URL of a PostgreSQL or MySQL database that several machines share; None for a file.
+        storage: URL of a PostgreSQL or MySQL database that several machines share, as SQLAlchemy takes it
+            (`postgresql+psycopg2://...`, with the driver installed); None for a file.
         source: `fashion-mnist`, or `synthetic` for generated stand-ins.
         dirs: Folders to look for the data in.
         seed: Seed of the sampler.
@@ -151,6 +153,20 @@ class Sweep:
                     future.result()
             finally:
                 self.stop.set()
+        self._wait_for_others()
+
+    def _wait_for_others(self) -> None:
+        """Let the trials that other machines have taken come to their end."""
+        said = False
+        while running := self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if not said:
+                owners = ", ".join(sorted({trial.user_attrs["owner"] for trial in running}))
+                print(
+                    f"waiting for {len(running)} trials of {owners}; if that has been killed, start it again",
+                    file=sys.stderr,
+                )
+                said = True
+            time.sleep(0.2)
 
     def _work(self) -> None:
         """Train one group of trials after another; if one fails that is recorded, and the next begins."""
