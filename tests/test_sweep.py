@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -17,7 +18,7 @@ import optuna
 import pytest
 import yaml
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -225,7 +226,47 @@ def test_machines_that_share_a_database_share_the_trials_and_wait_for_each_other
         "two",
     }
     assert mine.study.best_trial.number in {trial.number for trial in taken}
-    assert f"waiting for 2 trials of {theirs.owner}" in capsys.readouterr().err
+    assert f"waiting for the trials of {theirs.owner}; " in capsys.readouterr().err
+
+
+def test_machines_that_start_at_once_plan_the_trials_once(
+    data: FashionMNISTDataModule, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, shared = "sqlite:///trials.db", plan({"lr": [0.1, 0.5], "batch_size": [16, 64], "epochs": [1]})
+    add = optuna.Study.add_trial
+
+    def slowly(study: optuna.Study, trial: FrozenTrial) -> None:
+        time.sleep(0.1)
+        add(study, trial)
+
+    monkeypatch.setattr(optuna.Study, "add_trial", slowly)
+    optuna.create_study(storage=url, study_name="unrelated")  # so that the tables are there
+
+    def sweep_on(machine: str) -> Sweep:
+        return Sweep(shared, data, Path(machine, "shared"), url)
+
+    with ThreadPoolExecutor(3) as threads:
+        sweeps = list(threads.map(sweep_on, ("one", "two", "three")))
+    assert len(sweeps[0].study.trials) == 4
+    assert len({describe(trial.params) for trial in sweeps[0].study.trials}) == 4
+    assert capsys.readouterr().err.count("waiting for the machine that plans the trials") == 2
+    with pytest.raises(InputError, match="another plan"):
+        Sweep(plan({"lr": [0.2], "epochs": [1]}), data, Path("one", "shared"), url)
+
+
+def test_a_trial_belongs_to_the_machine_that_took_it_first(
+    data: FashionMNISTDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, shared = "sqlite:///trials.db", plan({"lr": [0.1, 0.5], "epochs": [1]})
+    mine, theirs = (Sweep(shared, data, Path(machine, "shared"), url) for machine in ("one", "two"))
+    waiting = mine.study.get_trials(states=(TrialState.WAITING,))
+    taken = theirs._claim()
+    monkeypatch.setattr(mine.study, "get_trials", lambda **_: waiting)  # as they were a moment before
+    assert mine._claim() == []
+    assert [trial.number for trial in taken] == [0, 1]
+    assert {trial.user_attrs["owner"] for trial in theirs.study.trials} == {theirs.owner}
+    again = Sweep(shared, data, Path("two", "shared"), url)  # after a kill
+    assert [trial.number for trial in again._claim()] == [0, 1]
 
 
 def test_a_database_that_cannot_be_reached_is_an_error(data: FashionMNISTDataModule) -> None:

@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
@@ -117,19 +117,27 @@ class Sweep:
             self.storage = get_storage(storage or JournalStorage(_journal(folder / "trials.jsonl")))
         except Exception as error:  # of whichever database driver it is
             raise InputError(f"storage={storage}: cannot be used ({_one_line(error)})") from error
-        self.study = optuna.create_study(storage=self.storage, study_name=folder.name, load_if_exists=True)
+        self.owner = f"{socket.gethostname()}:{folder.resolve()}"
+        try:  # of several machines that start, one makes the study, and puts its trials in line
+            self.study = optuna.create_study(storage=self.storage, study_name=folder.name)
+            self.study.set_user_attr("planner", self.owner)
+        except optuna.exceptions.DuplicatedStudyError:
+            self.study = optuna.load_study(storage=self.storage, study_name=folder.name)
+        if storage and self.study.user_attrs.get("planner") != self.owner:
+            _wait(lambda: "" if "queued" in self.study.user_attrs else "the machine that plans the trials")
         known, wanted = self.study.user_attrs.get("plan"), json.dumps(asdict(plan))
         if known not in (None, wanted):
             raise InputError(f"{folder}: has a sweep with another plan; choose another --name, or delete it")
-        self.study.set_user_attr("plan", wanted)
-        self.owner = f"{socket.gethostname()}:{folder.resolve()}"
         for trial in self.study.get_trials(states=(TrialState.RUNNING,)):  # left by a kill
-            if storage is None or trial.user_attrs.get("owner") == self.owner:
+            if storage is None or trial.user_attrs.get("owner", self.owner) == self.owner:
                 self.storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-        for params in plan.queue()[len(self.study.trials) :]:
-            self.study.add_trial(
-                create_trial(state=TrialState.WAITING, params=params, distributions=plan.distributions)
-            )
+        if not self.study.user_attrs.get("queued"):
+            self.study.set_user_attr("plan", wanted)
+            for params in plan.queue()[len(self.study.trials) :]:
+                self.study.add_trial(
+                    create_trial(state=TrialState.WAITING, params=params, distributions=plan.distributions)
+                )
+            self.study.set_user_attr("queued", True)
         # Another seed each time it goes on, or TPE would propose its first trials again.
         self.study.sampler = optuna.samplers.TPESampler(
             seed=plan.seed + len(self.study.trials), constant_liar=True
@@ -153,20 +161,12 @@ class Sweep:
                     future.result()
             finally:
                 self.stop.set()
-        self._wait_for_others()
+        _wait(self._running_elsewhere)
 
-    def _wait_for_others(self) -> None:
-        """Let the trials that other machines have taken come to their end."""
-        said = False
-        while running := self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if not said:
-                owners = ", ".join(sorted({trial.user_attrs["owner"] for trial in running}))
-                print(
-                    f"waiting for {len(running)} trials of {owners}; if that has been killed, start it again",
-                    file=sys.stderr,
-                )
-                said = True
-            time.sleep(0.2)
+    def _running_elsewhere(self) -> str:
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        owners = {trial.user_attrs.get("owner", "a machine") for trial in running} - {self.owner}
+        return ", ".join(f"the trials of {owner}" for owner in sorted(owners))
 
     def _work(self) -> None:
         """Train one group of trials after another; if one fails that is recorded, and the next begins."""
@@ -203,10 +203,11 @@ class Sweep:
                 self.storage.set_trial_state_values(proposal._trial_id, TrialState.WAITING)
             waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         group = [trial for trial in waiting if key(trial.params) == key(waiting[0].params)]
-        for trial in group:
-            self.storage.set_trial_user_attr(trial._trial_id, "owner", self.owner)
         # False: another machine was faster.
-        return [t for t in group if self.storage.set_trial_state_values(t._trial_id, TrialState.RUNNING)]
+        won = [t for t in group if self.storage.set_trial_state_values(t._trial_id, TrialState.RUNNING)]
+        for trial in won:
+            self.storage.set_trial_user_attr(trial._trial_id, "owner", self.owner)
+        return won
 
     def _finish(self, trial: FrozenTrial, result: History | Exception) -> None:
         """Record the metrics of a trial, or why it failed."""
@@ -288,6 +289,14 @@ def _journal(path: Path) -> JournalFileBackend:
         whole = path.read_bytes().rpartition(b"\n")
         os.truncate(path, len(whole[0] + whole[1]))
     return JournalFileBackend(str(path))
+
+
+def _wait(what: Callable[[], str]) -> None:
+    """Wait while `what` names something that another machine does, and say so."""
+    if name := what():
+        print(f"waiting for {name}; if it has been killed, start it there again", file=sys.stderr)
+    while what():
+        time.sleep(0.2)
 
 
 def _one_line(error: BaseException) -> str:
