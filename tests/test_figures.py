@@ -123,7 +123,11 @@ def test_every_figure_renders_to_pixels(name: str) -> None:
     figure = FIGURES[name]()
     pixels = to_array(figure)
     assert pixels.dtype == torch.uint8
-    assert pixels.shape == (*(round(100 * inches) for inches in reversed(figure.get_size_inches())), 3)
+    # Matplotlib before 3.11 cuts off what a rounding error leaves of the last pixel.
+    assert pixels.shape == (
+        *(pytest.approx(100 * inches, abs=1) for inches in figure.get_size_inches()[::-1]),
+        3,
+    )
     assert pixels[0, 0].tolist() == [255, 255, 255]
     assert pixels.min() < 100
 
