@@ -257,14 +257,19 @@ def test_machines_that_start_at_once_plan_the_trials_once(
 def test_a_trial_belongs_to_the_machine_that_took_it_first(
     data: FashionMNISTDataModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, shared = "sqlite:///trials.db", plan({"lr": [0.1, 0.5], "epochs": [1]})
+    url, shared = "sqlite:///trials.db", plan({"batch_size": [16, 64], "lr": [0.1, 0.5], "epochs": [1]})
     mine, theirs = (Sweep(shared, data, Path(machine, "shared"), url) for machine in ("one", "two"))
-    waiting = mine.study.get_trials(states=(TrialState.WAITING,))
+    get_trials, before = mine.study.get_trials, [mine.study.get_trials(states=(TrialState.WAITING,))]
     taken = theirs._claim()
-    monkeypatch.setattr(mine.study, "get_trials", lambda **_: waiting)  # as they were a moment before
-    assert mine._claim() == []
+
+    def outdated_once(**options: Any) -> list[FrozenTrial]:
+        return before.pop() if before else get_trials(**options)
+
+    monkeypatch.setattr(mine.study, "get_trials", outdated_once)
     assert [trial.number for trial in taken] == [0, 1]
-    assert {trial.user_attrs["owner"] for trial in theirs.study.trials} == {theirs.owner}
+    assert [trial.number for trial in mine._claim()] == [2, 3]  # and goes on with what is left
+    owners = [trial.user_attrs["owner"] for trial in theirs.study.trials]
+    assert owners == [theirs.owner] * 2 + [mine.owner] * 2
     again = Sweep(shared, data, Path("two", "shared"), url)  # after a kill
     assert [trial.number for trial in again._claim()] == [0, 1]
 

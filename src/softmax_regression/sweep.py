@@ -194,20 +194,26 @@ class Sweep:
                     self._finish(trial, error)
 
     def _claim(self) -> list[FrozenTrial]:
-        """Take the waiting trials that can be trained together with the first one."""
+        """Take the waiting trials that can be trained together with the first one; none if none waits."""
+        while waiting := self._waiting():
+            group = [trial for trial in waiting if key(trial.params) == key(waiting[0].params)]
+            # False: another machine was faster.
+            won = [t for t in group if self.storage.set_trial_state_values(t._trial_id, TrialState.RUNNING)]
+            for trial in won:
+                self.storage.set_trial_user_attr(trial._trial_id, "owner", self.owner)
+            if won:
+                return won
+        return []
+
+    def _waiting(self) -> list[FrozenTrial]:
+        """Return the trials that nobody has taken; TPE proposes some when there are none."""
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if not waiting and self.plan.sampler == "tpe":
-            missing = self.plan.trials - len(self.study.trials)
-            proposed = [self.study.ask(self.plan.distributions) for _ in range(min(TPE_BATCH, missing))]
-            for proposal in proposed:
-                self.storage.set_trial_state_values(proposal._trial_id, TrialState.WAITING)
-            waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        group = [trial for trial in waiting if key(trial.params) == key(waiting[0].params)]
-        # False: another machine was faster.
-        won = [t for t in group if self.storage.set_trial_state_values(t._trial_id, TrialState.RUNNING)]
-        for trial in won:
-            self.storage.set_trial_user_attr(trial._trial_id, "owner", self.owner)
-        return won
+        if waiting or self.plan.sampler != "tpe":
+            return waiting
+        missing = self.plan.trials - len(self.study.trials)
+        for proposal in [self.study.ask(self.plan.distributions) for _ in range(min(TPE_BATCH, missing))]:
+            self.storage.set_trial_state_values(proposal._trial_id, TrialState.WAITING)
+        return self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
 
     def _finish(self, trial: FrozenTrial, result: History | Exception) -> None:
         """Record the metrics of a trial, or why it failed."""
