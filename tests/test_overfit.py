@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from softmax_regression import overfit
+from softmax_regression import overfit_page
 from softmax_regression.data import FashionMNISTDataModule
 from softmax_regression.errors import InputError
-from softmax_regression.overfit import METRICS, Design, Runs, Size, choose_arms, early_stop, train_all
+from softmax_regression.overfit import FULL, METRICS, Design, Runs, Size, choose_arms, early_stop, train_all
 from softmax_regression.overfit_page import conclusion, difference
 
 SIZE = Size(100, 4, 1)
@@ -92,15 +92,15 @@ def test_runs_do_not_depend_on_the_workers_and_seeds_differ(data: FashionMNISTDa
 
 def test_too_few_images_are_refused() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(overfit, "QUICK", overfit.FULL)
+        patch.setattr(overfit_page, "QUICK", FULL)
         with pytest.raises(InputError, match="need 55000"):
-            overfit.run(source="synthetic", quick=True)
+            overfit_page.run(source="synthetic", quick=True)
 
 
 def test_the_page_has_curves_tables_templates_and_conclusions(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(overfit, "QUICK", Design((Size(30, 4, 2),), (0.0, 0.5), (0.0, 0.1), 2))
-        page = overfit.run(tmp_path, source="synthetic", quick=True)
+        patch.setattr(overfit_page, "QUICK", Design((Size(30, 4, 2),), (0.0, 0.5), (0.0, 0.1), 2))
+        page = overfit_page.run(tmp_path, source="synthetic", quick=True)
     text = page.read_text()
     assert "30 images. With no remedy the validation loss is least" in text
     for name in ("", "-remedies", "-weights-none", "-weights-combination"):

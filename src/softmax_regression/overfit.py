@@ -2,14 +2,12 @@
 
 Exercise 2 of Dive into Deep Learning, section 4.5: why does the test accuracy fall after a while, and what
 helps? Every remedy is a choice among the same runs, made with validation data.
-Command: python study.py overfit
 """
 
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
@@ -18,8 +16,6 @@ from torch import Tensor
 
 from softmax_regression.batches import Batches
 from softmax_regression.data import FashionMNISTDataModule, stratified_order
-from softmax_regression.errors import InputError
-from softmax_regression.fashion_mnist import DIRS
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.stacked import Stack, pool
 
@@ -95,41 +91,6 @@ class Arm(NamedTuple):
         values = self.curves[:, METRICS.index(metric)]
         taken: list[float] = values.gather(1, self.stop[:, None])[:, 0].tolist()
         return taken
-
-
-def run(
-    out: Path = Path("logs/overfit"),
-    source: Literal["fashion-mnist", "synthetic"] = "fashion-mnist",
-    dirs: Sequence[str] = DIRS,
-    workers: int | None = None,
-    quick: bool = False,
-) -> Path:
-    """Train with and without remedies, on few images and on all, and write the page.
-
-    Args:
-        out: Folder of the page.
-        source: `fashion-mnist`, or `synthetic` for generated stand-ins.
-        dirs: Folders to look for the data in.
-        workers: Stacks trained at the same time, at most one a core; None for one a core.
-        quick: 50 and 100 images for a few epochs, to see that it works.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        InputError: There are too few images, or see `FashionMNISTDataModule`.
-    """
-    from softmax_regression import overfit_page
-
-    design = QUICK if quick else FULL
-    sizes: dict[str, Any] = {"synthetic_size": 1000, "val_size": 500} if quick else {}
-    data = FashionMNISTDataModule(source=source, dirs=dirs, **sizes)
-    data.setup()
-    if len(data.train_index) < design.sizes[-1].images:
-        raise InputError(f"{len(data.train_index)} training images: need {design.sizes[-1].images}; use all")
-    runs = train_all(design, data, workers)
-    arms = {size: choose_arms(design, of_size) for size, of_size in runs.items()}
-    return overfit_page.write(out, design, runs, arms, data.loaded.origin)
 
 
 def train_all(

@@ -1,17 +1,69 @@
-"""What long training on few images came to, on one page, with the conclusions that the numbers support."""
+"""What long training on few images came to, on one page, with the conclusions that the numbers support.
+
+Command: python study.py overfit
+"""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor
 
-from softmax_regression.fashion_mnist import CLASSES
+from softmax_regression.data import FashionMNISTDataModule
+from softmax_regression.errors import InputError
+from softmax_regression.fashion_mnist import CLASSES, DIRS
 from softmax_regression.figures import learning_curves, weight_templates
 from softmax_regression.intervals import Interval
-from softmax_regression.overfit import BATCH_SIZE, LR, METRICS, PATIENCE, Arm, Design, Runs, Size
+from softmax_regression.overfit import (
+    BATCH_SIZE,
+    FULL,
+    LR,
+    METRICS,
+    PATIENCE,
+    QUICK,
+    Arm,
+    Design,
+    Runs,
+    Size,
+    choose_arms,
+    train_all,
+)
 from softmax_regression.report import Page, write_csv
 from softmax_regression.runs import environment
+
+
+def run(
+    out: Path = Path("logs/overfit"),
+    source: Literal["fashion-mnist", "synthetic"] = "fashion-mnist",
+    dirs: Sequence[str] = DIRS,
+    workers: int | None = None,
+    quick: bool = False,
+) -> Path:
+    """Train with and without remedies, on few images and on all, and write the page.
+
+    Args:
+        out: Folder of the page.
+        source: `fashion-mnist`, or `synthetic` for generated stand-ins.
+        dirs: Folders to look for the data in.
+        workers: Stacks trained at the same time, at most one a core; None for one a core.
+        quick: 50 and 100 images for a few epochs, to see that it works.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: There are too few images, or see `FashionMNISTDataModule`.
+    """
+    design = QUICK if quick else FULL
+    sizes: dict[str, Any] = {"synthetic_size": 1000, "val_size": 500} if quick else {}
+    data = FashionMNISTDataModule(source=source, dirs=dirs, **sizes)
+    data.setup()
+    if len(data.train_index) < design.sizes[-1].images:
+        raise InputError(f"{len(data.train_index)} training images: need {design.sizes[-1].images}; use all")
+    runs = train_all(design, data, workers)
+    arms = {size: choose_arms(design, of_size) for size, of_size in runs.items()}
+    return write(out, design, runs, arms, data.loaded.origin)
 
 
 def write(

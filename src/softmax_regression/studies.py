@@ -29,7 +29,7 @@ class Study(NamedTuple):
 STUDIES = {
     "numerics": Study("numerics_study.run", "Where softmax and cross-entropy break, and what mends them."),
     "sweep": Study("sweep.run", "Exercise 1: search batch size, learning rate, epochs and more."),
-    "overfit": Study("overfit.run", "Exercise 2: train for long on few images, and what helps."),
+    "overfit": Study("overfit_page.run", "Exercise 2: train for long on few images, and what helps."),
     "curve": Study("curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
     "report": Study("run_report.report", "Show a run: curves, mistakes, weights, calibration.", "which"),
     "compare": Study("run_report.compare", "Show runs side by side.", "runs"),
