@@ -79,3 +79,5 @@ def test_every_file_of_the_layout_exists() -> None:
     names = {name for line in layout.splitlines() for name in line[:30].split() if name.endswith(".py")}
     for name in names:
         assert [*root.glob(name), *root.glob(f"src/softmax_regression/{name}")], name
+    for module in (root / "src" / "softmax_regression").glob("[!_]*.py"):
+        assert any(module.match(name) for name in names), module.name
