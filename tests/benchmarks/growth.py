@@ -62,12 +62,7 @@ def point(examples: int, batch_size: int, device: str) -> Point:
         mock.patch("softmax_regression.data.load", return_value=data),
         redirect_stdout(StringIO()),
     ):
-        flags += [
-            "--data.source=synthetic",
-            "--figures.every_n_epochs=0",
-            f"--trainer.logger.save_dir={logs}",
-        ]
-        done = fit(flags, device)
+        done = fit([*flags, f"--trainer.logger.save_dir={logs}"], device)
     size = (data.images.nbytes + data.labels.nbytes) / 2**20
     return Point(examples, batch_size, done.epochs[1:], _peak() - imports, size)
 
