@@ -20,7 +20,8 @@ from torch.nn.functional import pad
 
 SIDE, SCALE = 28, 4  # pixels along a tile; 1/100 inch along a pixel
 TILE = SIDE * SCALE
-STEP = (38, 40)  # pixels from a tile to the next one, to the right and down
+# Pixels from a tile to the next one, right and down; 38 would make a figure of 9.12 inches, 911.99 pixels.
+STEP = (39, 40)
 HEAD = 40  # height of the title
 
 Corner = tuple[float, float]
