@@ -6,6 +6,6 @@ import sys
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # no traceback of the imports, which take seconds
-    from softmax_regression.cli import main
+    from softmax_regression.commands.train import main
 
     sys.exit(main())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from softmax_regression.cli import main
+from softmax_regression.commands.train import main
 
 SMALL = (
     "--data.source=synthetic",

@@ -8,9 +8,9 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from softmax_regression import fashion_mnist
-from softmax_regression.fashion_mnist import DIRS, FILES, Checksums, Dataset, write_idx
-from softmax_regression.synthetic import draw
+from softmax_regression.data import files as fashion_mnist
+from softmax_regression.data.files import DIRS, FILES, Checksums, Dataset, write_idx
+from softmax_regression.data.synthetic import draw
 
 TRAIN, TEST = 600, 100  # images in the tiny files, the same number of each class
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["softmax_regression.cli"])
+CONTEXT.set_forkserver_preload(["softmax_regression.commands.train"])
 LIMIT = 100  # seconds that a group may take
 
 Environment = Callable[[int, int], dict[str, str]]  # of a rank of a number of processes
@@ -117,8 +117,8 @@ def _work(
 
     import torch
 
-    from softmax_regression import processes
-    from softmax_regression.cli import main
+    from softmax_regression.commands.train import main
+    from softmax_regression.runs import processes
 
     torch.set_num_threads(1)
     os.sched_getaffinity = lambda pid: set(range(8))  # the cap is not what is tested here

@@ -15,7 +15,7 @@ from typing import Any
 
 Process = ForkServerProcess
 CONTEXT: ForkServerContext = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["softmax_regression.cli", "torch.utils.tensorboard"])
+CONTEXT.set_forkserver_preload(["softmax_regression.commands.train", "torch.utils.tensorboard"])
 
 
 def start(
@@ -44,7 +44,7 @@ def _command(
 ) -> None:
     import torch
 
-    from softmax_regression.cli import main
+    from softmax_regression.commands.train import main
 
     os.environ |= environ
     redirect(folder)
@@ -90,7 +90,7 @@ def start_saving(path: Path, moment: str | None, call: int) -> Process:
 
 
 def _save_for_ever(path: Path, moment: str | None, call: int) -> None:
-    from softmax_regression import checkpoint
+    from softmax_regression.runs import checkpoint
 
     saved = checkpoint.read(path)
     if moment:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from commands import only_run
-from softmax_regression.cli import main
+from softmax_regression.commands.train import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -66,7 +66,7 @@ def test_every_command_of_train_py_runs(
 
 @pytest.mark.parametrize("arguments", commands("study.py"), ids=" ".join)
 def test_every_command_of_study_py_is_one(arguments: list[str]) -> None:
-    from softmax_regression.studies import STUDIES
+    from softmax_regression.commands.study import STUDIES
 
     assert arguments[0] in STUDIES
 

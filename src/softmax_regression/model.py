@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression import numerics
-from softmax_regression.batches import Batches, Minibatch
+from softmax_regression.data.minibatches import Batches, Minibatch
 from softmax_regression.errors import DivergedError, InputError
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

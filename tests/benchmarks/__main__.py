@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from softmax_regression.data import FashionMNISTDataModule
+from softmax_regression.data.module import FashionMNISTDataModule
 
 from . import growth, processes, tables
 from .race import CONTESTANTS, missing, race

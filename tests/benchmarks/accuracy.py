@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from softmax_regression.data import load
+from softmax_regression.data.module import load
 
 from . import scikit
 from .ours import fit

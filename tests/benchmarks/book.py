@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms import ToTensor
 
-from softmax_regression.fashion_mnist import write_idx
+from softmax_regression.data.files import write_idx
 
 from .task import BATCH_SIZE, LR, Outcome, Run, Task, clock, linear
 

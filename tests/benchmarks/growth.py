@@ -11,8 +11,8 @@ from unittest import mock
 
 import torch
 
-from softmax_regression import synthetic
-from softmax_regression.fashion_mnist import Dataset
+from softmax_regression.data import synthetic
+from softmax_regression.data.files import Dataset
 
 from .ours import fit
 
@@ -59,7 +59,7 @@ def point(examples: int, batch_size: int, device: str) -> Point:
     ]
     with (
         tempfile.TemporaryDirectory() as logs,
-        mock.patch("softmax_regression.data.load", return_value=data),
+        mock.patch("softmax_regression.data.module.load", return_value=data),
         redirect_stdout(StringIO()),
     ):
         done = fit([*flags, f"--trainer.logger.save_dir={logs}"], device)

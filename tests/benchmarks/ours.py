@@ -8,7 +8,7 @@ from unittest import mock
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from softmax_regression import cli
+from softmax_regression.commands import train as cli
 from softmax_regression.model import SoftmaxRegression
 
 from .task import BATCH_SIZE, LR, Outcome, Run, Task, clock

@@ -13,7 +13,7 @@ PLAIN = f"{IMPORT}; from tests.benchmarks.processes import plain; plain()"
 
 def plain() -> None:
     """Load the images as `fit` does, and do what conf/book.yaml asks for with the plain loop."""
-    from softmax_regression.data import load
+    from softmax_regression.data.module import load
 
     from .plain import fit
     from .task import flat

@@ -12,9 +12,9 @@ from statistics import median
 
 import torch
 
-from softmax_regression.data import FashionMNISTDataModule
+from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.stacked import Stack
+from softmax_regression.studies.stacked import Stack
 
 from . import book
 from .task import BATCH_SIZE, Task, clock

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from softmax_regression.data import FashionMNISTDataModule
+from softmax_regression.data.module import FashionMNISTDataModule
 
 BATCH_SIZE = 256
 LR = 0.1

@@ -1,0 +1,1 @@
+"""The command lines; errors as one line."""

@@ -1,0 +1,1 @@
+"""Tensors -> matplotlib figures -> pages."""

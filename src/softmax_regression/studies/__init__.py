@@ -1,0 +1,1 @@
+"""The section's text and exercises as measurements, and pages about runs."""

@@ -1,0 +1,111 @@
+"""What a run computes on, and in which precision: chosen by flags, said in one line, the same results."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, cast
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import MixedPrecision
+
+from commands import fit, manifest, only_run
+from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
+from softmax_regression.commands.train import main
+from softmax_regression.runs import checkpoint
+from softmax_regression.runs.callbacks import device_choice
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def last(run: Path) -> dict[str, Any]:
+    return checkpoint.read(run / "checkpoints" / "last.ckpt")
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The last checkpoint in the usual precision, on the usual device."""
+    folder = tmp_path_factory.mktemp("single")
+    assert fit(f"--trainer.logger.save_dir={folder}") == 0
+    return last(only_run(folder))
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "tolerance"),
+    [
+        ("64-true", torch.float64, 1e-6),
+        ("bf16-mixed", torch.float32, 0.02),
+        ("bf16-true", torch.bfloat16, 0.05),
+        ("16-mixed", torch.float32, 0.02),
+    ],
+)
+@pytest.mark.filterwarnings(
+    "ignore:.*AMP with fp16 is not supported on CPU:UserWarning"
+)  # bf16 takes its place
+def test_every_precision_learns_the_same(
+    single: dict[str, Any], precision: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    assert fit(f"--trainer.precision={precision}", "--model.loss=stable") == 0
+    saved = last(only_run())
+    assert saved["state_dict"]["linear.weight"].dtype == dtype
+    for row, expected in zip(saved["history"], single["history"], strict=True):
+        assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=tolerance)
+        assert row["val/loss"] == pytest.approx(expected["val/loss"], rel=tolerance)
+    assert main(["test", f"--ckpt_path={only_run()}"]) == 0
+    assert manifest(only_run())["test"]["test/acc"] > 0.5
+
+
+@pytest.mark.parametrize("loss", ["torch", "stable"])
+def test_gradients_that_are_scaled_for_float16_train_the_same(single: dict[str, Any], loss: str) -> None:
+    """On a CPU, where `16-mixed` alone would scale nothing."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=40)
+    trainer = Trainer(
+        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, plugins=MixedPrecision("16-mixed", "cpu", scaler),
+    )  # fmt: skip
+    model = SoftmaxRegression(loss=cast(Literal["torch", "stable"], loss))
+    trainer.fit(model, FashionMNISTDataModule(32, 101, source="synthetic", synthetic_size=600))
+    assert scaler.get_scale() == 2.0**15  # it grew once in 48 steps, so that none overflowed
+    losses = [row["train/loss"] for row in model.history]
+    assert losses == sorted(losses, reverse=True)
+    assert losses == pytest.approx([row["train/loss"] for row in single["history"]], rel=0.02)
+    assert all(weight.isfinite().all() for weight in model.parameters())
+
+
+@pytest.mark.parametrize("loss", ["torch", "stable"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_logits_of_thousands_stay_finite(precision: str, loss: str) -> None:
+    assert fit(f"--trainer.precision={precision}", f"--model.loss={loss}", "--model.init_std=100") == 0
+    saved = last(only_run())
+    assert all(weight.isfinite().all() for weight in saved["state_dict"].values())
+    assert all(math.isfinite(value) for row in saved["history"] for value in row.values())
+    assert saved["history"][0]["train/loss"] > 100
+
+
+def test_images_in_host_memory_give_the_same_bits(single: dict[str, Any]) -> None:
+    assert fit("--data.device=host") == 0
+    saved = last(only_run())
+    assert torch.equal(saved["state_dict"]["linear.weight"], single["state_dict"]["linear.weight"])
+    assert saved["history"] == single["history"]
+
+
+def trainer_on(device: str, count: int = 1) -> Trainer:
+    strategy = SimpleNamespace(root_device=torch.device(device))
+    return cast(Trainer, SimpleNamespace(strategy=strategy, world_size=count, precision="32-true"))
+
+
+def test_a_line_says_what_was_chosen_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H100")
+    one = f"training on 1 x cpu (no GPU found; threads of each: {torch.get_num_threads()}), precision 32-true"
+    assert device_choice(trainer_on("cpu")) == one
+    assert "one would be faster, the model is small" in device_choice(trainer_on("cpu", 2))
+    assert device_choice(trainer_on("cuda:0", 4)) == "training on 4 x cuda (NVIDIA H100), precision 32-true"
+    assert device_choice(trainer_on("mps")) == "training on 1 x mps (the GPU of this Mac), precision 32-true"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert "as asked, there is a GPU" in device_choice(trainer_on("cpu"))
