@@ -1,5 +1,7 @@
 """The ways a command can fail, each with the exit code that the README documents."""
 
+import signal
+
 
 class InputError(ValueError):
     """A mistake in flags, configuration, data or checkpoints: one line, exit code 2."""
@@ -23,3 +25,11 @@ class LostProcessError(RuntimeError):
     """Another process of a run on several has ended, or never came: one line, exit code 5."""
 
     exit_code = 5
+
+
+class Interrupted(SystemExit):
+    """A signal ended the command; the exit code is 128 + the signal, as in a shell."""
+
+    def __init__(self, number: int, outcome: str) -> None:
+        super().__init__(f"interrupted by {signal.Signals(number).name}: {outcome}")
+        self.code = self.exit_code = 128 + number
