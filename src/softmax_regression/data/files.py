@@ -94,9 +94,18 @@ class Dataset(NamedTuple):
     test_labels: Tensor
     sha256: str
     origin: str
+    class_names: tuple[str, ...] = CLASSES
 
 
-def load(dirs: Sequence[str] = DIRS) -> Dataset:
+class FileSet(NamedTuple):
+    name: str = "Fashion-MNIST"
+    class_names: tuple[str, ...] = CLASSES
+
+
+FASHION_MNIST = FileSet()
+
+
+def load(files: FileSet = FASHION_MNIST, dirs: Sequence[str] | None = None) -> Dataset:
     """Load Fashion-MNIST from the first folder that has all of it, or download it into the first of `dirs`.
 
     If the environment variable FASHION_MNIST_DIR is set, the folder that it names is the only one that
@@ -110,7 +119,7 @@ def load(dirs: Sequence[str] = DIRS) -> Dataset:
         StorageError: A download could not be saved.
     """
     named = os.environ.get("FASHION_MNIST_DIR")
-    folders = [Path(d).expanduser() for d in ([named] if named else dirs)]
+    folders = [Path(d).expanduser() for d in ([named] if named else (DIRS if dirs is None else dirs))]
     if not folders:
         raise InputError("dirs=[]: expected at least one folder; add one to data.dirs")
     paths = next((found for folder in folders if len(found := _find(folder)) == len(FILES)), None)

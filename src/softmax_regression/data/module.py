@@ -5,33 +5,36 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 
-from softmax_regression.data import files as fashion_mnist
 from softmax_regression.data import synthetic
-from softmax_regression.data.minibatches import Batches
+from softmax_regression.data.files import FASHION_MNIST, Dataset, FileSet
+from softmax_regression.data.files import load as read_files
+from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.errors import InputError
-from softmax_regression.data.files import DIRS, Dataset
-
-EVAL_BATCH_SIZE = 5000  # bounds the memory of validation, test and prediction; results do not depend on it
 
 
-def load(source: str = "fashion-mnist", dirs: Sequence[str] = DIRS, synthetic_size: int = 60_000) -> Dataset:
+
+def load(
+    files: FileSet = FASHION_MNIST,
+    source: str = "files",
+    dirs: Sequence[str] | None = None,
+    synthetic_size: int = 60_000,
+) -> Dataset:
     """Load the images that `source` names, see `FashionMNISTDataModule`."""
-    if source == "fashion-mnist":
-        return fashion_mnist.load(dirs)
+    if source != "synthetic":
+        return read_files(files, dirs)
     test_size = max(10, synthetic_size // 6)
     images, labels = synthetic.draw(synthetic_size + test_size, seed=0)
     digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     train, test = slice(None, synthetic_size), slice(synthetic_size, None)
-    labels = labels.long()
-    return Dataset(
-        images[train], labels[train], images[test], labels[test], digest, "generated (data.source=synthetic)"
-    )
+    labels, origin = labels.long(), "generated (data.source=synthetic)"
+    names = FASHION_MNIST.class_names
+    return Dataset(images[train], labels[train], images[test], labels[test], digest, origin, names)
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
@@ -61,43 +64,47 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
 class FashionMNISTDataModule(LightningDataModule):
     """The images, split into training, validation and test, in minibatches gathered on the training device.
 
+    A subclass with other `files` is another data set of the same format.
+
     Args:
         batch_size: Images in a minibatch, over all devices together.
         val_size: Images held out of the training set for validation, the same ones in every run; 0 for none.
         train_size: Images to train on, a balanced subset of those left; None for all.
-        source: `fashion-mnist`, or `synthetic` for generated stand-ins that need no files.
-        dirs: Folders to look for the files in, in order; a download goes into the first.
+        source: `files`, or `synthetic` for generated stand-ins that need no files.
+        dirs: Folders to look for the files in, in order; a download goes into the first. None for the usual.
         synthetic_size: Training images to generate, with a sixth as many for testing.
         images: Photos, or folders of them, for `predict`; None for the test set.
         watch_test: Also score the test set after every epoch, as the figure of the book does.
         device: `auto` keeps the images on the device that trains; `host` keeps them in host memory and
             copies each minibatch, for a set that the device cannot hold.
-        steps_per_execution: Minibatches handed to one `training_step`; more cost less overhead.
+        eval_batch_size: Images that are scored at a time in validation, test and prediction.
         seed: Decides the order of the training images.
 
     Raises:
         InputError: A size is out of range, or the data cannot be had.
     """
 
+    files: ClassVar[FileSet] = FASHION_MNIST
+
     def __init__(
         self,
         batch_size: int = 256,
         val_size: int = 5000,
         train_size: int | None = None,
-        source: Literal["fashion-mnist", "synthetic"] = "fashion-mnist",
-        dirs: Sequence[str] = DIRS,
+        source: Literal["files", "synthetic"] = "files",
+        dirs: Sequence[str] | None = None,
         synthetic_size: int = 60_000,
         images: list[str] | str | None = None,
         watch_test: bool = False,
         device: Literal["auto", "host"] = "auto",
-        steps_per_execution: int = 64,
+        eval_batch_size: int = 1000,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         for name, low, high in (
             ("batch_size", 1, math.inf), ("val_size", 0, math.inf), ("train_size", 1, math.inf),
-            ("synthetic_size", 10, 2_000_000), ("steps_per_execution", 1, math.inf),
+            ("synthetic_size", 10, 2_000_000), ("eval_batch_size", 1, math.inf),
         ):  # fmt: skip
             value = self.hparams[name]
             if value is not None and not low <= value <= high:
@@ -105,6 +112,12 @@ class FashionMNISTDataModule(LightningDataModule):
                 raise InputError(f"{name}={value}: must be {bound}; change data.{name}")
         self.data: Dataset | None = None
         self.photos: tuple[Tensor, list[Path]] | None = None
+        self._copies: dict[int, Tensor] = {}  # on the device that trains, of tensors that `data` keeps alive
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes, known before the data are loaded."""
+        return self.files.class_names
 
     def prepare_data(self) -> None:
         """Download what is missing; Lightning calls this in one process a machine."""
@@ -122,7 +135,7 @@ class FashionMNISTDataModule(LightningDataModule):
             return
         if self.data is not None:
             return
-        data = load(hparams["source"], hparams["dirs"], hparams["synthetic_size"])
+        data = load(self.files, hparams["source"], hparams["dirs"], hparams["synthetic_size"])
         n, val_size = len(data.labels), hparams["val_size"]
         if val_size >= n:
             raise InputError(
@@ -151,50 +164,60 @@ class FashionMNISTDataModule(LightningDataModule):
         assert self.data is not None
         return self.data
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> Minibatches:
         """Return the training minibatches, in an order decided by (seed, epoch)."""
-        data, hparams = self.loaded, self.hparams
-        steps = 1 if self.trainer and _counts_steps(self.trainer) else hparams["steps_per_execution"]
-        return self._batches(
-            data.images, data.labels, self.train_index, hparams["batch_size"], steps, hparams["seed"]
-        )
+        data = self.loaded
+        fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # the same ones in every epoch
+        return self._minibatches(
+            data.images, data.labels, self.train_index, self.hparams["batch_size"],
+            None if fixed else self.hparams["seed"],
+        )  # fmt: skip
 
-    def val_dataloader(self) -> dict[str, Batches]:
+    def val_dataloader(self) -> dict[str, Minibatches]:
         """Return the minibatches to score after each epoch, by the stage that names their metrics."""
         data, loaders = self.loaded, {}
         if self.hparams["val_size"]:
-            loaders["val"] = self._batches(data.images, data.labels, self.val_index)
+            loaders["val"] = self._minibatches(data.images, data.labels, self.val_index)
         if self.hparams["watch_test"]:
             loaders["test"] = self.test_dataloader()
         return loaders
 
-    def test_dataloader(self) -> Batches:
+    def test_dataloader(self) -> Minibatches:
         """Return the minibatches of the test set."""
         data = self.loaded
-        return self._batches(data.test_images, data.test_labels, torch.arange(len(data.test_labels)))
+        return self._minibatches(data.test_images, data.test_labels, torch.arange(len(data.test_labels)))
 
-    def predict_dataloader(self) -> Batches:
+    def predict_dataloader(self) -> Minibatches:
         """Return the minibatches of the photos, with the label -1, or of the test set."""
         if self.photos is None:
             return self.test_dataloader()
         images = self.photos[0]
-        return self._batches(images, torch.full((len(images),), -1), torch.arange(len(images)))
+        return self._minibatches(images, torch.full((len(images),), -1), torch.arange(len(images)))
 
-    def _batches(
+    def _minibatches(
         self,
         images: Tensor,
         labels: Tensor,
         index: Tensor,
-        batch_size: int = EVAL_BATCH_SIZE,
-        steps: int = 1,
+        batch_size: int | None = None,
         seed: int | None = None,
-    ) -> Batches:
+    ) -> Minibatches:
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        device = trainer.strategy.root_device if trainer else None
+        device = trainer.strategy.root_device if trainer else torch.device("cpu")
         if self.hparams["device"] == "auto":
-            images, labels = images.to(device), labels.to(device)
-        return Batches(images, labels, index, batch_size, steps, seed, rank, world_size, device)
+            images, labels = self._placed(images, device), self._placed(labels, device)
+        batch_size = batch_size or self.hparams["eval_batch_size"]
+        return Minibatches(images, labels, index, batch_size, seed, rank, world_size, device)
+
+    def _placed(self, tensor: Tensor, device: torch.device) -> Tensor:
+        """Return a tensor on a device, copied there once, whichever loaders ask for it."""
+        if tensor.device == device:
+            return tensor
+        kept = self._copies.get(id(tensor))
+        if kept is None or kept.device != device:
+            kept = self._copies[id(tensor)] = tensor.to(device)
+        return kept
 
     def state_dict(self) -> dict[str, Any]:
         """Return the identity of the data, for a checkpoint."""
@@ -210,13 +233,3 @@ def _load_photos(images: list[str] | str) -> tuple[Tensor, list[Path]]:
     if photos.skipped:
         print(f"{len(photos.skipped)} files skipped, {len(photos.paths)} used", file=sys.stderr)
     return photos.images, photos.paths
-
-
-def _counts_steps(trainer: Trainer) -> bool:
-    """Whether something happens every so many minibatches, so that lists must hold one minibatch each."""
-    return (
-        trainer.max_steps != -1
-        or trainer.limit_train_batches != 1.0
-        or trainer.val_check_interval != 1.0
-        or any(getattr(callback, "_every_n_train_steps", 0) for callback in trainer.checkpoint_callbacks)
-    )

@@ -1,0 +1,77 @@
+"""Exact metrics over the images of an epoch, at next to no cost for a step."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+WAITING = 64  # minibatches that are scored at a time; so many scores are computed once, not 64 times
+
+
+class EpochScores(nn.Module):
+    """The mean loss and other metrics of the images seen since `reset`, over all processes.
+
+    Args:
+        metrics: Name -> a metric of logits (n, k) and classes (n,).
+
+    Attributes:
+        metrics: `loss` and the metrics that were given.
+    """
+
+    def __init__(self, metrics: Mapping[str, Metric]) -> None:
+        super().__init__()
+        # Neither waits for the device to look for a NaN: the loss of an epoch shows it.
+        self.loss = MeanMetric(nan_strategy="disable")
+        self.others = MetricCollection(dict(metrics), compute_groups=False)
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def update(self, logits: Tensor, y: Tensor, loss: Tensor) -> None:
+        """Take the logits (n, k), classes (n,) and mean loss of a minibatch, without a gradient."""
+        self._waiting.append((logits, y, loss))
+        if len(self._waiting) == WAITING:
+            self._score()
+
+    def _score(self) -> None:
+        if not self._waiting:
+            return
+        logits, y, losses = zip(*self._waiting, strict=True)
+        self._waiting = []
+        sizes = torch.tensor([len(part) for part in y], device=y[0].device)
+        # Once for each image: torchmetrics 1.9 forgets a weight where it does not look for NaNs.
+        self.loss.update(torch.stack(losses).repeat_interleave(sizes))
+        if sum(map(len, y)):  # a process may have no share of a small minibatch
+            self.others.update(torch.cat(logits), torch.cat(y))
+
+    def compute(self) -> dict[str, float]:
+        """Return the metrics by name, and begin anew."""
+        self._score()
+        values = {"loss": self.loss.compute(), **self.others.compute()}
+        self.reset()
+        return {name: value.item() for name, value in values.items()}
+
+    def reset(self) -> None:
+        """Forget what was seen."""
+        self._waiting = []
+        self.loss.reset()
+        self.others.reset()
+
+    def _metrics(self) -> dict[str, Metric]:
+        return {"loss": self.loss, **{str(name): metric for name, metric in self.others.items()}}
+
+    def sums(self, world_size: int) -> dict[str, dict[str, Tensor]]:
+        """Return the state of each metric, (ranks, ...), for a checkpoint; all processes take part."""
+        self._score()
+        gather = gather_all_tensors if world_size > 1 else lambda value: [value]
+        return {
+            name: {key: torch.stack(gather(value)) for key, value in metric.metric_state.items()}
+            for name, metric in self._metrics().items()
+        }
+
+    def load_sums(self, sums: Mapping[str, Mapping[str, Tensor]], rank: int, world_size: int) -> None:
+        """Take up what `sums` returned; on another number of processes one of them takes it all."""
+        for name, metric in self._metrics().items():
+            for key, ranks in sums.get(name, {}).items():
+                same = len(ranks) == world_size
+                setattr(metric, key, ranks[rank] if same else ranks.sum(0) * (rank == 0))
