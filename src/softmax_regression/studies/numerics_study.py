@@ -29,7 +29,7 @@ STYLES = {"torch": (GREEN, "-", 3.5), "stable": (BLUE, "-", 2), "naive": (VERMIL
 
 def run(
     out: Path = Path("logs/numerics"),
-    source: Literal["fashion-mnist", "synthetic"] = "fashion-mnist",
+    source: Literal["files", "synthetic"] = "files",
     dirs: Sequence[str] | None = None,
     seed: int = 0,
     quick: bool = False,
@@ -39,7 +39,7 @@ def run(
 
     Args:
         out: Folder of the page.
-        source: What to train on: `fashion-mnist`, or `synthetic` for generated stand-ins.
+        source: What to train on: `files`, or `synthetic` for generated stand-ins that need none.
         dirs: Folders to look for the data in.
         seed: Decides random logits, initial weights and minibatches.
         quick: Measure at fewer points, and train for fewer steps on 2,000 generated images.
