@@ -2,6 +2,7 @@ import doctest
 import math
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 
 import pytest
 import torch
@@ -80,16 +81,16 @@ def test_the_docstrings_examples_run() -> None:
 def test_values_and_gradients_over_any_dimension_agree_with_torch(
     ours: Callable[..., Tensor], theirs: Callable[..., Tensor]
 ) -> None:
-    x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = torch.randn(1, 3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for dim in range(-3, 3):
-        got, want = (value_and_grad(lambda x, f=f, dim=dim: f(x, dim), x) for f in (ours, theirs))
+        got, want = (value_and_grad(partial(f, dim=dim), x) for f in (ours, theirs))
         torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("row", [[-INF, 0, 1], [0, -INF, -INF], [math.nan, 0, 1]])
 def test_masked_classes_give_what_torch_gives(row: list[float]) -> None:
     for ours, theirs in STABLE:
-        got, want = (value_and_grad(lambda x, f=f: f(x, -1), torch.tensor(row)) for f in (ours, theirs))
+        got, want = (value_and_grad(partial(f, dim=-1), torch.tensor(row)) for f in (ours, theirs))
         torch.testing.assert_close(got, want, equal_nan=True)
 
 

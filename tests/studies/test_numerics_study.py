@@ -52,13 +52,13 @@ def test_what_is_used_is_said_before_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(numerics_measurements, "errors", interrupt)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedError):
         numerics_study.run(tmp_path, quick=True)
     assert capsys.readouterr().err.startswith("5 rows of logits at 11 scales; 160 steps a training run")
 
 
 def interrupt(*args: object) -> None:
-    raise KeyboardInterrupt
+    raise InterruptedError
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_work(
@@ -79,10 +79,10 @@ def test_a_page_of_somebody_else_is_replaced_with_force_only_and_an_own_one_alwa
     index.write_text("My page")
     with pytest.raises(InputError, match="--force"):
         numerics_study.run(tmp_path, quick=True)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedError):
         numerics_study.run(tmp_path, quick=True, force=True)
     index.write_text(f"<title>{numerics_study.TITLE}</title>")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedError):
         numerics_study.run(tmp_path, quick=True)
 
 

@@ -128,9 +128,9 @@ def _accuracy(page: Page, rows: Sequence[Error]) -> None:
     page.text(
         "Subtracting m costs digits where logits lie far apart: a gap m − o_j is rounded, and exp makes a "
         "relative error of that. So the bounds are n + 4 + log n + g ulp for softmax and n + 3 + g for "
-        "log-softmax, g the largest gap whose exponential is not 0. The stable forms come to at most "
-        f"{share:.2f} of them. In float16 and bfloat16 torch computes in float32 and rounds once, these do "
-        "not. Why torch's log-softmax is off by so much more comes next."
+        "log-softmax, g the largest gap whose exponential is not below tiny. The stable forms come to at "
+        f"most {share:.2f} of them. In float16 and bfloat16 torch computes in float32 and rounds once, these "
+        "do not. Why torch's log-softmax is off by so much more comes next."
     )
 
 
@@ -153,7 +153,7 @@ def _vanishing(page: Page) -> None:
 def _training(page: Page, runs: Sequence[Training]) -> None:
     page.heading("What this does to training")
     page.text(
-        "The book's recipe, with weights, logits and loss of one type; std is that of the initial weights."
+        "The book's recipe with weights, logits and loss in one type, from weights of standard deviation std."
     )
     page.figure(_training_figure(runs), "training", "Training loss; dotted where it is no longer finite")
     table = [[r.dtype, f"{r.init_std:g}", r.form, r.broken or "none", r.losses[-1]] for r in runs]
