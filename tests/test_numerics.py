@@ -23,7 +23,11 @@ from softmax_regression.numerics import (
 from softmax_regression.studies.numerics_measurements import exact
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-STABLE = [(softmax, torch.softmax), (log_softmax, torch.log_softmax), (logsumexp, torch.logsumexp)]
+STABLE: list[tuple[Callable[..., Tensor], Callable[..., Tensor]]] = [
+    (softmax, torch.softmax),
+    (log_softmax, torch.log_softmax),
+    (logsumexp, torch.logsumexp),
+]
 INF = math.inf
 law = settings(deadline=None, derandomize=True)
 logits = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=12).map(
@@ -89,8 +93,8 @@ def test_values_and_gradients_over_any_dimension_agree_with_torch(
 
 @pytest.mark.parametrize("row", [[-INF, 0, 1], [0, -INF, -INF], [math.nan, 0, 1]])
 def test_masked_classes_give_what_torch_gives(row: list[float]) -> None:
-    for ours, theirs in STABLE:
-        got, want = (value_and_grad(partial(f, dim=-1), torch.tensor(row)) for f in (ours, theirs))
+    for forms in STABLE:
+        got, want = (value_and_grad(partial(f, dim=-1), torch.tensor(row)) for f in forms)
         torch.testing.assert_close(got, want, equal_nan=True)
 
 

@@ -72,18 +72,15 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(
 
 
 def test_a_page_of_somebody_else_is_replaced_with_force_only_and_an_own_one_always(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(numerics_measurements, "failures", interrupt)
-    index = tmp_path / "index.html"
-    index.write_text("My page")
+    (tmp_path / "index.html").write_text("My page")
     with pytest.raises(InputError, match="--force"):
         numerics_study.run(tmp_path, quick=True)
-    with pytest.raises(InterruptedError):
-        numerics_study.run(tmp_path, quick=True, force=True)
-    index.write_text(f"<title>{numerics_study.TITLE}</title>")
-    with pytest.raises(InterruptedError):
-        numerics_study.run(tmp_path, quick=True)
+    for folder, force in ((tmp_path, True), (page.parent, False)):
+        with pytest.raises(InterruptedError):
+            numerics_study.run(folder, quick=True, force=force)
 
 
 @pytest.mark.parametrize("row", failures(), ids=lambda row: f"{row.what}-{row.dtype}")

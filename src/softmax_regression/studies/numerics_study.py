@@ -17,13 +17,11 @@ from torch import Tensor
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.figures.drawings import BLUE, GREEN, ORANGE, VERMILION
-from softmax_regression.figures.page import Page, fraction, symbols, write_csv
-from softmax_regression.files import check_writable
+from softmax_regression.figures.page import Page, check_output, fraction, symbols, write_csv
 from softmax_regression.numerics import logsumexp, naive_softmax, softmax
 from softmax_regression.studies import numerics_measurements as measure
 from softmax_regression.studies.numerics_measurements import DTYPES, FORMS, Error, Failure, Training
 
-TITLE = "Softmax in floating point"
 STYLES = {"torch": (GREEN, "-", 3.5), "stable": (BLUE, "-", 2), "naive": (VERMILION, "--", 1.5)}
 
 
@@ -43,13 +41,12 @@ def run(
         dirs: Folders to look for the data in.
         seed: Decides random logits, initial weights and minibatches.
         quick: Measure at fewer points, and train for fewer steps on 2,000 generated images.
-        force: Replace an index.html in the folder that this study did not write.
+        force: Let it replace a page of somebody else's.
 
     Raises:
         InputError: The page cannot be written, or the data cannot be had.
     """
-    index = out / "index.html"
-    check_writable(index, force or not index.is_file() or TITLE in index.read_text(errors="replace"))
+    check_output(out / "index.html", force)
     source, size = ("synthetic", 2_000) if quick else (source, 60_000)
     rows, scales, steps = (5, 11, 160) if quick else (25, 31, 400)
     data = FashionMNISTDataModule(val_size=0, source=source, dirs=dirs, synthetic_size=size).loaded
@@ -58,7 +55,7 @@ def run(
     failing = measure.failures()
     erring = measure.errors(rows, scales, seed)
     training = measure.trainings(data.images.flatten(1) / 255, data.labels, steps, seed)
-    page = Page(TITLE)
+    page = Page("Softmax in floating point")
     _breakdown(page, failing)
     _accuracy(page, erring)
     _vanishing(page)
