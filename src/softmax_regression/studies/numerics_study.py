@@ -207,7 +207,7 @@ def _error_figure(rows: Sequence[Error]) -> Figure:
                 ax.plot(*points[-1], "x", color=color, markersize=8, markeredgewidth=2.5)
         ax.loglog([row.scale for row in line], [row.bound for row in line], "k:", label="bound")
         ax.set(title=dtype, xticks=[0.1, 10, 1000], ylim=(0.07, None))
-    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4)
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
 
 
