@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchmetrics.functional import classification
 
+MARK = "softmax-regression"  # in every picture and page: it may be replaced by a newer one
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", BLACK)
 STROKES = {"train": ("-", BLUE), "val": ("--", VERMILION), "test": (":", GREEN)}
@@ -56,8 +57,11 @@ def learning_curves(runs: Mapping[str, Curves]) -> Figure:
         if (found := METRIC.fullmatch(metric))
     ]
     quantities = list(dict.fromkeys([*PANELS, *(quantity for _, _, quantity, _ in lines)]))
-    figure = Figure(figsize=(4.2 * len(quantities), 4), layout="constrained")
-    panels = dict(zip(quantities, figure.subplots(1, len(quantities)), strict=True))
+    rows = -(-len(quantities) // 2)
+    figure = Figure(figsize=(8.4, 4 * rows), layout="constrained")
+    panels = dict(zip(quantities, figure.subplots(rows, 2).flat, strict=False))
+    for spare in figure.axes[len(quantities) :]:
+        spare.remove()
     for quantity, axes in panels.items():
         axes.set(xlabel="epoch", ylabel=PANELS.get(quantity, quantity))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -227,7 +231,7 @@ def to_array(figure: Figure) -> Tensor:
 def to_png(figure: Figure, dpi: int = 100) -> bytes:
     """Render as a PNG file, which says who wrote it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": "softmax-regression"})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": MARK})
     return buffer.getvalue()
 
 
@@ -282,4 +286,4 @@ def _legend(figure: Figure, colours: Mapping[str, str], stages: Container[str]) 
     ]
     columns = max(1, 60 // (5 + max((len(str(handle.get_label())) for handle in handles), default=0)))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)
-    figure.set_figheight(4 + 0.22 * math.ceil(len(handles) / columns))
+    figure.set_figheight(figure.get_figheight() + 0.22 * math.ceil(len(handles) / columns))
