@@ -53,7 +53,7 @@ def real_folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def real(real_folder: Path) -> Dataset:
-    return fashion_mnist.load([str(real_folder)])
+    return fashion_mnist.load(dirs=[str(real_folder)])
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
+from urllib.error import HTTPError
 from urllib.request import urlopen
 
 TIMEOUT = 5.0  # seconds until a mirror answers, and that it may fall silent for
@@ -31,7 +32,11 @@ def from_mirror(url: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     console = Console(stderr=True)
     for name in names:
         with ThreadPool(1) as pool:  # or looking up a host, or trying 16 addresses of it, could take minutes
-            answer = pool.apply_async(urlopen, (f"{url}{name}.gz",), {"timeout": TIMEOUT}).get(TIMEOUT)
+            try:
+                answer = pool.apply_async(urlopen, (f"{url}{name}.gz",), {"timeout": TIMEOUT}).get(TIMEOUT)
+            except HTTPError as error:
+                error.close()
+                raise
         data = bytearray()
         with answer, wrap_file(answer, answer.length or 0, description=name, console=console) as stream:
             while chunk := stream.read(1 << 16):

@@ -146,7 +146,7 @@ def _download(files: FileSet, target: Path) -> list[str]:
             print(f"downloading {files.name} from {source} into {target}", file=sys.stderr)
             try:
                 for name, data in fetch(names):
-                    _check(data, name, files)
+                    verify(data, name, files)
                     write(data, target / f"{name}.gz")
             except StorageError:
                 raise
@@ -174,12 +174,12 @@ def _read(path: Path, files: FileSet) -> tuple[Tensor, str]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ValueError(f"{path.stat().st_size:,} bytes, expected at most {MAX_BYTES:,}")
-        return _check(path.read_bytes(), path.name.removesuffix(".gz"), files)
+        return verify(path.read_bytes(), path.name.removesuffix(".gz"), files)
     except (OSError, ValueError, zlib.error) as error:
         raise InputError(f"{path}: {reason(error)}; delete it, or put the official file there") from error
 
 
-def _check(data: bytes, name: str, files: FileSet) -> tuple[Tensor, str]:
+def verify(data: bytes, name: str, files: FileSet) -> tuple[Tensor, str]:
     """Unpack, parse and verify a file -> its values, the SHA-256 of its bytes unpacked, however packed."""
     if data[:2] == b"\x1f\x8b":  # Debian, for one, has packed the official files anew
         data = zlib.decompressobj(wbits=31).decompress(data, MAX_BYTES + 1)
