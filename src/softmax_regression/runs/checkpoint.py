@@ -2,8 +2,8 @@
 
 import hashlib
 import io
-import os
 import pickle
+import zipfile
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -13,48 +13,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from softmax_regression.errors import DivergedError, InputError, StorageError
+from softmax_regression.files import write
 
 _MARK = b"sha256="
 _SEAL = len(_MARK) + 64  # bytes of the comment that ends a checkpoint's zip archive
 _MAX_SIZE = 2**30  # bytes, thousands of times what a checkpoint of this model has
-_CONTENT = {
-    "state_dict": dict, "hyper_parameters": dict, "datamodule_hyper_parameters": dict,
-    "FashionMNISTDataModule": dict, "callbacks": dict, "loops": dict, "optimizer_states": list,
-    "lr_schedulers": list, "history": list, "sums": dict, "epoch": int, "global_step": int,
-}  # fmt: skip
+_CONTENT = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
 _REMEDY = "give a run's folder or a .ckpt file that `fit` saved"
-
-
-def write(data: bytes, path: Path) -> None:
-    """Write a file so that at any moment, even when killed or out of space, it is the old one or the new one.
-
-    The folder is made if it is missing, its parent is not: a run whose folder has vanished must not go on.
-
-    Raises:
-        StorageError: The file could not be written; an old one is intact.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be saved ({error.strerror or error}); free space or make the folder writable, "
-            "then go on with --resume"
-        ) from error
-
-
-def sweep(run: Path) -> None:
-    """Remove from a run's folder what a process that was killed inside `write` has left there."""
-    for debris in run.rglob(".*.tmp"):
-        debris.unlink(missing_ok=True)
 
 
 def dumps(checkpoint: dict[str, Any]) -> bytes:
@@ -74,9 +39,9 @@ def _digest(data: bytes) -> bytes:
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """Read a checkpoint of this project onto the CPU, and verify it.
+    """Read a checkpoint that a Trainer has saved onto the CPU, and verify it.
 
-    A file without a checksum is refused, even if torch can load it: nothing tells whether it is damaged.
+    Of a file that `SafeCheckpointIO` wrote every byte is verified, of another one the content.
 
     Raises:
         InputError: It does not exist, is damaged, would run code, or holds something else.
@@ -98,11 +63,24 @@ def read(path: Path | str) -> dict[str, Any]:
     return _loads(data, str(path))
 
 
+def _damage(data: bytes) -> str | None:
+    """Say what is wrong with the bytes of a checkpoint, if something is."""
+    if data[-64:] == _digest(data[:-64]):
+        return None
+    if data[-_SEAL:].startswith(_MARK):
+        return "its checksum does not hold"
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if archive.comment:
+                return "its checksum does not hold"
+            return archive.testzip() and "the CRC of its content does not hold"
+    except Exception:  # a damaged archive makes zipfile raise nearly anything
+        return "cut off, or not a checkpoint"
+
+
 def _loads(data: bytes, name: str) -> dict[str, Any]:
     """Return what the bytes of a checkpoint hold, once nothing speaks against it."""
-    if data[-64:] != _digest(data[:-64]):
-        sealed = data[-_SEAL:].startswith(_MARK)
-        why = "its checksum does not hold" if sealed else "cut off, or not saved by `fit`: it has no checksum"
+    if why := _damage(data):
         raise InputError(f"{name}: damaged ({why}); {_REMEDY}")
     try:
         checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -110,12 +88,12 @@ def _loads(data: bytes, name: str) -> dict[str, Any]:
         raise InputError(f"{name}: refused, it holds more than tensors and plain data; {_REMEDY}") from error
     except Exception as error:  # a file made to harm can make the unpickler raise anything
         raise InputError(f"{name}: not a readable checkpoint ({type(error).__name__}); {_REMEDY}") from error
-    if not isinstance(checkpoint, dict) or not all(
-        isinstance(checkpoint.get(key), kind) for key, kind in _CONTENT.items()
+    if (
+        not isinstance(checkpoint, dict)
+        or not all(isinstance(checkpoint.get(key), kind) for key, kind in _CONTENT.items())
+        or not all(isinstance(weight, Tensor) for weight in checkpoint["state_dict"].values())
     ):
-        raise InputError(f"{name}: not a checkpoint of this project; {_REMEDY}")
-    if not all(isinstance(weight, Tensor) for weight in checkpoint["state_dict"].values()):
-        raise InputError(f"{name}: not a checkpoint of this project; {_REMEDY}")
+        raise InputError(f"{name}: not a checkpoint of a Trainer; {_REMEDY}")
     if not_finite := _not_finite(checkpoint):
         raise InputError(f"{name}: {not_finite} is not finite; {_REMEDY}")
     return checkpoint
@@ -128,20 +106,23 @@ def _not_finite(checkpoint: dict[str, Any]) -> str | None:
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """How Lightning's Trainer saves and loads checkpoints here: see `write` and `read`."""
+    """How Lightning's Trainer saves and loads checkpoints here: see `files.write` and `read`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save a checkpoint to `path`.
 
         Raises:
             DivergedError: A weight is not finite; nothing is written.
-            StorageError: See `write`.
+            StorageError: See `files.write`; a run whose folder has vanished does not go on.
         """
         if name := _not_finite(checkpoint):
             raise DivergedError(
                 f"{name} is not finite in epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}: "
                 "the run diverged; lower model.lr or model.init_std"
             )
+        run = Path(path).parent.parent
+        if not run.is_dir():
+            raise StorageError(f"{run}: has been moved or deleted; put it back, then go on with --resume")
         write(dumps(checkpoint), Path(path))
 
     def load_checkpoint(

@@ -1,15 +1,9 @@
-"""A run's folder, logs/<name>/<run>/: its name, TensorBoard events, checkpoints and manifest run.json."""
+"""A run's folder, logs/<name>/<run>/: its name, TensorBoard events, and how a command opens it."""
 
-import json
-import os
-import platform
-import subprocess
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +13,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from softmax_regression.errors import InputError, StorageError
-from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs import checkpoint
+from softmax_regression.runs.record import read_manifest
+from softmax_regression.runs.trust import find_class
 
-METRICS = tuple(f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc"))
-
-
-def metrics_text(row: Mapping[str, float]) -> str:
-    """Return the metrics of a row for people, in their usual order."""
-    return "  ".join(f"{name} {row[name]:.4f}" for name in METRICS if name in row)
+SHOWN = ("train/loss", "train/acc", "val/loss", "val/acc")  # the metrics of TensorBoard's page HPARAMS
 
 
 class RunLogger(TensorBoardLogger):
@@ -56,31 +46,32 @@ class RunLogger(TensorBoardLogger):
 
     def _claim(self) -> str:
         started, attempt = self._wanted or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), 0
-        while True:
-            name = started + (f"-{attempt}" if attempt else "")
-            try:
-                Path(self.root_dir, name).mkdir(parents=True)
-                return name
-            except FileExistsError as error:
-                if self._wanted:
-                    raise InputError(
-                        f"{Path(self.root_dir, name)}: is another run's; choose another name, or go on with "
-                        "it by --resume"
-                    ) from error
-                attempt += 1
-            except OSError as error:
-                raise InputError(
-                    f"{self.root_dir}: cannot make a run folder there ({error.strerror}); "
-                    "choose another with --trainer.logger.save_dir"
-                ) from error
+        try:
+            Path(self.root_dir).mkdir(parents=True, exist_ok=True)
+            while True:
+                run = Path(self.root_dir, started + (f"-{attempt}" if attempt else ""))
+                try:
+                    run.mkdir()
+                    return run.name
+                except FileExistsError as error:
+                    if self._wanted:
+                        raise InputError(
+                            f"{run}: is another run's; choose another name, or go on with it by --resume"
+                        ) from error
+                    attempt += 1
+        except OSError as error:
+            raise InputError(
+                f"{self.root_dir}: cannot make a run folder there ({error.strerror}); "
+                "choose another with --trainer.logger.save_dir"
+            ) from error
 
-    def reopen(self, run: Path, epoch: int) -> None:
-        """Go on writing in the folder of an earlier run that has come to the end of `epoch`.
+    def reopen(self, run: Path, step: int) -> None:
+        """Go on writing in the folder of an earlier run that has made `step` steps.
 
-        Whatever was logged of later epochs was lost with the process, and is taken back.
+        Whatever was logged of later steps was lost with the process, and is taken back.
         """
         self._root_dir, self._name, self._version = str(run.parent.parent), run.parent.name, run.name
-        self._kwargs["purge_step"] = epoch + 1
+        self._kwargs["purge_step"] = step
 
     @rank_zero_only
     def log_hyperparams(
@@ -93,7 +84,7 @@ class RunLogger(TensorBoardLogger):
             values = {
                 name: v if isinstance(v, int | float | str) else str(v) for name, v in dict(params).items()
             }
-            for summary in hparams(values, dict.fromkeys(METRICS, 0.0)):
+            for summary in hparams(values, dict.fromkeys(SHOWN, 0.0)):
                 self.experiment._get_file_writer().add_summary(summary)
 
     @rank_zero_only
@@ -112,7 +103,39 @@ class RunLogger(TensorBoardLogger):
 def find_run(path: Path | str) -> Path | None:
     """Return the run folder that `path` is, or is a checkpoint of; None if there is none."""
     path = Path(path)
-    return next((p for p in (path, *path.parents[:2]) if (p / "config.yaml").is_file()), None)
+    return next(
+        (p for p in (path, *path.parents[:2]) if (p / "run.json").is_file() or (p / "config.yaml").is_file()),
+        None,
+    )
+
+
+def runs_of(logs: Path = Path("logs")) -> list[Path]:
+    """Return the folders of all runs under `logs`, the newest first."""
+    runs = {path.parent.parent for path in logs.glob("*/*/checkpoints/*.ckpt")}
+    return sorted(runs, key=lambda run: (run / "checkpoints").stat().st_mtime, reverse=True)
+
+
+def newest_run(which: str, logs: Path = Path("logs")) -> Path:
+    """Return the newest run on real images or, if there is none, on generated ones; a line says which.
+
+    Raises:
+        InputError: There is no run.
+    """
+    runs = runs_of(logs)
+    if not runs:
+        raise InputError(f"{which}: no run under {logs}/ has a checkpoint; train one with `train.py fit`")
+    real = [run for run in runs if not _generated(run)]
+    chosen = (real or runs)[0]
+    passed = f"; passed over {runs[0]}, which has generated images" if chosen != runs[0] else ""
+    print(f"{which}: the newest run is {chosen}{passed}", file=sys.stderr)
+    return chosen
+
+
+def _generated(run: Path) -> bool:
+    try:
+        return str(read_manifest(run).get("data", {}).get("origin", "")).startswith("generated")
+    except (InputError, AttributeError):
+        return False
 
 
 def open_checkpoint(
@@ -134,12 +157,7 @@ def open_checkpoint(
         InputError: There is none, or none that can be read.
     """
     if which in ("best", "last"):
-        runs = {path.parent.parent for path in logs.glob(f"*/*/checkpoints/{which}.ckpt")}
-        if not runs:
-            raise InputError(
-                f"{which}: no run under {logs}/ has a {which}.ckpt; train one with `train.py fit`"
-            )
-        prefer, which = which, str(max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime))
+        prefer, which = which, str(newest_run(which, logs))
     if not Path(which).is_dir():
         return Path(which), checkpoint.read(which)
     files = sorted((Path(which) / "checkpoints").glob("*.ckpt"), key=lambda file: -file.stat().st_mtime)
@@ -160,58 +178,21 @@ def open_checkpoint(
     return file, found
 
 
-def open_model(which: str) -> tuple[Path, SoftmaxRegression]:
-    """Return the checkpoint that a user names, see `open_checkpoint`, and its model, ready to predict."""
-    path, saved = open_checkpoint(which)
-    model = SoftmaxRegression()
-    try:
-        model.load_state_dict(saved["state_dict"])
-    except RuntimeError as error:
-        raise InputError(f"{path}: has weights of another shape; give a checkpoint of this model") from error
-    return path, model.eval()
-
-
-def read_manifest(run: Path) -> dict[str, Any]:
-    """Read run.json, or return nothing of it if there is none yet.
+def open_model(which: str) -> tuple[Path, LightningModule]:
+    """Return the checkpoint that a user names, see `open_checkpoint`, and its model, ready to predict.
 
     Raises:
-        InputError: It is not JSON.
+        InputError: There is none, or its class is not trusted, see `trust.find_class`, or is another one now.
     """
+    path, saved = open_checkpoint(which)
+    named = saved.get("run", {}).get("model", "softmax_regression.model.SoftmaxRegression")
     try:
-        manifest: dict[str, Any] = json.loads((run / "run.json").read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run / 'run.json'}: not a manifest ({error}); delete it") from error
-    return manifest
-
-
-def update_manifest(run: Path, **entries: Any) -> None:
-    """Add entries to run.json, or replace them."""
-    manifest = read_manifest(run) | entries
-    checkpoint.write(json.dumps(manifest, indent=2, default=str).encode(), run / "run.json")
-
-
-def environment() -> dict[str, Any]:
-    """Return what a result depends on beside the configuration: commit, versions, machine."""
-    packages = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "softmax-regression")
-    return {
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-        },
-        "command": ["python", *sys.argv],
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None
+        model: LightningModule = find_class(named)(**saved.get("hyper_parameters", {}))
+        model.load_state_dict(saved["state_dict"])
+    except (TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: {named} is not what was trained ({reason}); give a checkpoint of it"
+        ) from error
+    model.history = saved.get("history", [])  # type: ignore[assignment]
+    return path, model.eval()
