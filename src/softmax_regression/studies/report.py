@@ -198,7 +198,8 @@ def list_runs(logs: Path = Path("logs")) -> str:
     runs = {path.parent for name in ("run.json", "events.out.tfevents*") for path in logs.glob(f"*/*/{name}")}
     if not runs:
         raise InputError(f"{logs}: has no runs; train one with `train.py fit`")
-    found = sorted(((_manifest(run), run) for run in runs), key=lambda pair: str(pair[0].get("started", "")))
+    read = [(_manifest(run), run) for run in sorted(runs)]
+    found = sorted(read, key=lambda pair: str(pair[0].get("started", "")))
     options = _by_option([_options(manifest.get("config", {})) for manifest, _ in found])
     usual = {option: Counter(filter(None, words)).most_common(1)[0][0] for option, words in options.items()}
     table = [("run", "state", "data", "epoch", "val/loss", "val/acc", "test/acc", "what sets it apart")]
