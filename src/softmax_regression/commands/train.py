@@ -29,7 +29,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities import rank_zero_only
 
 from softmax_regression.commands import checks, outputs, resume
-from softmax_regression.commands.arguments import CONF, arranged, check_files, named_by_user, option
+from softmax_regression.commands.arguments import CONF, arranged, check_files, named_by_user, option, with_own_defaults
 from softmax_regression.commands.errors import guarded
 from softmax_regression.engine import Engine
 from softmax_regression.errors import InputError
@@ -121,7 +121,7 @@ class TrainCLI(LightningCLI):
             trust.enforce(named_by_user(args))
             return [args[0], *config, *args[1:], "--ckpt_path", str(path)]
         trust.enforce(named_by_user(args))
-        return args
+        return [*args[:1], *with_own_defaults(args), *args[1:]]
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the seed."""
