@@ -6,8 +6,8 @@ Exit codes:
     3: The run diverged; no checkpoint holds a weight that is not finite.
     4: A file could not be saved or read; the last checkpoint that was saved is intact.
     5: Another process of a run on several has ended, or never came.
-    129, 130, 143: Interrupted by SIGHUP, SIGINT or SIGTERM; `fit` has saved the step that it came to. (138: by
-        SLURM's SIGUSR1, and put back in the queue.)
+    129, 130, 143: Interrupted by SIGHUP, SIGINT or SIGTERM; `fit` has saved the step that it came to.
+        (138: by SLURM's SIGUSR1, and put back in the queue.)
 """
 
 import logging
@@ -66,15 +66,11 @@ FOREIGN_WARNINGS = (
     "Trainer already configured with model summary callbacks",
     "The '(train|val|test|predict)_dataloader' does not have many workers",  # the images are in memory
 )
-CHATTER = (
-    "GPU available",
-    "TPU available",
-    "HPU available",
-    "💡 Tip",
-    "`Trainer.fit` stopped",
-    "Seed set to",
-    "LOCAL_RANK",
-)
+CHATTER = (  # what Lightning says of itself as it starts
+    "GPU available", "TPU available", "HPU available", "💡 Tip", "`Trainer.fit` stopped", "Seed set to",
+    "LOCAL_RANK", "Restoring states", "Restored all states", "Loaded model weights", "`weights_only` was not",
+    "Initializing distributed", "[rank:", "-----",
+)  # fmt: skip
 
 
 class TrainCLI(LightningCLI):

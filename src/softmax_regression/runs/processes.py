@@ -13,10 +13,27 @@ from datetime import timedelta
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
-from torch import distributed
+from torch import Tensor, distributed
 from torch.distributed import DistError
 
 from softmax_regression.errors import LostProcessError
+
+
+class ExactDDP(DDPStrategy):
+    """Lightning's DDP, whose gradient is the mean over a minibatch even if the shares of it are uneven.
+
+    DDP takes the mean of the processes' gradients, each the mean over a share. Here a share that is smaller
+    counts for less, and an empty one for nothing: the training loader says how much, if it is `Minibatches`.
+    """
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Let the gradient of a loss count for this process's share of the minibatch."""
+        super().pre_backward(closure_loss)
+        assert self.lightning_module is not None
+        share = getattr(self.lightning_module.trainer.train_dataloader, "share", 1.0)
+        if share != 1.0 and closure_loss.requires_grad:
+            closure_loss.register_hook(lambda gradient: gradient * share)
+
 
 TIMEOUT = timedelta(seconds=60)  # how long to wait for a process that does not come, or does not answer
 
@@ -48,7 +65,10 @@ def together() -> Iterator[None]:
     Raises:
         LostProcessError: The others cannot be reached, or no longer.
     """
-    StrategyRegistry.register("ddp", DDPStrategy, override=True, timeout=TIMEOUT)
+    for entry in StrategyRegistry.values():
+        if entry["strategy"] is DDPStrategy:
+            entry["strategy"] = ExactDDP
+            entry["init_params"]["timeout"] = TIMEOUT
     # Says which process has ended before it kills the others.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     if "LOCAL_RANK" in os.environ and sys.platform == "linux":
