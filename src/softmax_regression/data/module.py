@@ -18,7 +18,6 @@ from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.errors import InputError
 
 
-
 def load(
     files: FileSet = FASHION_MNIST,
     source: str = "files",
