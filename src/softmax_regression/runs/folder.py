@@ -3,12 +3,13 @@
 import sys
 import warnings
 from argparse import Namespace
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -187,3 +188,29 @@ def open_model(which: str) -> tuple[Path, LightningModule]:
         ) from error
     model.history = saved.get("history", [])  # type: ignore[assignment]
     return path, model.eval()
+
+
+def open_data(saved: dict[str, Any], dirs: Sequence[str] | None = None) -> LightningDataModule | None:
+    """Return the data that a checkpoint's run was made with, loaded; None if it had no data module.
+
+    Args:
+        saved: What the checkpoint holds.
+        dirs: Folders to look for the files in; None for those of the run.
+
+    Raises:
+        InputError: They cannot be had.
+    """
+    known = saved.get("run", {})
+    named, sha256 = known.get("data"), known.get("sha256")
+    if not named:
+        return None
+    changed = {} if dirs is None else {"dirs": list(dirs)}
+    try:
+        data: LightningDataModule = find_class(named)(**saved["datamodule_hyper_parameters"] | changed)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{named}: is not what the run was made with ({error}); train anew") from error
+    data.prepare_data()
+    data.setup("fit")
+    if sha256 and sha256 != data.loaded.sha256:
+        print("warning: these are not the images that the run was trained with", file=sys.stderr)
+    return data
