@@ -170,6 +170,8 @@ class LastCheckpoint(Checkpoint):
         signals = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks some
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._on_signal) for number in signals}
+            if "SIGUSR1" in names:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal:
