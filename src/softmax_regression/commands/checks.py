@@ -17,26 +17,34 @@ def options(command: str, config: Any) -> None:
     Raises:
         InputError: One does.
     """
-    trainer = config.trainer
-    if command != "fit" and config.resume:
-        raise InputError(f"--resume {config.resume}: goes with fit; use --ckpt_path with {command}")
-    if command != "predict" and config.output:
-        raise InputError(f"--output {config.output}: goes with predict; drop it")
-    data = config.data.get("init_args", {}) if config.data else {}
-    if command != "predict" and data.get("images"):
-        raise InputError(f"--data.images {data['images']}: goes with predict; drop it")
-    if not 0 <= config.seed_everything < 2**32:
-        raise InputError(f"seed_everything={config.seed_everything}: must be at least 0 and below 2^32")
-    if config.threads is not None and config.threads < 1:
-        raise InputError(f"threads={config.threads}: must be at least 1; drop --threads for the default")
-    if command != "fit":
-        return
-    if trainer.limit_train_batches == 0:
-        raise InputError("trainer.limit_train_batches=0: nothing would be trained; give at least 1")
-    if trainer.max_epochs is not None and trainer.max_epochs < 1 and not trainer.max_steps > 0:
-        if trainer.max_epochs == -1 and trainer.max_time:
-            return
-        raise InputError(f"max_epochs={trainer.max_epochs}: must be at least 1; change trainer.max_epochs")
+    trainer, fits = config.trainer, command == "fit"
+    images = (config.data or {}).get("init_args", {}).get("images")
+    endless = trainer.max_epochs == -1 or trainer.max_steps > 0
+    for wrong, message in (
+        (config.resume and not fits, f"--resume {config.resume}: goes with fit; {command} takes --ckpt_path"),
+        (config.output and command != "predict", f"--output {config.output}: goes with predict; drop it"),
+        (config.force and not config.output, "--force: goes with --output; drop it"),
+        (images and command != "predict", f"--data.images {images}: goes with predict; drop it"),
+        (config.lr_scheduler and not config.optimizer, "--lr_scheduler: goes with --optimizer; give both"),
+        (
+            not 0 <= config.seed_everything < 2**32,
+            f"seed_everything={config.seed_everything}: must be at least 0 and below 2^32",
+        ),
+        (
+            config.threads is not None and config.threads < 1,
+            f"threads={config.threads}: must be at least 1; drop --threads for the default",
+        ),
+        (
+            fits and trainer.limit_train_batches == 0,
+            "trainer.limit_train_batches=0: nothing would be trained; give at least 1",
+        ),
+        (
+            fits and not endless and trainer.max_epochs is not None and trainer.max_epochs < 1,
+            f"max_epochs={trainer.max_epochs}: must be at least 1; change trainer.max_epochs",
+        ),
+    ):
+        if wrong:
+            raise InputError(message)
 
 
 def devices(trainer: Trainer, data: LightningDataModule) -> None:

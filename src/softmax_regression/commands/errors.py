@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -16,64 +17,72 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed
 
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
-from softmax_regression.runs.trust import TRUSTED
+from softmax_regression.runs.trust import REFUSED
 
-_REFUSED = re.compile(r"(?:Parser key \"([\w.]+)\")?.*?Importing '([^']+)' is not allowed", re.DOTALL)
-_UNKNOWN = re.compile(
-    r"(?:Unrecognized arguments|unrecognized arguments): (--[\w.]+)|Option '([\w.]+)' is not accepted"
-)
-_NOISE = re.compile(
-    r"Does not validate against any of the Union subtypes|Subtypes: \[.*?\]|Errors:|- Expected a <class 'NoneType'>"
-)
+_REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
+_UNKNOWN = re.compile(r"[Uu]nrecognized arguments: (\S+)|Option '([^']+)' is not accepted")
+_REASON = re.compile(r"Problem with given class_path '[^']*':\s+(?!Parser key)(.+)|(Import path does .+)")
+_EXPECTED = re.compile(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\]|(dot import path))")
+_TYPES = {"NoneType": "null", "Sequence": "a list", "dot import path": "the name of a class with its module"}
 
 
 class Words:
-    """A stream whose loss costs nothing: what cannot be written to a closed pipe or a full disk is dropped."""
+    """A stream whose loss costs nothing: what a closed pipe or a full disk does not take is dropped."""
 
-    def __init__(self, stream: object) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
+        with suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # of letters that the locale does not have
 
     def write(self, text: str) -> int:
         """Write, unless nobody reads any more."""
         try:
-            self.stream.write(text)  # type: ignore[attr-defined]
-            self.stream.flush()  # type: ignore[attr-defined]
+            self.stream.write(text)
+            self.stream.flush()
         except (OSError, ValueError, AttributeError):
-            self.stream = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (open until the end)
+            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (open until the end)
+            with suppress(OSError, ValueError, AttributeError):  # or Python complains when it ends
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+            self.stream = nowhere
         return len(text)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         """Be the stream in everything else."""
         return getattr(self.stream, name)
 
 
-def explain(message: str, options: Iterable[str] = ()) -> str:
+def explain(message: str, known: Iterable[str] = ()) -> str:
     """Put what jsonargparse says into one line, and in few words where they are known.
 
     Args:
         message: What it says.
-        options: The options that there are, to find the one that was meant.
+        known: The options that there are, to find the one that was meant.
     """
+    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
     if refused := _REFUSED.search(message):
-        option, name = refused.groups()
-        return (
-            f"{option + ': ' if option else ''}class {name} is refused, for naming a class runs its module; "
-            f"use one of {', '.join(TRUSTED)}"
-        )
+        return f"{key}: class {refused[1]} {REFUSED}"
     if unknown := _UNKNOWN.search(message):
-        flag = unknown.group(1) or f"--{unknown.group(2)}"
-        name = flag.lstrip("-").rpartition(".")[2]
-        known = {option.rpartition(".")[2]: option for option in sorted(options, key=len, reverse=True)}
-        near = difflib.get_close_matches(name, known, n=1)
-        return f"{flag}: no such option" + (f"; did you mean {known[near[0]]}" if near else "")
-    return " ".join(_NOISE.sub(" ", message).split())
+        option = unknown[1] or f"--{key and key + '.'}{unknown[2]}"
+        return f"{option}: no such option{_meant(option, known)}"
+    given = re.search(r"(?:Got|Given) value: (.*)", message)
+    if not given or not key:
+        return " ".join(message.split())
+    reasons = [found[1] or found[2] for found in _REASON.finditer(message)]
+    kinds = [_TYPES.get(found[1] or found[3], found[1]) or found[2] for found in _EXPECTED.finditer(message)]
+    reason = reasons[0] if reasons else f"expected {' or '.join(dict.fromkeys(kinds))}"
+    return f"{key}={given[1]}: {' '.join(reason.split())}"
 
 
-def _say_once(line: str) -> None:
-    """Say what all processes of a machine find wrong alike, as they do until they are joined."""
-    local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
-    if local_rank == "0" or (distributed.is_available() and distributed.is_initialized()):
-        print(line, file=sys.stderr)
+def _meant(option: str, known: Iterable[str]) -> str:
+    """Name the options whose whole name, or whose last part, is nearest to a mistyped one."""
+    if not option.startswith("-"):
+        return "; write a list as '[a, b]'"
+    name, last = option.lstrip("-"), {each: each.rpartition(".")[2] for each in sorted(known)}
+    near = difflib.get_close_matches(name, last, n=1, cutoff=0.8)
+    if not near and "." not in name:
+        parts = difflib.get_close_matches(name, set(last.values()), n=2, cutoff=0.7)
+        near = [each for each, part in last.items() if part in parts]
+    return f"; did you mean {' or '.join(f'--{each}' for each in near)}" if near else "; see --help"
 
 
 def _of_lightning(error: BaseException) -> bool:
@@ -85,31 +94,30 @@ def _of_lightning(error: BaseException) -> bool:
     return module.startswith(("lightning.", "jsonargparse."))
 
 
-def exit_code(error: BaseException, options: Iterable[str] = ()) -> int | None:
-    """Say what went wrong in one line and return the exit code; None for a bug, which nobody foresaw."""
-    if isinstance(error, Interrupted | DivergedError):  # on all processes alike
-        prefix = "" if isinstance(error, Interrupted) else "error: "
-        rank_zero_only(print)(f"{prefix}{error}", file=sys.stderr)
-        return error.exit_code
-    if isinstance(error, StorageError | LostProcessError):
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    if isinstance(error, InputError):
-        _say_once(f"error: {error}")
-        return error.exit_code
-    if isinstance(error, ArgumentError | MisconfigurationException):
-        _say_once(f"error: {explain(str(error), options)}; see --help")
-        return InputError.exit_code
-    if isinstance(error, ImportError | ValueError | TypeError | RuntimeError) and _of_lightning(error):
-        _say_once(f"error: {explain(str(error))}; change the option that it names")
-        return InputError.exit_code
+def _line(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str, int] | None:
+    """Return what to say of an error, and the exit code; None for a bug, which nobody foresaw."""
+    if isinstance(error, Interrupted):
+        return str(error), error.exit_code
+    if isinstance(error, InputError | DivergedError | StorageError | LostProcessError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, ArgumentError):
+        return f"error: {explain(str(error), known())}", InputError.exit_code
+    if isinstance(error, MisconfigurationException | ImportError | ValueError | TypeError | RuntimeError):
+        return (f"error: {explain(str(error))}", InputError.exit_code) if _of_lightning(error) else None
     if isinstance(error, OSError):  # of a library that writes or reads for us, such as TensorBoard
-        print(f"error: {error}; free space or make the folder writable", file=sys.stderr)
-        return StorageError.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return 130
-    return None
+        return f"error: {error}; free space or make the folder writable", StorageError.exit_code
+    return ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else None
+
+
+def _say(line: str, error: BaseException) -> None:
+    """Say a line once, where all processes of a machine find the same."""
+    if isinstance(error, Interrupted | DivergedError):
+        rank_zero_only(print)(line, file=sys.stderr)
+        return
+    alone = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+    joined = distributed.is_available() and distributed.is_initialized()  # what one finds, another need not
+    if alone or joined or not isinstance(error, ValueError | ArgumentError | MisconfigurationException):
+        print(line, file=sys.stderr)
 
 
 @contextmanager
@@ -121,11 +129,10 @@ def _interruptible() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number, "nothing was saved")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, interrupt) for number in signals}
+    in_main = threading.current_thread() is threading.main_thread()
+    asked = [each for each in signals if in_main and signal.getsignal(each) != signal.SIG_IGN]  # as nohup does
+    before = {number: signal.signal(number, interrupt) for number in asked}
     try:
         yield
     finally:
@@ -133,12 +140,12 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def guarded(command: Callable[[], object], options: Callable[[], Iterable[str]] = tuple) -> int:
+def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]] = tuple) -> int:
     """Run a command and return its exit code; a user's mistake is one line on stderr.
 
     Args:
         command: What to run.
-        options: Returns the options that it knows, to find the one that a mistyped one meant.
+        known: Returns the options that it knows, to find the one that a mistyped one meant.
     """
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)  # type: ignore[assignment]
@@ -146,9 +153,10 @@ def guarded(command: Callable[[], object], options: Callable[[], Iterable[str]] 
         with _interruptible():
             command()
     except BaseException as error:
-        if (code := exit_code(error, options())) is None:
+        if (found := _line(error, known)) is None:
             raise
-        return code
+        _say(found[0], error)
+        return found[1]
     finally:
         sys.stdout, sys.stderr = streams
     return 0

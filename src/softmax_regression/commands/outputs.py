@@ -1,13 +1,14 @@
-"""What the commands leave behind and say in the end: metrics, predictions, what to type next."""
+"""What the commands leave behind and say: what is scored, metrics, predictions, what to type next."""
 
 import csv
 import io
+import re
 import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 
@@ -18,32 +19,42 @@ from softmax_regression.runs.folder import RunLogger
 from softmax_regression.runs.progress import metrics_text
 from softmax_regression.runs.record import results, stop_reason, update_manifest
 
+if TYPE_CHECKING:
+    from softmax_regression.commands.train import TrainCLI
+
+
+def say(trainer: Trainer, text: str) -> None:
+    """Print for all processes together."""
+    if trainer.is_global_zero:
+        print(text)
+
 
 def summary(trainer: Trainer, run: Path | None) -> str:
     """Return what `fit` says in the end: why it stopped, the metrics, the checkpoints, what to type next."""
     lines = [stop_reason(trainer)]
-    rows = results(trainer, trainer.lightning_module)
-    for name in ("final", "best"):
-        if row := rows[name]:
+    for name, row in results(trainer, trainer.lightning_module).items():
+        if row:
             words = {"final": "last epoch", "best": "best epoch"}[name]
             lines.append(f"{words} {row.get('epoch', trainer.current_epoch)}: {metrics_text(row)}")
-    if run:
-        lines += [
-            f"checkpoints: {run / 'checkpoints'}",
-            "next:",
-            f"  {shlex.join(['python', 'train.py', 'test', '--ckpt_path', str(run)])}",
-            f"  {shlex.join(['python', 'study.py', 'report', str(run)])}",
-            f"  {shlex.join(['tensorboard', '--logdir', str(run.parent.parent)])}",
-        ]
-    return "\n".join(lines)
+    if not run:
+        return "\n".join([*lines, "nothing was saved: without a logger a run has no folder"])
+    commands = (
+        ["python", "train.py", "test", "--ckpt_path", str(run)],
+        ["python", "study.py", "report", str(run)],
+        ["tensorboard", "--logdir", str(run.parent.parent)],
+    )
+    return "\n".join([*lines, f"checkpoints: {run / 'checkpoints'}", "next:", *(f"  {shlex.join(c)}" for c in commands)])
 
 
-def say_what_is_scored(command: str, path: str, data: Any, saved: dict[str, Any]) -> None:
-    """Name checkpoint and data on stderr; warn where the data are not those that were trained on."""
-    loaded = getattr(data, "data", None)
-    origin = loaded.origin if loaded else "photos" if getattr(data, "photos", None) else type(data).__name__
-    print(f"{command}: {path} on {origin}", file=sys.stderr)
-    if other := other_data(saved, data):
+def say_what_is_scored(cli: "TrainCLI") -> None:
+    """Name run, checkpoint and data on stderr; warn where the data are not those that were trained on."""
+    data, path = cli.datamodule, Path(cli.config[cli.subcommand].ckpt_path)
+    loaded, photos = getattr(data, "data", None), getattr(data, "photos", None)
+    origin = loaded.origin if loaded else f"{len(photos[1])} photos" if photos else type(data).__name__
+    run = f"run {cli.run}, " if cli.run else ""
+    name = path.name if cli.run else path
+    say(cli.trainer, f"{cli.subcommand}: {run}checkpoint {name}, data {origin}", )
+    if other := other_data(cli.checkpoint, data):
         print(f"warning: {other}", file=sys.stderr)
 
 
@@ -58,10 +69,9 @@ def keep(run: Path | None, command: str, rows: Sequence[Mapping[str, float]], tr
     """Print the metrics of a command, and keep them in the run's manifest if they are of all images."""
     metrics = {name: value for row in rows for name, value in row.items()}
     limit = trainer.limit_test_batches if command == "test" else trainer.limit_val_batches
-    if trainer.is_global_zero:
-        print(metrics_text(metrics))
-        if run and limit == 1.0 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            update_manifest(run, **{command: metrics})
+    say(trainer, metrics_text(metrics))
+    if trainer.is_global_zero and run and isinstance(limit, float) and limit == 1:  # an int counts batches
+        update_manifest(run, **{command: metrics})
 
 
 def predictions_path(run: Path | None, data: Any, output: str | None, force: bool) -> Path:
@@ -77,7 +87,7 @@ def predictions_path(run: Path | None, data: Any, output: str | None, force: boo
     ours = force or not path.is_file()
     if not ours:
         with path.open("rb") as file:
-            ours = file.read(6) == b"index,"
+            ours = re.match(rb"index,(label|image),predicted,|$", file.readline()) is not None
     check_writable(path, ours)
     return path
 
