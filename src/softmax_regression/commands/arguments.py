@@ -61,7 +61,8 @@ def with_own_defaults(args: Sequence[str]) -> list[str]:
     """
     flags: list[str] = []
     for group, base in (("model", "LightningModule"), ("data", "LightningDataModule")):
-        parts = [_parse(Path(file).read_text(encoding="utf-8"), file).get(group) for file in _files(args)]
+        files = [o.values[0] for o in options(args) if o.name == "config" and o.values]
+        parts = [_parse(Path(file).read_text(encoding="utf-8")).get(group) for file in files]
         classes = [part.get("class_path") if isinstance(part, dict) else part for part in parts]
         classes += [option(args, group), option(args, f"{group}.class_path")]
         if named := list(filter(None, classes))[-1:]:
