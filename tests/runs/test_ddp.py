@@ -35,7 +35,7 @@ from softmax_regression.runs import checkpoint
 
 # 15 minibatches of 32 and one of a single image, so that all ranks but one have an empty share of it.
 FIT = ("fit", *SMALL, "--data.train_size=481", "--trainer.max_epochs=10", "--trainer.logger.version=run")
-MLP = ("--model=examples.mlp.MLP", "--model.hidden=32")
+MLP = ("--model=mlp.MLP", "--model.hidden=32")
 RANDOM = ("--model.dropout=0.1", "--model.momentum=0.9")  # more that a kill must not lose, on each process
 RUN = Path("logs/softmax/run")
 VALIDATIONS: dict[int, tuple[str, ...]] = {  # sizes of the validation set, and the options for it
@@ -49,6 +49,7 @@ VALIDATIONS: dict[int, tuple[str, ...]] = {  # sizes of the validation set, and 
 @pytest.fixture(autouse=True)
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "examples" / "mlp.py", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -233,8 +234,11 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A run of two processes that is not interrupted, and the command that started it."""
     command = [*FIT, *request.param]
     folder = tmp_path_factory.mktemp("whole")
-    assert_done(run_group(2, [*command, f"--trainer.logger.save_dir={folder}"]))
-    return folder / "softmax" / "run", command
+    shutil.copy(ROOT / "examples" / "mlp.py", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert_done(run_group(2, command))
+    return folder / RUN, command
 
 
 FAULTS = [(number, rank) for number in (signal.SIGKILL, signal.SIGTERM) for rank in (0, 1)]

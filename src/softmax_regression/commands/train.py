@@ -66,6 +66,12 @@ CHATTER = (
     "Seed set to",
     "LOCAL_RANK",
     "`weights_only` was not set",
+    "Restoring states",
+    "Restored all states",
+    "Loaded model weights",
+    "Initializing distributed",
+    "[rank:",
+    "-----",
 )
 
 
