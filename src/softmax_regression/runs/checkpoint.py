@@ -113,16 +113,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
         Raises:
             DivergedError: A weight is not finite; nothing is written.
-            StorageError: See `files.write`; a run whose folder has vanished does not go on.
+            StorageError: See `files.write`.
         """
         if name := _not_finite(checkpoint):
             raise DivergedError(
                 f"{name} is not finite in epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}: "
                 "the run diverged; lower model.lr or model.init_std"
             )
-        run = Path(path).parent.parent
-        if not run.is_dir():
-            raise StorageError(f"{run}: has been moved or deleted; put it back, then go on with --resume")
         write(dumps(checkpoint), Path(path))
 
     def load_checkpoint(

@@ -1,7 +1,6 @@
 """The manifest run.json: what was run, on what, how it ended, and how well it did."""
 
 import json
-import math
 import os
 import platform
 import shlex
@@ -19,11 +18,12 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from softmax_regression.errors import InputError, StorageError
+from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.files import write
-from softmax_regression.runs.stopping import EarlyStopping
+from softmax_regression.runs.stopping import EarlyStopping, folder_of
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "softmax-regression")
 
@@ -91,16 +91,36 @@ def best_epoch(
     return min(rows, key=lambda row: sign * row[monitor], default={})
 
 
+def ends(trainer: Trainer, history: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return the row of the last epoch, and that of the epoch whose checkpoint is the best."""
+    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    monitor = {"monitor": str(kept[0].monitor), "mode": kept[0].mode} if kept else {}
+    return {"final": history[-1] if history else {}, "best": best_epoch(history, **monitor)}
+
+
+def results(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    """Return the metrics of the last epoch and of the best one; of a module without a history, the last ones."""
+    if history := getattr(pl_module, "history", None):
+        return ends(trainer, history)
+    return {"final": {name: float(value) for name, value in trainer.callback_metrics.items()}, "best": {}}
+
+
 def stop_reason(trainer: Trainer) -> str:
     """Say why a run that came to its end did so."""
     for callback in trainer.early_stopping_callbacks:
-        if isinstance(callback, EarlyStopping) and (why := callback.stopped()):
-            return why
+        if message := callback.stopping_reason_message:
+            why = message.partition(". ")[0].removeprefix("Monitored metric ")
+            why = why.replace(" in the last ", " for ").replace(" records", " validations")
+            ours = isinstance(callback, EarlyStopping)
+            return f"early stopping: {why}" + "; --early_stopping.patience 0 trains to the end" * ours
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
         return f"max_steps={trainer.max_steps} reached"
     if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
         return f"max_epochs={trainer.max_epochs} reached"
-    return "a callback stopped the run"  # Timer, an EarlyStopping of Lightning's own, ...
+    left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]
+    if any(seconds is not None and seconds <= 0 for seconds in left):
+        return "the time of its Timer, such as trainer.max_time, is used up"
+    return "a callback stopped the run"
 
 
 def class_path(thing: object) -> str:
@@ -108,12 +128,26 @@ def class_path(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
+def _described(trainer: Trainer, pl_module: LightningModule) -> str:
+    """Return the configuration of a run that was started from Python, as `train.py --config` takes it."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    parts: dict[str, Any] = {"trainer": {"max_epochs": trainer.max_epochs}}
+    for name, part in (("model", pl_module), ("data", data)):
+        if part is not None:
+            parts[name] = {"class_path": class_path(part), "init_args": dict(part.hparams_initial)}
+    if seeded := parts.get("data", {}).get("init_args", {}).pop("seed", None):
+        parts["seed_everything"] = seeded
+    stopping = trainer.early_stopping_callbacks
+    parts["early_stopping"] = {"patience": stopping[0].patience if stopping else 0}
+    return yaml.safe_dump(json.loads(json.dumps(parts, default=str)), sort_keys=False)
+
+
 class RunRecord(Callback):
-    """Keep run.json and config.yaml in the run's folder, and in each checkpoint the classes that it needs.
+    """Keep run.json and config.yaml in the run's folder, and in each checkpoint what a command needs of it.
 
     Args:
         config: The configuration of the run, as YAML; None to take it from model, data and Trainer.
-        seed: The seed of the run; None for what `seed_everything` set.
+        seed: The seed of the run; None for what `seed_everything` has set.
     """
 
     def __init__(self, config: str | None = None, seed: int | None = None) -> None:
@@ -123,38 +157,38 @@ class RunRecord(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder; without a logger there is none, and no manifest."""
-        log_dir = trainer.log_dir
-        if stage == "fit" and trainer.loggers and trainer.is_global_zero and log_dir:
-            self.run = Path(log_dir)
-
-    def _described(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        """The configuration of a run that was started from Python, as `train.py --config` takes it."""
-        parts: dict[str, Any] = {"seed_everything": self.seed, "trainer": {"max_epochs": trainer.max_epochs}}
-        for name, part in (("model", pl_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
-            if part is not None:
-                parts[name] = {"class_path": class_path(part), "init_args": dict(part.hparams_initial)}
-        return yaml.safe_dump(json.loads(json.dumps(parts, default=str)), sort_keys=False)
+        if stage == "fit":
+            folder = folder_of(trainer)
+            self.run = folder if trainer.is_global_zero else None
+            self.config = self.config or _described(trainer, pl_module)
 
     def _update(self, **entries: Any) -> None:
-        if self.run and self.run.is_dir():
+        if self.run:
+            self._check_folder()
             update_manifest(self.run, **entries)
+
+    def _check_folder(self) -> None:
+        if self.run and not self.run.is_dir():
+            raise StorageError(
+                f"{self.run}: has been moved or deleted; put it back, then go on with --resume"
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record everything that is known before the first step."""
         if not self.run:
             return
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if self.seed is None else self.seed
-        self.config = self.config or self._described(trainer, pl_module)
-        write(self.config.encode(), self.run / "config.yaml")
+        seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
         data = getattr(trainer.datamodule, "loaded", None)  # type: ignore[attr-defined]
+        self._check_folder()
+        write(str(self.config).encode(), self.run / "config.yaml")
         self._start = time.perf_counter()
         self._show(trainer)
         self._update(
             status="running",
             stopped=None,
             started=datetime.now(UTC).isoformat(timespec="seconds"),
-            seed=self.seed,
-            config=yaml.safe_load(self.config),
+            seed=None if seed is None else int(seed),
+            config=yaml.safe_load(str(self.config)),
             device={"type": str(trainer.strategy.root_device), "count": trainer.world_size},
             threads=torch.get_num_threads(),
             data={"origin": data.origin, "sha256": data.sha256} if data else {},
@@ -181,10 +215,16 @@ class RunRecord(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the classes of model and data, by which a command opens the checkpoint, and what was trained on."""
+        """Add the configuration, the classes of model and data, and what was trained on.
+
+        Raises:
+            StorageError: The run's folder is not there any more.
+        """
+        self._check_folder()
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         data = getattr(datamodule, "loaded", None)
         checkpoint["run"] = {
+            "config": self.config,
             "model": class_path(pl_module),
             "data": class_path(datamodule) if datamodule else None,
             "sha256": data.sha256 if data else None,
@@ -195,16 +235,6 @@ class RunRecord(Callback):
         """Record that the run did not come to its end."""
         if self.run and (self.run / "run.json").exists():
             stopped = " ".join(f"{type(exception).__name__}: {exception}".split())
-            status = "diverged" if type(exception).__name__ == "DivergedError" else "interrupted"
-            with suppress(StorageError):  # if the disk is full, that is what `exception` says already
+            status = "diverged" if isinstance(exception, DivergedError) else "interrupted"
+            with suppress(InputError, StorageError):  # if the disk is full, `exception` says so already
                 self._update(status=status, stopped=stopped)
-
-
-def results(trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-    """Return the metrics of the last epoch and of the best one."""
-    history = getattr(pl_module, "history", None)
-    if not history:
-        return {"final": {name: float(value) for name, value in trainer.callback_metrics.items()}, "best": {}}
-    monitored = next((c for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), None)
-    monitor, mode = (monitored.monitor, monitored.mode) if monitored else ("val/loss", "min")  # type: ignore[attr-defined]
-    return {"final": history[-1], "best": best_epoch(history, monitor, mode)}
