@@ -1,6 +1,5 @@
-"""The rules of going on: which configuration holds, what may change, where a resumed run writes, when it is done."""
+"""The rules of going on: which configuration holds, what may change, where a run writes, when it is done."""
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,19 +17,16 @@ from softmax_regression.runs.stopping import folder_of
 if TYPE_CHECKING:
     from softmax_regression.commands.train import TrainCLI
 
-# Options that decide results, and so must stay; of model and data all but those that are named below.
+# Options that decide results and so must stay, beside all of model and data but those that are named below.
 DECIDING = (
-    "seed_everything", "optimizer", "lr_scheduler", "early_stopping.monitor", "early_stopping.min_delta",
-    "early_stopping.mode", "best_checkpoint.monitor", "best_checkpoint.mode", "trainer.precision",
-    "trainer.limit_train_batches", "trainer.limit_val_batches", "trainer.overfit_batches",
-    "trainer.val_check_interval", "trainer.check_val_every_n_epoch", "trainer.accumulate_grad_batches",
-    "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
+    "model", "data", "seed_everything", "optimizer", "lr_scheduler", "early_stopping.monitor",
+    "early_stopping.min_delta", "early_stopping.mode", "best_checkpoint.monitor", "best_checkpoint.mode",
+    "trainer.callbacks", "trainer.precision", "trainer.limit_train_batches", "trainer.limit_val_batches",
+    "trainer.overfit_batches", "trainer.val_check_interval", "trainer.check_val_every_n_epoch",
+    "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
 )  # fmt: skip
 MAY_CHANGE = {"data.dirs", "data.images", "data.watch_test", "data.device", "data.eval_batch_size"}
-MAY_CHANGE |= {
-    "model.class_path",
-    "data.class_path",
-}  # a class has several names; the class itself is compared
+MAY_CHANGE |= {"model.class_path", "data.class_path"}  # a class may have several names: see `check`
 
 
 def config_of(run: Path | None, path: Path, saved: dict[str, Any]) -> list[str]:
@@ -41,9 +37,7 @@ def config_of(run: Path | None, path: Path, saved: dict[str, Any]) -> list[str]:
     text = saved.get("run", {}).get("config")
     if not text:
         raise InputError(f"{path}: does not say what was trained; give a run's folder with its config.yaml")
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False, encoding="utf-8") as file:
-        file.write(str(text))
-    return ["--config", file.name]
+    return ["--config", str(text)]
 
 
 def other_data(saved: dict[str, Any], data: Any) -> str | None:
@@ -54,47 +48,39 @@ def other_data(saved: dict[str, Any], data: Any) -> str | None:
     return f"data with SHA-256 {loaded.sha256[:12]}…: the model was trained on {str(trained_on)[:12]}…"
 
 
-def _options(config: dict[str, Any]) -> dict[str, Any]:
+def _options(text: str) -> dict[str, Any]:
     """Return the options of a configuration by their names on the command line, such as model.lr."""
     options: dict[str, Any] = {}
-    for group, values in config.items():
-        if group in ("optimizer", "lr_scheduler") or not isinstance(values, dict):
-            options[group] = values
+    for group, values in yaml.safe_load(text).items():
+        if isinstance(values, dict) and group not in ("optimizer", "lr_scheduler"):
+            values |= values.pop("init_args", None) or {}
+            options |= {f"{group}.{name}": value for name, value in values.items()}
         else:
-            named = values | (values.get("init_args") or {})
-            options |= {f"{group}.{name}": value for name, value in named.items() if name != "init_args"}
-    return options
-
-
-def _callbacks(options: dict[str, Any]) -> set[str]:
-    given = options.get("trainer.callbacks") or []
-    return {each["class_path"] for each in (given if isinstance(given, list) else [given])}
+            options[group] = values
+    callbacks = options.get("trainer.callbacks") or []
+    named = callbacks if isinstance(callbacks, list) else [callbacks]
+    return options | {"trainer.callbacks": [each["class_path"] for each in named]}
 
 
 def check(run: Path | None, saved: dict[str, Any], cli: "TrainCLI") -> None:
-    """Refuse flags that contradict the checkpoint.
+    """Refuse flags that contradict the checkpoint; further callbacks do not.
 
     Raises:
         InputError: One does.
     """
-    known = saved.get("run", {})
-    (record,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, RunRecord)]
-    was, now = (_options(yaml.safe_load(text or "{}")) for text in (known.get("config"), record.config))
-    pairs = [
-        (name, was[name], now.get(name))
-        for name in was
-        if (name in DECIDING or name.startswith(("model.", "data."))) and name not in MAY_CHANGE
+    known = {"config": "{}"} | saved.get("run", {})
+    (record,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, RunRecord))
+    before = {name: known.get(name) for name in ("model", "data")} | _options(known["config"])
+    now = {"model": class_path(cli.model), "data": class_path(cli.datamodule)} | _options(str(record.config))
+    now["trainer.callbacks"] = [
+        each for each in now["trainer.callbacks"] if each in before["trainer.callbacks"]
     ]
-    pairs += [
-        (name, known.get(name), class_path(part))
-        for name, part in (("model", cli.model), ("data", cli.datamodule))
-    ]
-    if dropped := _callbacks(was) - _callbacks(now):
-        pairs += [("trainer.callbacks", ", ".join(sorted(dropped)), now["trainer.callbacks"])]
-    for name, before, after in pairs:
-        if before != after:
+    for name, was in before.items():
+        decides = name in DECIDING or name.startswith(("model.", "data."))
+        if decides and name not in MAY_CHANGE and was != (wanted := now.get(name)):
             raise InputError(
-                f"{name}={after}: the run to resume has {before}; go on with that, or start a new run without --resume"
+                f"{name}={wanted}: the run to resume has {was}; "
+                "go on with that, or start a new run without --resume"
             )
     if other := other_data(saved, cli.datamodule):
         raise InputError(f"{other}; give the same files, or start a new run")
@@ -106,38 +92,35 @@ def reopen(run: Path, trainer: Trainer, path: str, saved: dict[str, Any]) -> Non
     Raises:
         InputError: There is no logger, or another process has gone on with the run meanwhile.
     """
-    if not trainer.loggers:
-        raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
     loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
     for logger in loggers:
         logger.reopen(run, saved["global_step"])
+    if not trainer.loggers:
+        raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
     if not loggers and trainer.is_global_zero:
-        print(
-            f"{run}: goes on in a new folder, {folder_of(trainer)}, for only a RunLogger goes on in an old one"
-        )
+        print(f"{run}: only a RunLogger goes on in its folder; this run does in {folder_of(trainer)}")
     if trainer.is_global_zero and checkpoint.read(path)["global_step"] != saved["global_step"]:
         raise InputError(f"{path}: another process has gone on with the run; start the command again")
 
 
 def end(trainer: Trainer, saved: dict[str, Any]) -> str | None:
     """Say why there is nothing left to resume, and what to raise, if so."""
+    steps = saved["global_step"]
     epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
-    steps, callbacks = saved["global_step"], saved["callbacks"]
     if trainer.max_epochs and 0 < trainer.max_epochs <= epochs:
         return f"it has {epochs} epochs, max_epochs={trainer.max_epochs}; raise trainer.max_epochs to go on"
     if 0 < trainer.max_steps <= steps:
         return f"it has {steps} steps, max_steps={trainer.max_steps}; raise trainer.max_steps to go on"
     for callback in trainer.callbacks:
-        state = callbacks.get(callback.state_key, {})
-        if isinstance(callback, EarlyStopping) and 0 < callback.patience <= state.get("wait_count", 0):
-            waited = state["wait_count"]
+        state = saved["callbacks"].get(callback.state_key, {})
+        waited, trained = state.get("wait_count", 0), state.get("time_elapsed", {}).get("train", 0)
+        if isinstance(callback, EarlyStopping) and 0 < callback.patience <= waited:
             return (
                 f"early stopping: {callback.monitor} did not improve for {waited} validations; "
                 f"go on with --early_stopping.patience {waited + 1} or more"
             )
-        if isinstance(callback, Timer) and (left := callback.time_remaining()) is not None:
-            if left <= state.get("time_elapsed", {}).get("train", 0):
-                return "its Timer has no time left; raise trainer.max_time to go on"
+        if isinstance(callback, Timer) and 0 < (callback.time_remaining() or 0) <= trained:
+            return f"it has trained for {trained:.0f} s, all of max_time; raise trainer.max_time to go on"
     return None
 
 

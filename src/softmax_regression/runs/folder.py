@@ -1,6 +1,5 @@
 """A run's folder, logs/<name>/<run>/: its name, TensorBoard events, and how a command opens it."""
 
-import itertools
 import sys
 import warnings
 from argparse import Namespace
@@ -35,7 +34,7 @@ class RunLogger(TensorBoardLogger):
 
     def __init__(self, save_dir: str = "logs", name: str = "softmax", version: str | None = None) -> None:
         super().__init__(save_dir, name, None, default_hp_metric=False, log_graph=True)
-        self._wanted, self._reopened = version, False
+        self._wanted = version
 
     @property
     def version(self) -> str:
@@ -49,24 +48,20 @@ class RunLogger(TensorBoardLogger):
         return str(self._version)
 
     def _claim(self) -> str:
-        name = self._wanted or datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        root, now = Path(self.root_dir), datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        names = [self._wanted] if self._wanted else [now, *(f"{now}-{i}" for i in range(1, 1000))]
         try:
-            Path(self.root_dir).mkdir(parents=True, exist_ok=True)
-            for attempt in itertools.count():
-                run = Path(self.root_dir, name + (f"-{attempt}" if attempt else ""))
+            root.mkdir(parents=True, exist_ok=True)
+            for name in names:
                 with suppress(FileExistsError):
-                    run.mkdir()
-                    return run.name
-                if self._wanted:
-                    raise InputError(
-                        f"{run}: is another run's; choose another name, or go on with it by --resume"
-                    )
+                    (root / name).mkdir()
+                    return name
         except OSError as error:
             raise InputError(
-                f"{self.root_dir}: cannot make a run folder there ({error.strerror}); "
+                f"{root}: cannot make a run folder there ({error.strerror}); "
                 "choose another with --trainer.logger.save_dir"
             ) from error
-        raise AssertionError("there is always another name")
+        raise InputError(f"{root / names[0]}: is another run's; choose another name, or --resume that run")
 
     def reopen(self, run: Path, step: int) -> None:
         """Go on writing in the folder of an earlier run that has made `step` steps.
@@ -75,7 +70,6 @@ class RunLogger(TensorBoardLogger):
         """
         self._root_dir, self._name, self._version = str(run.parent.parent), run.parent.name, run.name
         self._kwargs["purge_step"] = step
-        self._reopened = True
 
     @rank_zero_only
     def log_hyperparams(
@@ -84,17 +78,15 @@ class RunLogger(TensorBoardLogger):
         """List the run in HPARAMS, with the metrics of its scalars; a reopened run is listed already."""
         from torch.utils.tensorboard.summary import hparams
 
-        if not self._reopened:
-            values = {
-                name: v if isinstance(v, int | float | str) else str(v) for name, v in dict(params).items()
-            }
+        if "purge_step" not in self._kwargs:
+            values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in dict(params).items()}
             for summary in hparams(values, dict.fromkeys(SHOWN, 0.0)):
                 self.experiment._get_file_writer().add_summary(summary)
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:  # type: ignore[override]
-        """Draw the model for the page GRAPHS, once."""
-        if not self._reopened:
+        """Draw the model for the page GRAPHS; that of a reopened run is there already."""
+        if "purge_step" not in self._kwargs:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
                 super().log_graph(model, input_array)
@@ -107,11 +99,10 @@ class RunLogger(TensorBoardLogger):
 
 def find_run(path: Path | str) -> Path | None:
     """Return the run folder that `path` is, or is a checkpoint of; None if there is none."""
-    path = Path(path)
-    return next(
-        (p for p in (path, *path.parents[:2]) if (p / "run.json").is_file() or (p / "config.yaml").is_file()),
-        None,
-    )
+    for folder in (Path(path), *Path(path).parents[:2]):
+        if (folder / "run.json").is_file() or (folder / "config.yaml").is_file():
+            return folder
+    return None
 
 
 def runs_of(logs: Path = Path("logs")) -> list[Path]:

@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -16,12 +17,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from torchmetrics.utilities.distributed import gather_all_tensors
+from lightning.pytorch.strategies import Strategy
 
 from softmax_regression.errors import InputError, Interrupted
 
-Mode = Literal["min", "max"]
 START = "start.ckpt"  # in a run's folder until its first save: the state before the first step
+Mode = Literal["min", "max"]
 
 
 def folder_of(trainer: Trainer) -> Path | None:
@@ -53,25 +54,17 @@ class EarlyStopping(callbacks.EarlyStopping):
         # A metric of validation is looked at when it is new, not at the end of an epoch without validation.
         at_epoch_end = monitor.startswith("train")
         super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=at_epoch_end)
+        if not patience:
+            self.switch_off()
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at a metric of training."""
-        if self.patience:
-            super().on_train_epoch_end(trainer, pl_module)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at a metric of validation."""
-        if self.patience:
-            super().on_validation_end(trainer, pl_module)
+    def switch_off(self) -> None:
+        """Never stop, whatever is logged."""
+        self.patience, self.strict, self.check_finite = sys.maxsize, False, False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score and the epochs without improvement; whether to stop is decided anew."""
         kept = {name: state_dict[name] for name in ("wait_count", "best_score")}
         super().load_state_dict(self.state_dict() | kept)
-
-    def switch_off(self) -> None:
-        """Never stop."""
-        self.patience = 0
 
 
 class BestCheckpoint(callbacks.ModelCheckpoint):
@@ -83,23 +76,22 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
     """
 
     def __init__(self, monitor: str | None = "val/loss", mode: Mode = "min") -> None:
-        super().__init__(
-            monitor=monitor,
-            mode=mode,
-            filename="best",
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-            save_top_k=1 if monitor else 0,
-            save_on_train_epoch_end=True if monitor and monitor.startswith("train") else None,
-        )
+        of_training = True if monitor and monitor.startswith("train") else None
+        options: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
+        options |= {"save_top_k": 1 if monitor else 0, "save_on_train_epoch_end": of_training}
+        super().__init__(filename="best", monitor=monitor, mode=mode, **options)
+
+    def switch_off(self) -> None:
+        """Keep none."""
+        self.monitor, self.save_top_k = None, 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder; a run without one keeps nothing."""
-        if stage == "fit":
-            if folder := folder_of(trainer):
-                self.dirpath = str(folder / "checkpoints")
-            else:
-                self.save_top_k = 0
+        folder = folder_of(trainer) if stage == "fit" else None
+        if folder:
+            self.dirpath = str(folder / "checkpoints")
+        elif stage == "fit":
+            self.save_top_k = 0
         super().setup(trainer, pl_module, stage)
 
     # It saves after validations or epochs: no call is needed at each step.
@@ -109,10 +101,6 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         """Save, unless the epoch was cut short before anything was validated."""
         if self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
-
-    def switch_off(self) -> None:
-        """Keep none."""
-        self.monitor, self.save_top_k = None, 0
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score, even if the run's folder was moved or is named in another way."""
@@ -149,23 +137,23 @@ class LastCheckpoint(Checkpoint):
         self._signal: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
         self._random: dict[str, Any] = {}
-        self._trainer: Trainer | None = None
+        self._strategy: Strategy | None = None
         self.folder: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder; every process takes part."""
+        self._strategy = trainer.strategy
         if stage == "fit":
-            self._trainer, self.folder, self._signal = trainer, folder_of(trainer), None
+            self.folder, self._signal = folder_of(trainer), None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random numbers of each process, (ranks, bytes) uint8."""
-        device = self._trainer.strategy.root_device if self._trainer else torch.device("cpu")
+        assert self._strategy is not None
+        device, gather = self._strategy.root_device, self._strategy.all_gather
         states = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(device)
-        several = self._trainer is not None and self._trainer.world_size > 1
-        gather = gather_all_tensors if several else lambda value: [value]
-        return {name: torch.stack(gather(state.to(device))).cpu() for name, state in states.items()}
+        return {name: gather(each.to(device)).reshape(-1, len(each)).cpu() for name, each in states.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of the random numbers until training goes on."""
@@ -173,18 +161,18 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw on where the run left off, and take over the signals after Lightning has set its handlers."""
-        device = trainer.strategy.root_device
-        if "cpu" in self._random and len(self._random["cpu"]) == trainer.world_size:
-            torch.set_rng_state(self._random["cpu"][trainer.global_rank].clone())  # a row of it crashes torch
+        device, rank = trainer.strategy.root_device, trainer.global_rank
+        if len(self._random.get("cpu", ())) == trainer.world_size:
+            torch.set_rng_state(self._random["cpu"][rank].clone())  # a row of another tensor crashes torch
             if "cuda" in self._random and device.type == "cuda":
-                torch.cuda.set_rng_state(self._random["cuda"][trainer.global_rank], device)
+                torch.cuda.set_rng_state(self._random["cuda"][rank], device)
         names = ["SIGINT", "SIGTERM", "SIGHUP", *(["SIGUSR1"] if "SLURM_JOB_ID" in os.environ else [])]
+        signals = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks some
         if threading.current_thread() is threading.main_thread():
-            for number in (
-                getattr(signal, name) for name in names if hasattr(signal, name)
-            ):  # Windows lacks some
-                if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup asks for
-                    self._handlers[number] = signal.signal(number, self._on_signal)
+            heard = [
+                each for each in signals if signal.getsignal(each) is not signal.SIG_IGN
+            ]  # nohup's is not
+            self._handlers = {number: signal.signal(number, self._on_signal) for number in heard}
             if "SIGUSR1" in names:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
         self._step = trainer.global_step
@@ -216,16 +204,16 @@ class LastCheckpoint(Checkpoint):
         if self._due:
             self._save(trainer)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of an epoch, after early stopping and the best checkpoint have seen it."""
+        self._save(trainer)
+
     def _is_due(self, trainer: Trainer) -> bool:
         """Whether the run was interrupted, on any process, or it is time to save."""
         due = self._signal is not None or time.monotonic() - self._saved_at > self._seconds
         if trainer.world_size > 1:  # a signal may reach them at different steps
             due = trainer.strategy.reduce_boolean_decision(due, all=False)
         return due or bool(self._steps and trainer.global_step % self._steps == 0)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of an epoch, after early stopping and the best checkpoint have seen it."""
-        self._save(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         """Save; end the run if it was interrupted, on whichever process."""
@@ -241,7 +229,7 @@ class LastCheckpoint(Checkpoint):
                     subprocess.run(
                         ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False, timeout=30
                     )
-            raise Interrupted(number, f"saved; {self._remedy()}" if self.folder else self._remedy())
+            raise Interrupted(number, ("saved; " if self.folder else "") + self._remedy())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
