@@ -66,6 +66,13 @@ CHATTER = (
     "Seed set to",
     "LOCAL_RANK",
     "`weights_only` was not set",
+    "Restoring states",
+    "Restored all states",
+    "Loaded model weights",
+    "Initializing distributed",
+    "[rank:",
+    "-----",
+    "SLURM auto-requeueing",
 )
 
 
@@ -197,8 +204,8 @@ def main(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
     # A default of Lightning's classes may be an Enum of strings, as Timer's is; write what it says.
     yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
-    if "" not in sys.path:
-        sys.path.append("")  # a user's own modules, which hide none that is installed
+    before = sys.path.copy()
+    sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
 
     def command() -> None:
         if {"-h", "--help", "--help-all"} & set(args) and set(COMMANDS) & set(args):
@@ -207,4 +214,7 @@ def main(args: Sequence[str] | None = None) -> int:
         with _quiet(), together():
             TrainCLI(args)
 
-    return guarded(command, lambda: described(args, True).get_defaults().keys(branches=False))
+    try:
+        return guarded(command, lambda: described(args, True).get_defaults().keys(branches=False))
+    finally:
+        sys.path[:] = before

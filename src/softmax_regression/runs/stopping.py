@@ -163,7 +163,7 @@ class LastCheckpoint(Checkpoint):
         """Draw on where the run left off, and take over the signals after Lightning has set its handlers."""
         device, rank = trainer.strategy.root_device, trainer.global_rank
         if len(self._random.get("cpu", ())) == trainer.world_size:
-            torch.set_rng_state(self._random["cpu"][rank])
+            torch.set_rng_state(self._random["cpu"][rank].clone())  # a row of another tensor crashes torch
             if "cuda" in self._random and device.type == "cuda":
                 torch.cuda.set_rng_state(self._random["cuda"][rank], device)
         names = ["SIGINT", "SIGTERM", "SIGHUP", *(["SIGUSR1"] if "SLURM_JOB_ID" in os.environ else [])]
@@ -173,6 +173,8 @@ class LastCheckpoint(Checkpoint):
                 each for each in signals if signal.getsignal(each) is not signal.SIG_IGN
             ]  # nohup's is not
             self._handlers = {number: signal.signal(number, self._on_signal) for number in heard}
+            if "SIGUSR1" in names:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
         self._step = trainer.global_step
         if self.folder and not self._step:
             trainer.save_checkpoint(self.folder / START, weights_only=False)
