@@ -21,9 +21,12 @@ from softmax_regression.runs.trust import REFUSED
 
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
 _UNKNOWN = re.compile(r"[Uu]nrecognized arguments: (\S+)|Option '([^']+)' is not accepted")
-_REASON = re.compile(r"Problem with given class_path '[^']*':\s+(?!Parser key)(.+)|(Import path does .+)")
+_REASON = re.compile(r"Problem with given class_path '([^']*)':\s+(?!\s|Parser key)(.+)|(Import path does .+)")
 _EXPECTED = re.compile(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\]|(dot import path))")
-_TYPES = {"NoneType": "null", "Sequence": "a list", "dot import path": "the name of a class with its module"}
+_TYPES = {
+    "NoneType": "null", "Sequence": "a list", "Iterable": "a list", "list": "a list",
+    "dot import path": "the name of a class with its module",
+}  # fmt: skip
 
 
 class Words:
@@ -65,37 +68,44 @@ def explain(message: str, known: Iterable[str] = ()) -> str:
         option = unknown[1] or f"--{key and key + '.'}{unknown[2]}"
         return f"{option}: no such option{_meant(option, known)}"
     given = re.search(r"(?:Got|Given) value: (.*)", message)
-    if not given or not key:
-        return " ".join(message.split())
-    reasons = [found[1] or found[2] for found in _REASON.finditer(message)]
     kinds = [_TYPES.get(found[1] or found[3], found[1]) or found[2] for found in _EXPECTED.finditer(message)]
-    reason = reasons[0] if reasons else f"expected {' or '.join(dict.fromkeys(kinds))}"
-    return f"{key}={given[1]}: {' '.join(reason.split())}"
+    reasons = [found[2] or found[3] for found in _REASON.finditer(message)]
+    reasons = reasons or [f"expected {' or '.join(dict.fromkeys(kinds))}"] if kinds else []
+    if not reasons:
+        return " ".join(message.split())
+    named = _REASON.search(message)
+    what = f"{key}={given[1]}" if key and given and "Namespace(" not in given[1] else named and named[1]
+    return f"{what}: {' '.join(reasons[0].split())}"
 
 
 def _meant(option: str, known: Iterable[str]) -> str:
     """Name the options whose whole name, or whose last part, is nearest to a mistyped one."""
     if not option.startswith("-"):
-        return "; write a list as '[a, b]'"
+        return "; a list is written as '[a, b]'"
     name, last = option.lstrip("-"), {each: each.rpartition(".")[2] for each in sorted(known)}
     near = difflib.get_close_matches(name, last, n=1, cutoff=0.8)
-    if not near and "." not in name:
+    if not near and name and "." not in name:
         parts = difflib.get_close_matches(name, set(last.values()), n=2, cutoff=0.7)
-        near = [each for each, part in last.items() if part in parts]
+        near = [each for each, part in last.items() if part in parts or part.startswith(name)][:3]
     return f"; did you mean {' or '.join(f'--{each}' for each in near)}" if near else "; see --help"
 
 
 def _of_lightning(error: BaseException) -> bool:
-    """Whether Lightning itself raised an error, as it does where options contradict each other."""
+    """Whether a library that is made of options raised an error, as where they contradict each other."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
     module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace else ""
-    return module.startswith(("lightning.", "jsonargparse."))
+    return module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
 
 
 def _line(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str, int] | None:
     """Return what to say of an error, and the exit code; None for a bug, which nobody foresaw."""
+    causes = [error]
+    while cause := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(cause)
+    if isinstance(error, ValueError | ArgumentError):  # jsonargparse wraps what a class says of its arguments
+        error = next((each for each in causes if isinstance(each, InputError)), error)
     if isinstance(error, Interrupted):
         return str(error), error.exit_code
     if isinstance(error, InputError | DivergedError | StorageError | LostProcessError):

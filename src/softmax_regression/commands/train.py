@@ -96,7 +96,7 @@ class TrainCLI(LightningCLI):
         if resumed is not None and named is not None:
             raise InputError(f"--resume {resumed} --ckpt_path {named}: name one checkpoint; drop one of them")
         if given == "":
-            raise InputError("--resume '': names no run; give the folder of one, such as logs/softmax/RUN")
+            raise InputError("--resume or --ckpt_path '': names no run; give its folder, as logs/softmax/RUN")
         if given is None or not before:
             trust.enforce(named_by_user(args))
             return before + after
@@ -117,18 +117,19 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line that `main` was given, which need not be sys.argv."""
+        """Parse the command line that `main` was given, which need not be sys.argv; refuse what means nothing."""
         self.config = parser.parse_args(args)
+        config = self.config[self.config.subcommand]
+        checks.options(self.config.subcommand, config)
+        if not self.checkpoint and (path := config.ckpt_path or config.resume):
+            raise InputError(f"{path}: no run goes on because a configuration says so; use --resume")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the flags alone: where they contradict the checkpoint, `resume.check` says so."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what Lightning would take for something else, and choose the number of threads."""
+        """Choose the number of threads."""
         config = self.config[self.subcommand]
-        checks.options(self.subcommand, config)
-        if not self.checkpoint and (path := config.ckpt_path or config.resume):
-            raise InputError(f"{path}: no run goes on because a configuration says so; use --resume")
         known = self.checkpoint.get("run", {}).get("threads") if self.subcommand == "fit" else None
         devices = config.trainer.devices
         threads.choose(config.threads or known, devices if isinstance(devices, int) and devices > 0 else 1)
