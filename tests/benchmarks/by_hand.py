@@ -73,7 +73,7 @@ def train_epoch(
     total_loss, correct = torch.zeros(2, device=images.device)
     order = train[torch.randperm(len(train), device=images.device)]
     for index in order.split(BATCH_SIZE):
-        x, y = images.index_select(0, index) / 255, labels.index_select(0, index)
+        x, y = images.index_select(0, index).float().div_(255), labels.index_select(0, index)
         logits = model(x)
         loss = F.cross_entropy(logits, y)
         optimizer.zero_grad()
@@ -88,5 +88,5 @@ def train_epoch(
 def score(model: nn.Module, images: Tensor, labels: Tensor, val: Tensor) -> tuple[float, float]:
     """Return the mean loss and the accuracy."""
     y = labels.index_select(0, val)
-    logits = model(images.index_select(0, val) / 255)
+    logits = model(images.index_select(0, val).float().div_(255))
     return F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).double().mean().item()

@@ -49,6 +49,23 @@ def arranged(args: Sequence[str]) -> list[str]:
     return [word for option in ranked for word in option.words]
 
 
+def with_own_defaults(args: Sequence[str]) -> list[str]:
+    """Return flags that let a class which the user names begin with its own defaults.
+
+    jsonargparse would keep those of the class that it replaces: `--model Sub`, which has another default for
+    lr, would train with that of SoftmaxRegression. Lightning's base classes, which have none, come between.
+    """
+    flags: list[str] = []
+    for group, base in (("model", "LightningModule"), ("data", "LightningDataModule")):
+        files = [o.values[0] for o in options(args) if o.name == "config" and o.values]
+        parts = [_parse(Path(file).read_text(encoding="utf-8")).get(group) for file in files]
+        classes = [part.get("class_path") if isinstance(part, dict) else part for part in parts]
+        classes += [option(args, group), option(args, f"{group}.class_path")]
+        if named := list(filter(None, classes))[-1:]:
+            flags += [f"--{group}", f"lightning.pytorch.{base}", f"--{group}", named[0]]
+    return flags
+
+
 def named_by_user(args: Sequence[str]) -> list[str]:
     """Return the texts in which a user names classes: flags, and the files that they name."""
     values = [value for o in options(args) if o.name not in PLACES[1:] for value in o.values]

@@ -35,7 +35,7 @@ STUDIES = {
     "sweep": Study("sweep.run", "Exercise 1: search batch size, learning rate, epochs and more."),
     "overfit": Study("overfit_page.run", "Exercise 2: train for long on few images, and what helps."),
     "curve": Study("curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
-    "list": Study("report.list", "Runs, their state, data, what differs and best score."),
+    "list": Study("report.list_runs", "Runs, their state, data, what differs and best score."),
     "report": Study("report.report", "Show a run: curves, mistakes, weights, calibration.", "which"),
     "compare": Study("report.compare", "Show runs side by side.", "runs"),
     "export": Study("export.run", "Write a checkpoint as ONNX and as a web page that runs it.", "which"),

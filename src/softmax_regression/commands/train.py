@@ -27,7 +27,14 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from softmax_regression.commands import checks, resume, running
-from softmax_regression.commands.arguments import CONF, arranged, check_files, named_by_user, option
+from softmax_regression.commands.arguments import (
+    CONF,
+    arranged,
+    check_files,
+    named_by_user,
+    option,
+    with_own_defaults,
+)
 from softmax_regression.commands.errors import guarded
 from softmax_regression.commands.options import COMMANDS, STANDING, add_own, described
 from softmax_regression.errors import InputError
@@ -99,7 +106,7 @@ class TrainCLI(LightningCLI):
             raise InputError("--resume or --ckpt_path '': names no run; give its folder, as logs/softmax/RUN")
         if given is None or not before:
             trust.enforce(named_by_user(args))
-            return before + after
+            return [*before, *with_own_defaults(args), *after]
         path, self.checkpoint = open_checkpoint(given, prefer="last" if before[-1] == "fit" else "best")
         self.run = find_run(path)
         trust.enforce(named_by_user(args), self.run or path)

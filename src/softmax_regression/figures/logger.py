@@ -28,10 +28,13 @@ SHOWN = ("confusion_matrix", "predictions", "weights")  # of the validation imag
 
 
 @torch.no_grad()
-def score(trainer: Trainer, module: LightningModule, batches: Iterable[Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return images (n, ...), labels (n,) and logits (n, k); random numbers and modes stay as they are.
+def score(
+    trainer: Trainer, module: LightningModule, loader: Iterable[Any], limit: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return images (n, ...), labels (n,) and logits (n, k) of a loader, or of its first `limit` batches.
 
-    Each process scores its share, and all get the whole, one share after the other.
+    Random numbers and modes stay as they are. Each process scores its share, and all get the whole, one share
+    after the other.
 
     Raises:
         InputError: There are no batches of images and classes, or no logits of them.
@@ -41,7 +44,7 @@ def score(trainer: Trainer, module: LightningModule, batches: Iterable[Any]) -> 
     try:
         with isolate_rng(), trainer.precision_plugin.val_step_context():
             module.eval()
-            for batch in batches:
+            for batch in islice(loader, limit):  # of which a DataLoader's iterator draws a random number
                 x, y = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
                 scored.append((x, y, module(x)))
     finally:
@@ -62,7 +65,8 @@ class FigureLogger(Callback):
 
     Of the validation images at the end of training, `val/...`, and of the best checkpoint, `val_best/...`;
     after `test`, all figures of the test images. All processes score, one draws. The weights are drawn where
-    the module is linear in the pixels; the data module's `class_names` are the names of the classes.
+    the module is linear in the pixels; the data module's `class_names` are the names of the classes. Like
+    scalars, figures stand at the last step, counted from 0.
 
     Args:
         every_n_epochs: Draw after every so many epochs as well; 0 to draw nothing at all.
@@ -83,9 +87,9 @@ class FigureLogger(Callback):
         """Keep those of an epoch at its last step: validation forgets the gradients."""
         if trainer.is_last_batch and trainer.is_global_zero and (writer := self._writer(trainer)):
             for name, parameter in pl_module.named_parameters():
-                writer.add_histogram(f"weights/{name}", parameter, trainer.global_step)
+                writer.add_histogram(f"weights/{name}", parameter, trainer.global_step - 1)
                 if parameter.grad is not None:
-                    writer.add_histogram(f"gradients/{name}", parameter.grad, trainer.global_step)
+                    writer.add_histogram(f"gradients/{name}", parameter.grad, trainer.global_step - 1)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any) -> None:
         """Learn of which step the weights are that `test` loads."""
@@ -120,18 +124,20 @@ class FigureLogger(Callback):
                 module.load_state_dict(before)
 
     def _draw(self, trainer: Trainer, module: LightningModule, tag: str, step: int) -> None:
-        batches, writer = _batches(trainer, tag.partition("_")[0]), self._writer(trainer)
-        if self.every_n_epochs == 0 or batches is None or writer is None:
+        loader, limit = _loader(trainer, tag.partition("_")[0])
+        writer = self._writer(trainer)
+        if self.every_n_epochs == 0 or loader is None or writer is None:
             return
         with _harmless(trainer, tag):
-            images, labels, logits = score(trainer, module, batches)
+            images, labels, logits = score(trainer, module, loader, limit)
             if trainer.is_global_zero:
                 names = getattr(getattr(trainer, "datamodule", None), "class_names", ())
                 names = names if len(names) == logits.shape[1] else [str(i) for i in range(logits.shape[1])]
                 figures = drawings(images, labels, logits, names, list(module.parameters()))
                 for name in figures if tag == "test" else SHOWN:
                     if name in figures:
-                        writer.add_image(f"{tag}/{name}", to_array(figures[name]()), step, dataformats="HWC")
+                        picture = to_array(figures[name]())
+                        writer.add_image(f"{tag}/{name}", picture, max(step - 1, 0), dataformats="HWC")
                 writer.flush()
 
     def _writer(self, trainer: Trainer) -> "SummaryWriter | None":
@@ -152,15 +158,16 @@ def _harmless(trainer: Trainer, tag: str) -> Iterator[None]:
             print(f"figures {tag}/... are left out: {str(error).splitlines()[0]}", file=sys.stderr)
 
 
-def _batches(trainer: Trainer, stage: str) -> Iterable[Any] | None:
-    """Return the batches that `test`, or validation of the set of that name or the first, takes, if any."""
+def _loader(trainer: Trainer, stage: str) -> tuple[Iterable[Any] | None, int | None]:
+    """Return the loader of `test`, or of the validation set of that name or the first, and its limit."""
     test = stage == "test"
     loaders = trainer.test_dataloaders if test else trainer.val_dataloaders
     limits = trainer.num_test_batches if test else trainer.num_val_batches
     if isinstance(loaders, dict):
         loaders = loaders.get(stage)
-    loader = loaders[0] if isinstance(loaders, list) and loaders else loaders
-    return islice(loader, None if limits[0] == math.inf else int(limits[0])) if loader else None
+    if isinstance(loaders, list):
+        loaders = loaders[0] if loaders else None
+    return loaders, int(limits[0]) if limits and limits[0] < math.inf else None
 
 
 class LiveCurve(Callback):
