@@ -44,7 +44,7 @@ def option(args: Sequence[str], name: str) -> str | None:
 
 
 def arranged(args: Sequence[str]) -> list[str]:
-    """Return options so that a flag wins over a file wherever it stands: files, then groups, then the rest."""
+    """Return options so that a flag wins over a file wherever it stands: files, groups, the rest."""
     ranked = sorted(options(args), key=lambda o: 0 if o.name == "config" else 1 if "." not in o.name else 2)
     return [word for option in ranked for word in option.words]
 
@@ -55,14 +55,14 @@ def with_own_defaults(args: Sequence[str]) -> list[str]:
     jsonargparse would keep those of the class that it replaces: `--model Sub`, which has another default for
     lr, would train with that of SoftmaxRegression. Lightning's base classes, which have none, come between.
     """
-    flags: list[str] = []
+    paths = [Path(o.values[0]) for o in options(args) if o.name == "config" and o.values]
+    files, flags = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths], []
     for group, base in (("model", "LightningModule"), ("data", "LightningDataModule")):
-        files = [o.values[0] for o in options(args) if o.name == "config" and o.values]
-        parts = [_parse(Path(file).read_text(encoding="utf-8")).get(group) for file in files]
-        classes = [part.get("class_path") if isinstance(part, dict) else part for part in parts]
-        classes += [option(args, group), option(args, f"{group}.class_path")]
-        if named := list(filter(None, classes))[-1:]:
-            flags += [f"--{group}", f"lightning.pytorch.{base}", f"--{group}", named[0]]
+        parts = [file.get(group) for file in files]
+        named = [part.get("class_path") if isinstance(part, dict) else part for part in parts]
+        named += [option(args, group), option(args, f"{group}.class_path")]
+        for last in [name for name in named if name][-1:]:
+            flags += [f"--{group}", f"lightning.pytorch.{base}", f"--{group}", last]
     return flags
 
 

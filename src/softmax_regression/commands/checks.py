@@ -39,7 +39,7 @@ def devices(trainer: Trainer, data: LightningDataModule) -> None:
     """Refuse more processes than the machine has cores, or than there are images in a minibatch."""
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores():
         raise InputError(
-            f"trainer.devices={trainer.num_devices}: this machine has {cores()} CPU cores; lower trainer.devices"
+            f"trainer.devices={trainer.num_devices}: this machine has {cores()} CPU cores; lower it"
         )
     if (batch_size := data.hparams.get("batch_size", math.inf)) < trainer.world_size:
         raise InputError(
@@ -62,8 +62,9 @@ def monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule
         name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
         if monitor is None or monitor in logged or getattr(callback, "patience", 1) == 0:
             continue
-        if not (unseen and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint)):
-            raise InputError(f"monitor={monitor} of {name}: nothing logs it; expected one of {', '.join(logged)}")
+        ours = isinstance(callback, EarlyStopping | BestCheckpoint)
+        if not ours or not unseen or not monitor.startswith("val/"):
+            raise InputError(f"monitor={monitor} of {name}: nothing logs it; expected {' or '.join(logged)}")
         if trainer.is_global_zero:
             print(f"{name} is off: no validation images, so nothing logs {monitor}")
         callback.switch_off()

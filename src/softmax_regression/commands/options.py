@@ -1,6 +1,8 @@
 """The options of `train.py`: those that Lightning does not have, and what `--help` says of all."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer
@@ -30,7 +32,6 @@ _OWN = {
     "threads": "CPU threads; the default is one, or what OMP_NUM_THREADS says, see runs/threads.py.",
     "resume": "Go on with the run in this folder, exactly where it stopped.",
     "output": "Where `predict` writes its CSV; the default is in the run's folder.",
-    "force": "Let --output replace a file of somebody else's.",
 }
 _MORE = (
     "--model CLASS, --data CLASS: another LightningModule or LightningDataModule, such as examples.mlp.MLP. "
@@ -42,9 +43,12 @@ _MORE = (
 
 def add_own(parser: ArgumentParser) -> None:
     """Add the options that Lightning does not have."""
-    kinds = {"seed_everything": {"type": int, "default": 0}, "threads": {"type": int}, "force": {"type": bool}}
+    kinds: dict[str, Any] = {"seed_everything": {"type": int, "default": 0}, "threads": {"type": int}}
     for name, text in _OWN.items():
-        parser.add_argument(f"--{name}", help=text, **kinds.get(name, {"type": str}))
+        parser.add_argument(f"--{name}", help=text, **kinds.get(name, {}))
+    parser.add_argument(
+        "--force", action="store_true", help="Let --output replace a file of somebody else's."
+    )
 
 
 def described(args: Sequence[str], everything: bool = False) -> ArgumentParser:
@@ -62,10 +66,8 @@ def described(args: Sequence[str], everything: bool = False) -> ArgumentParser:
     parser.add_argument("--ckpt_path", metavar="RUN", help=text)
     add_own(parser)
     for group, kind in {"model": SoftmaxRegression, "data": FashionMNISTDataModule}.items():
-        try:
+        with suppress(InputError):  # if none is named, or a wrong one
             kind = find_class(option(args, group) or option(args, f"{group}.class_path") or "")
-        except InputError:  # none is named, or a wrong one: the options of ours are known all the same
-            pass
         parser.add_class_arguments(kind, group, fail_untyped=False, skip={"seed"})
     for group, callback in STANDING.items() if command == "fit" or everything else ():
         parser.add_class_arguments(callback, group)
