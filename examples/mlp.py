@@ -8,7 +8,7 @@ from softmax_regression import SoftmaxRegression
 
 
 class MLP(SoftmaxRegression):
-    """784 pixels, `hidden` units with ReLU, the logits; options and training are those of the linear model."""
+    """784 pixels, `hidden` units with ReLU, the logits; all else is as in softmax regression."""
 
     def __init__(self, hidden: int = 256, **kwargs: Any) -> None:
         super().__init__(**kwargs)

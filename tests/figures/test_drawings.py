@@ -81,7 +81,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "grid": lambda: prediction_grid(pictures(200), predictions()[1], predictions()[0], NAMES),
     "templates": lambda: weight_templates(linear().weight, NAMES),
     "reliability": lambda: reliability_diagram(*predictions()),
-    "explanation": lambda: explanation(pictures(1)[0], *(p.data for p in linear().parameters()), 3, NAMES),
+    "explanation": lambda: explanation(pictures(1)[0], linear().weight.data, linear().bias.data, 3, NAMES),
     "curves of a run without metrics": lambda: learning_curves({"run": {}}),
     "curves that diverge": lambda: learning_curves(
         {"run": {"train/loss": curve(2, float("inf"), float("nan"))}}

@@ -8,6 +8,7 @@ import io
 import math
 import re
 from collections.abc import Callable, Container, Mapping, Sequence
+from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -22,16 +23,20 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torchmetrics.functional import classification
 
+Curves = Mapping[str, tuple[Tensor, Tensor]]  # metric -> epochs (t,) and values (t,)
+Stroke = Literal["-", "--", ":"]
 MARK = "softmax-regression"  # in every picture and page: it may be replaced by a newer one
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", BLACK)
-STROKES = {"train": ("-", BLUE), "val": ("--", VERMILION), "test": (":", GREEN)}
+STROKES: dict[str, tuple[Stroke, str]] = {
+    "train": ("-", BLUE),
+    "val": ("--", VERMILION),
+    "test": (":", GREEN),
+}
 PANELS = {"loss": "loss: mean cross-entropy (nats)", "acc": "accuracy: share of images classified right"}
 METRIC = re.compile(r"(train|val|test)[/_](.+)")
 DIVERGING = "RdBu_r"  # negative blue, zero white, positive red
 LINEAR = ("weights", "worst_mistake")  # what `drawings` draws only of a model that is linear in the pixels
-
-Curves = Mapping[str, tuple[Tensor, Tensor]]  # metric -> epochs (t,) and values (t,)
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> Curves:
@@ -51,7 +56,7 @@ def learning_curves(runs: Mapping[str, Curves]) -> Figure:
             Values may be of s seeds, (s, t), drawn as their mean in a band from the least to the greatest.
     """
     lines = [
-        (run, *found.groups(), points)
+        (run, found[1], found[2], points)
         for run, metrics in runs.items()
         for metric, points in metrics.items()
         if (found := METRIC.fullmatch(metric))
@@ -113,7 +118,7 @@ def prediction_grid(
     for i, (x, y) in zip(shown.tolist(), corners, strict=True):
         words = f"{class_names[int(labels[i])]}\n→ {class_names[int(predicted[i])]} {confidence[i]:.0%}"
         colour = VERMILION if wrong[i] else BLACK
-        axes.text(x + 0.5, y + 1.04, words, color=colour, fontsize=11, ha="center", va="top")
+        axes.text(x + 0.5, y + 1.04, words, color=colour, fontsize=11, ha="center", va="top", in_layout=False)
         if wrong[i]:
             axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=VERMILION, linewidth=3))
     axes.set_title(f"{int(wrong.sum())} of {len(wrong)} wrong (framed): true → predicted class, probability")
@@ -126,7 +131,7 @@ def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
     limit, side = float(weight.abs().max()), math.isqrt(weight.shape[1])
     figure, axes, corners = _mosaic(weight.view(-1, side, side), 5, DIVERGING, -limit, limit)
     for name, (x, y) in zip(class_names, corners, strict=True):
-        axes.text(x + 0.5, y + 1.04, name, fontsize=12, ha="center", va="top")
+        axes.text(x + 0.5, y + 1.04, name, fontsize=12, ha="center", va="top", in_layout=False)
     words = "logit per unit of brightness (nats): red for the class, blue against it"
     figure.colorbar(axes.images[0], ax=axes, orientation="horizontal", shrink=0.6, label=words)
     return figure
@@ -268,7 +273,7 @@ def _mosaic(
     return figure, axes, corners
 
 
-def _curve(axes: Axes, epochs: Tensor, values: Tensor, colour: str, stroke: str) -> None:
+def _curve(axes: Axes, epochs: Tensor, values: Tensor, colour: str, stroke: Stroke) -> None:
     x, seeds = epochs.cpu().numpy(), torch.atleast_2d(values.detach().cpu()).numpy()
     marker = "o" if len(x) <= 20 else ""
     axes.plot(x, seeds.mean(axis=0), color=colour, linestyle=stroke, linewidth=2, marker=marker, markersize=4)

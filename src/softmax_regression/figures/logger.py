@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from pickle import UnpicklingError
@@ -83,7 +84,9 @@ class FigureLogger(Callback):
         if histograms:  # a method of the class would cost every run a call at each step
             self.on_train_batch_end = self._keep_histograms  # type: ignore[method-assign]
 
-    def _keep_histograms(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def _keep_histograms(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Keep those of an epoch at its last step: validation forgets the gradients."""
         if trainer.is_last_batch and trainer.is_global_zero and (writer := self._writer(trainer)):
             for name, parameter in pl_module.named_parameters():
@@ -195,10 +198,11 @@ class LiveCurve(Callback):
     on_train_end = on_train_epoch_start
 
     def _show(self, rows: list[dict[str, float]]) -> None:
-        from IPython.display import Image, display
-
-        picture = Image(to_png(learning_curves({"": curves(rows)})))  # without any backend of matplotlib
+        notebook: Any = import_module("IPython.display")
+        picture = notebook.Image(
+            to_png(learning_curves({"": curves(rows)}))
+        )  # without any backend of matplotlib
         if self._shown is None:
-            self._shown = display(picture, display_id=True)
+            self._shown = notebook.display(picture, display_id=True)
         else:
             self._shown.update(picture)

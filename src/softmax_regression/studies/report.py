@@ -68,7 +68,8 @@ def report(
     out = out or (run or Path("logs")) / "report"
     check_output(out / "index.html", force)
     manifest = read_manifest(run) if run else {}
-    data = _data(saved, dirs)
+    stage = "test" if "test" in manifest else "fit"
+    data = _data(saved, dirs, stage)
     page = Page(f"Run {run.name if run else path.name}")
     state = f"{_state(run, manifest)}: {manifest.get('stopped') or 'no end was recorded'}. " if run else ""
     page.text(f"{state}Checkpoint: `{path.name}`. Data: {manifest.get('data', {}).get('origin', 'unknown')}.")
@@ -79,7 +80,7 @@ def report(
     options = {name: word for name, word in _options(config).items() if name.startswith(ON_TOP)}
     page.table([[name, word] for name, word in options.items() if word != "none"], ["option", "value"])
     _training(page, run, manifest, saved.get("history", []))
-    _images(page, model, data, "test" if "test" in manifest else "val")
+    _images(page, model, data, stage)
     page.heading("How to repeat it")
     page.preformatted(manifest.pop("command", "no command was recorded"))
     page.preformatted(yaml.safe_dump(config, sort_keys=False), "All options")
@@ -89,19 +90,15 @@ def report(
 
 def _training(page: Page, run: Path | None, manifest: Mapping[str, Any], history: Sequence[Any]) -> None:
     """Add the metrics of a run, and its curves as it has logged them, or else as its checkpoint has them."""
-    last, best = history[-1] if history else {}, best_epoch(history)
-    rows = {"last epoch": last, "best epoch": best, "test": {}}
-    rows |= {
-        what: manifest[key]
-        for what, key in zip(rows, ("final", "best", "test"), strict=True)
-        if key in manifest
+    rows = {
+        "last epoch": manifest.get("final") or (history[-1] if history else {}),
+        "best epoch": manifest.get("best") or best_epoch(history),
+        "test": manifest.get("test", {}),
     }
-    metrics = _metrics(rows.values())
-    if metrics:
+    if metrics := _metrics(rows.values()):
+        cells = [[what, *_cells(row, metrics)] for what, row in rows.items() if row]
         page.text(WORDS)
-        page.table(
-            [[what, *_cells(row, metrics)] for what, row in rows.items() if row], ["", "epoch", *metrics]
-        )
+        page.table(cells, ["", "epoch", *metrics])
     with suppress(InputError):  # nothing was logged
         figure = learning_curves({"": read_scalars(run) if run else curves(history)})
         page.figure(figure, "curves", "Loss and accuracy by epoch.")
@@ -109,7 +106,7 @@ def _training(page: Page, run: Path | None, manifest: Mapping[str, Any], history
 
 @torch.no_grad()
 def _images(page: Page, model: LightningModule, data: LightningDataModule | None, stage: str) -> None:
-    """Add what a model makes of the test or validation images."""
+    """Add what a model makes of the images of the stage `test`, or of those that `fit` validates on."""
     loaders: Any = data and (data.test_dataloader() if stage == "test" else data.val_dataloader())
     loader = loaders.get("val") if isinstance(loaders, dict) else loaders
     parts = [(x, y, model(x)) for x, y in loader or []]
@@ -129,7 +126,7 @@ def _images(page: Page, model: LightningModule, data: LightningDataModule | None
     page.table(rows, ["class", "precision", "recall", "F1"])
 
 
-def _data(saved: Mapping[str, Any], dirs: Sequence[str] | None) -> LightningDataModule | None:
+def _data(saved: Mapping[str, Any], dirs: Sequence[str] | None, stage: str) -> LightningDataModule | None:
     """Return the data that a checkpoint's run was made with; None if that was no data module.
 
     Raises:
@@ -142,12 +139,11 @@ def _data(saved: Mapping[str, Any], dirs: Sequence[str] | None) -> LightningData
     try:
         data: LightningDataModule = find_class(known["data"])(**saved["datamodule_hyper_parameters"] | found)
     except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{known['data']}: is not what the run was made with ({error}); train anew"
-        ) from error
+        raise InputError(f"{known['data']}: not what the run was made with ({error}); train anew") from error
     data.prepare_data()
-    data.setup("fit")
-    if known.get("sha256") not in (None, data.loaded.sha256):
+    data.setup(stage)
+    loaded = getattr(data, "loaded", None)
+    if loaded and loaded.sha256 != known.get("sha256"):
         print("warning: these are not the images that the run was trained with", file=sys.stderr)
     return data
 
@@ -167,8 +163,8 @@ def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool 
         raise InputError(f"{len(runs)} run: comparing takes two or more; give their folders")
     check_output(out / "index.html", force)
     found = readable(runs, lambda run: (read_manifest(run), _scores(run), read_scalars(run)))
-    manifests, scores, logged = ({name: of[i] for name, of in found.items()} for i in range(3))
-    options = _by_option([_options(manifest.get("config", {})) for manifest in manifests.values()])
+    scores = {name: of_run for name, (_, of_run, _) in found.items()}
+    options = _by_option([_options(manifest.get("config", {})) for manifest, _, _ in found.values()])
     differing = {option: words for option, words in options.items() if len({*words} - {""}) > 1}
     metrics = [metric for metric in _metrics(scores.values()) if not metric.startswith("train")]
     page = Page(f"{len(found)} runs side by side")
@@ -178,9 +174,10 @@ def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool 
         for i, name in enumerate(found)
     ]
     page.table(rows, ["run", *differing, "epoch", *metrics])
+    logged = {name: curves for name, (_, _, curves) in found.items()}
     page.figure(learning_curves(logged), "curves", "Loss and accuracy by epoch.")
     page.heading("How to repeat them")
-    for name, manifest in manifests.items():
+    for name, (manifest, _, _) in found.items():
         known = {key: manifest.get(key) for key in ("data", "git", "versions", "machine")}
         page.preformatted(f"{manifest.get('command', '')}\n\n{json.dumps(known, indent=2)}", name)
     return page.write(out)
