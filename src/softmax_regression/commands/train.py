@@ -197,6 +197,8 @@ def main(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
     # A default of Lightning's classes may be an Enum of strings, as Timer's is; write what it says.
     yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
+    if "" not in sys.path:
+        sys.path.append("")  # a user's own modules, which hide none that is installed
 
     def command() -> None:
         if {"-h", "--help", "--help-all"} & set(args) and set(COMMANDS) & set(args):

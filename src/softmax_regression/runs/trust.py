@@ -47,8 +47,6 @@ def enforce(named: Iterable[str] = (), run: Path | None = None) -> None:
             run's configuration could name them too, no more of them than the class itself.
         run: The run, or the checkpoint, that the command reads.
     """
-    if "" not in sys.path:
-        sys.path.append("")  # a user's own modules, which hide none that is installed
     names = [match.group().split(".") for text in named for match in _NAME.finditer(text)]
     users = {".".join(name if run or name[0] == "torch" else name[:1]) for name in names}
     allowed = {name for name in (*TRUSTED, *own_modules(run), *users) if name.split(".")[0] not in _NEVER}
