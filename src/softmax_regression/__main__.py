@@ -1,4 +1,4 @@
-"""Every command of train.py and study.py, from any folder: `softmax-regression fit`, `softmax-regression report`.
+"""Every command of train.py and of study.py, from any folder.
 
 Command: softmax-regression COMMAND, or python -m softmax_regression COMMAND
 """
@@ -14,7 +14,7 @@ def main(args: Sequence[str] | None = None) -> int:
     args = sys.argv[1:] if args is None else list(args)
     if args[:1] in ([], ["-h"], ["--help"]):
         print(f"Studies, each with a --help of its own: {', '.join(study.STUDIES)}\n")
-    return study.main(args) if args[:1] and args[0] in study.STUDIES else train.main(args)
+    return study.main(args) if args and args[0] in study.STUDIES else train.main(args)
 
 
 if __name__ == "__main__":

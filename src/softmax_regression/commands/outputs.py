@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Trainer
 
 from softmax_regression.commands.resume import other_data
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, typed
 from softmax_regression.files import check_writable, write
 from softmax_regression.runs.folder import RunLogger
 from softmax_regression.runs.progress import metrics_text
@@ -39,11 +39,11 @@ def summary(trainer: Trainer, run: Path | None) -> str:
     if not run:
         return "\n".join([*lines, "nothing was saved: without a logger a run has no folder"])
     commands = (
-        ["python", "train.py", "test", "--ckpt_path", str(run)],
-        ["python", "study.py", "report", str(run)],
-        ["tensorboard", "--logdir", str(run.parent.parent)],
+        typed("train.py", "test", "--ckpt_path", str(run)),
+        typed("study.py", "report", str(run)),
+        shlex.join(["tensorboard", "--logdir", str(run.parent.parent)]),
     )
-    return "\n".join([*lines, f"checkpoints: {run / 'checkpoints'}", "next:", *(f"  {shlex.join(c)}" for c in commands)])
+    return "\n".join([*lines, f"checkpoints: {run / 'checkpoints'}", "next:", *(f"  {c}" for c in commands)])
 
 
 def say_what_is_scored(cli: "TrainCLI") -> None:
