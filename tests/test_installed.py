@@ -19,7 +19,7 @@ OWN = "from softmax_regression import SoftmaxRegression\nclass Own(SoftmaxRegres
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that `pip install --target` has filled from a wheel; pip needs setuptools here, no network."""
+    """The folder that `pip install --target` has filled, without a network; read only, please."""
     folder = tmp_path_factory.mktemp("installed")
     for name in ("src", "conf"):
         shutil.copytree(
