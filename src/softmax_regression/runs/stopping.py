@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 
-from softmax_regression.errors import InputError, Interrupted
+from softmax_regression.errors import InputError, Interrupted, typed
 
 START = "start.ckpt"  # in a run's folder until its first save: the state before the first step
 Mode = Literal["min", "max"]
@@ -185,7 +184,7 @@ class LastCheckpoint(Checkpoint):
         self._signal = signal.Signals(number)
 
     def _remedy(self) -> str:
-        command = shlex.join(["python", "train.py", "fit", "--resume", str(self.folder)])
+        command = typed("train.py", "fit", "--resume", str(self.folder))
         return f"go on with `{command}`" if self.folder else "nothing was saved, for the run has no folder"
 
     def on_train_batch_end(
