@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser
 
-from softmax_regression.commands.arguments import CONF, arranged, check_files
+from softmax_regression.commands.arguments import CONF, arranged, check_paths
 from softmax_regression.commands.errors import guarded
 from softmax_regression.runs import trust
 
@@ -70,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         trust.enforce()
-        check_files(args)
+        check_paths(args)
         parser = _parser(chosen)
         config = parser.instantiate(parser.parse_args([*args[:1], *arranged(args[1:])]))
         options = {key: value for key, value in config[config.subcommand].items() if key != "config"}
