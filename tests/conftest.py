@@ -21,7 +21,8 @@ _named = os.environ.pop("FASHION_MNIST_DIR", None)  # no test may depend on it; 
 
 
 def _real_files(root: Path) -> Path | None:
-    folders = [Path(_named)] if _named else [root / Path(folder).expanduser() for folder in FASHION_MNIST.dirs]
+    places = [_named] if _named else FASHION_MNIST.dirs
+    folders = [root / os.path.expanduser(place) for place in places]  # noqa: PTH111
     return next((folder for folder in folders if len(fashion_mnist.find(folder)) == len(NAMES)), None)
 
 

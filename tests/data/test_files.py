@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import examples.mnist
 import pytest
 import torch
 from hypothesis import example, given
@@ -162,6 +163,15 @@ def test_another_data_set_has_its_own_classes_and_may_come_without_checksums(fol
     assert "7 in t10k-images-idx3-ubyte, 6 in t10k-labels-idx1-ubyte; expected as many" in error_of(
         folder, files=OWN
     )
+
+
+def test_the_examples_are_data_sets_of_their_own(tiny: Path) -> None:
+    """`python train.py fit --data examples.mnist.Own --data.dirs '[my/files]'`."""
+    own = examples.mnist.Own(dirs=[str(tiny)], val_size=100)
+    assert own.loaded.class_names == own.class_names == tuple("abcdefghij")
+    assert len(own.loaded.images) == 600
+    with pytest.raises(InputError, match="expected ba891046e650"):
+        examples.mnist.MNIST(dirs=[str(tiny)]).setup()
 
 
 @pytest.mark.real_data

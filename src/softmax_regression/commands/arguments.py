@@ -1,9 +1,9 @@
-"""A command line before it is parsed: its configuration files, their order, and the run that it names."""
+"""A command line before it is parsed: its options and their order, its files, and what a user names in it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from stat import S_ISREG
-from typing import Any
+from typing import NamedTuple
 
 import yaml
 
@@ -12,93 +12,88 @@ from softmax_regression.errors import InputError
 _HERE = Path(__file__).parents[1]
 CONF = next((c for c in (_HERE.parents[1] / "conf", _HERE / "conf") if c.is_dir()), _HERE / "conf")
 MAX_ALIASES = 20  # of YAML anchors; hundreds of them are a bomb, which takes forever to unfold
-PLACES = (
-    "ckpt_path",
-    "resume",
-    "output",
-    "data.images",
-    "data.dirs",
-)  # options that name files, never a class
+PLACES = ("config", "ckpt_path", "resume", "output", "data.images", "data.dirs")  # name files, never a class
+
+
+class Option(NamedTuple):
+    """An option, as `--name value` or `--name=value`, with its values, and the words that it was given as."""
+
+    name: str
+    values: list[str]
+    words: list[str]
+
+
+def options(args: Sequence[str]) -> list[Option]:
+    """Return the options of a command line, and what stands before the first one under no name."""
+    found = [Option("", [], [])]
+    for word in args:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            found.append(Option(name[2:], [value] if equals else [], [word]))
+        elif word.startswith("-c"):
+            found.append(Option("config", [word[2:].lstrip("=")] if word != "-c" else [], [word]))
+        else:
+            found[-1].values.append(word)
+            found[-1].words.append(word)
+    return found
 
 
 def option(args: Sequence[str], name: str) -> str | None:
-    """Return the last value that a command line gives an option, as `--name value` or `--name=value`."""
-    values = [value for given, value in _pairs(args) if given == name]
-    return values[-1] if values else None
-
-
-def _pairs(args: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield the options with their values, and what follows a value under the option before it."""
-    name = ""
-    for i, arg in enumerate(args):
-        if not arg.startswith("--"):
-            yield name, arg
-            continue
-        name, found, value = arg[2:].partition("=")
-        if found or i + 1 == len(args) or args[i + 1].startswith("--"):
-            yield name, value
+    """Return the last value that a command line gives an option."""
+    return next((o.values[0] for o in reversed(options(args)) if o.name == name and o.values), None)
 
 
 def arranged(args: Sequence[str]) -> list[str]:
-    """Return a command line with its configuration files first, so that a flag wins wherever it stands."""
-    files, rest = [], []
-    i = 0
-    while i < len(args):
-        if args[i] in ("--config", "-c") and i + 1 < len(args):
-            files += args[i : i + 2]
-            i += 1
-        else:
-            (files if args[i].startswith("--config=") else rest).append(args[i])
-        i += 1
-    return [*rest[:1], *files, *rest[1:]]
+    """Return options so that a flag wins over a file wherever it stands: files, groups, the rest."""
+    ranked = sorted(options(args), key=lambda o: 0 if o.name == "config" else 1 if "." not in o.name else 2)
+    return [word for option in ranked for word in option.words]
+
+
+def with_own_defaults(args: Sequence[str]) -> list[str]:
+    """Return flags that let a class which the user names begin with its own defaults.
+
+    jsonargparse would keep those of the class that it replaces: `--model Sub`, which has another default for
+    lr, would train with that of SoftmaxRegression. Lightning's base classes, which have none, come between.
+    """
+    paths = [Path(o.values[0]) for o in options(args) if o.name == "config" and o.values]
+    files, flags = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths], []
+    for group, base in (("model", "LightningModule"), ("data", "LightningDataModule")):
+        parts = [file.get(group) for file in files]
+        named = [part.get("class_path") if isinstance(part, dict) else part for part in parts]
+        named += [option(args, group), option(args, f"{group}.class_path")]
+        for last in [name for name in named if name][-1:]:
+            flags += [f"--{group}", f"lightning.pytorch.{base}", f"--{group}", last]
+    return flags
 
 
 def named_by_user(args: Sequence[str]) -> list[str]:
-    """Return the texts in which a user names classes: flags, and the files of --config."""
-    flags = [value for name, value in _pairs(args) if name not in (*PLACES, "config")]
-    return flags + [Path(value).read_text(encoding="utf-8") for value in _files(args)]
+    """Return the texts in which a user names classes: flags, and the files that they name."""
+    values = [value for o in options(args) if o.name not in PLACES[1:] for value in o.values]
+    files = [Path(value) for value in values if value.endswith((".yaml", ".yml", ".json"))]
+    return values + [file.read_text(encoding="utf-8") for file in files if file.is_file()]
 
 
-def _files(args: Sequence[str]) -> list[str]:
-    short = [value for before, value in zip(args, args[1:], strict=False) if before == "-c"]
-    return [value for name, value in _pairs(args) if name == "config" and value] + short
-
-
-def check_files(args: Sequence[str]) -> None:
-    """Check the configuration files that a command line names, before anything is made of them.
-
-    Raises:
-        InputError: One is missing, empty, no YAML, a bomb, or at a URL.
-    """
-    for value in _files(args):
-        check_file(value)
+def check_paths(args: Sequence[str]) -> None:
+    """Refuse options that name no file, and configurations that are none, before anything is made of them."""
+    for name, values, _ in options(args):
+        if name in PLACES and values[:1] == [""]:
+            raise InputError(f"--{name} '': names nothing; give a path, or drop it")
+        if name == "config" and values:
+            check_file(values[0])
 
 
 def check_file(path: str) -> None:
-    """Check one configuration file, see `check_files`."""
+    """Refuse a configuration file that is missing, empty, no YAML, a bomb, or at a URL."""
     if "://" in path:
-        raise InputError(
-            f"{path}: configurations are read from files, not from URLs; download it and read it first"
-        )
+        raise InputError(f"{path}: configurations are files, not URLs; download it and read it first")
     try:
         if not S_ISREG(Path(path).stat().st_mode):
-            raise OSError("no regular file")
+            raise ValueError("no regular file")
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"{path}: not a readable configuration ({error}); give a YAML file like those in conf/"
-        ) from error
-    if not isinstance(_parse(text, path), dict):
-        raise InputError(f"{path}: holds no options; give a YAML file like those in conf/")
-
-
-def _parse(text: str, source: str) -> Any:
-    try:
-        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
-        if aliases > MAX_ALIASES:
-            raise InputError(f"{source}: {aliases} aliases, more than {MAX_ALIASES}; write them out")
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{source}: not YAML ({' '.join(str(error).split())})") from error
+        if (aliases := sum(isinstance(each, yaml.AliasEvent) for each in yaml.parse(text))) > MAX_ALIASES:
+            raise ValueError(f"{aliases} aliases, more than {MAX_ALIASES}")
+        if not isinstance(yaml.safe_load(text), dict):
+            raise ValueError("it holds no options")
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise InputError(f"{path}: not a configuration ({reason}); give a YAML file as in conf/") from error

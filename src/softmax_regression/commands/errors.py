@@ -1,4 +1,4 @@
-"""What ends a command: every known kind of error is one true line and an exit code; a bug keeps its traceback."""
+"""What ends a command: a known kind of error is one true line and an exit code; a bug keeps its traceback."""
 
 import difflib
 import os
@@ -7,108 +7,116 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 from jsonargparse import ArgumentError
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed
 
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
-from softmax_regression.runs.trust import TRUSTED
+from softmax_regression.runs.trust import REFUSED
 
-_REFUSED = re.compile(r"(?:Parser key \"([\w.]+)\")?.*?Importing '([^']+)' is not allowed", re.DOTALL)
-_UNKNOWN = re.compile(
-    r"(?:Unrecognized arguments|unrecognized arguments): (--[\w.]+)|Option '([\w.]+)' is not accepted"
-)
-_NOISE = re.compile(
-    r"Does not validate against any of the Union subtypes|Subtypes: \[.*?\]|Errors:|- Expected a <class 'NoneType'>"
-)
+# What jsonargparse says.
+_REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
+_UNKNOWN = re.compile(r"nrecognized arguments: (\S+)|[Oo]ption '(\S+)' is not acc|not accept option '(\S+)'")
+_REASON = re.compile(r"class_path '([^']*)':\s+(?!\s|Parser key)(.+)|(Import path does .+)|(Unable to .+) '")
+_EXPECTED = re.compile(r"Expected an? (?:<class '[\w.]*?(\w+)'>|typing\.Literal\[(.+?)\]|(dot import path))")
+_TYPES = {
+    "NoneType": "null", "Sequence": "a list", "Iterable": "a list", "list": "a list",
+    "dot import path": "the name of a class with its module",
+}  # fmt: skip
 
 
 class Words:
-    """A stream whose loss costs nothing: what cannot be written to a closed pipe or a full disk is dropped."""
+    """A stream whose loss costs nothing: what a closed pipe or a full disk does not take is dropped."""
 
-    def __init__(self, stream: object) -> None:
+    def __init__(self, stream: Any) -> None:
         self.stream = stream
+        with suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # of letters that the locale does not have
 
     def write(self, text: str) -> int:
         """Write, unless nobody reads any more."""
         try:
-            self.stream.write(text)  # type: ignore[attr-defined]
-            self.stream.flush()  # type: ignore[attr-defined]
+            self.stream.write(text)
+            self.stream.flush()
         except (OSError, ValueError, AttributeError):
-            self.stream = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (open until the end)
+            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (open until the end)
+            with suppress(OSError, ValueError, AttributeError):  # or Python complains when it ends
+                os.dup2(nowhere.fileno(), self.stream.fileno())
+            self.stream = nowhere
         return len(text)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         """Be the stream in everything else."""
         return getattr(self.stream, name)
 
 
-def explain(message: str, options: Iterable[str] = ()) -> str:
+def explain(message: str, known: Iterable[str] = ()) -> str:
     """Put what jsonargparse says into one line, and in few words where they are known.
 
     Args:
         message: What it says.
-        options: The options that there are, to find the one that was meant.
+        known: The options that there are, to find the one that was meant.
     """
+    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
     if refused := _REFUSED.search(message):
-        option, name = refused.groups()
-        return (
-            f"{option + ': ' if option else ''}class {name} is refused, for naming a class runs its module; "
-            f"use one of {', '.join(TRUSTED)}"
-        )
+        return f"{key}: class {refused[1]} {REFUSED}"
     if unknown := _UNKNOWN.search(message):
-        flag = unknown.group(1) or f"--{unknown.group(2)}"
-        name = flag.lstrip("-").rpartition(".")[2]
-        known = {option.rpartition(".")[2]: option for option in sorted(options, key=len, reverse=True)}
-        near = difflib.get_close_matches(name, known, n=1)
-        return f"{flag}: no such option" + (f"; did you mean {known[near[0]]}" if near else "")
-    return " ".join(_NOISE.sub(" ", message).split())
+        option = unknown[1] or f"--{key and key + '.'}{unknown[2] or unknown[3]}"
+        return f"{option}: no such option{_meant(option, known)}"
+    given, named = re.search(r"(?:Got|Given) value: (.*)", message), _REASON.search(message)
+    kinds = [_TYPES.get(found[1] or found[3], found[1]) or found[2] for found in _EXPECTED.finditer(message)]
+    if not named and not kinds:
+        return " ".join(message.split())
+    reason = named[2] or named[3] or named[4] if named else f"expected {' or '.join(dict.fromkeys(kinds))}"
+    known_value = given and "Namespace(" not in given[1]
+    what = f"{key}={given[1]}" if given and known_value else key or (named and named[1])
+    return f"{what}: {' '.join(reason.split())}"
 
 
-def _say_once(line: str) -> None:
-    """Say what all processes of a machine find wrong alike, as they do until they are joined."""
-    local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
-    if local_rank == "0" or (distributed.is_available() and distributed.is_initialized()):
-        print(line, file=sys.stderr)
+def _meant(option: str, known: Iterable[str]) -> str:
+    """Name the options whose whole name, or whose last part, is nearest to a mistyped one."""
+    if not option.startswith("-"):
+        return "; a list is written as '[a, b]'"
+    name, last = option.lstrip("-"), {each: each.rpartition(".")[2] for each in sorted(known)}
+    near = difflib.get_close_matches(name, last, n=1, cutoff=0.8)
+    if not near and name and "." not in name:
+        parts = difflib.get_close_matches(name, set(last.values()), n=2, cutoff=0.7)
+        near = [each for each, part in last.items() if part in parts or part.startswith(name)][:3]
+    return f"; did you mean {' or '.join(f'--{each}' for each in near)}" if near else "; see --help"
 
 
-def _of_lightning(error: BaseException) -> bool:
-    """Whether Lightning itself raised an error, as it does where options contradict each other."""
+def _of_options(error: BaseException) -> bool:
+    """Whether a library that takes options raised an error itself, as where they contradict each other."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
     module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace else ""
-    return module.startswith(("lightning.", "jsonargparse."))
+    return module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
 
 
-def exit_code(error: BaseException, options: Iterable[str] = ()) -> int | None:
-    """Say what went wrong in one line and return the exit code; None for a bug, which nobody foresaw."""
-    if isinstance(error, Interrupted | DivergedError):  # on all processes alike
-        prefix = "" if isinstance(error, Interrupted) else "error: "
-        rank_zero_only(print)(f"{prefix}{error}", file=sys.stderr)
-        return error.exit_code
-    if isinstance(error, StorageError | LostProcessError):
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    if isinstance(error, InputError):
-        _say_once(f"error: {error}")
-        return error.exit_code
-    if isinstance(error, ArgumentError | MisconfigurationException):
-        _say_once(f"error: {explain(str(error), options)}; see --help")
-        return InputError.exit_code
-    if isinstance(error, ImportError | ValueError | TypeError | RuntimeError) and _of_lightning(error):
-        _say_once(f"error: {explain(str(error))}; change the option that it names")
-        return InputError.exit_code
-    if isinstance(error, OSError):  # of a library that writes or reads for us, such as TensorBoard
-        print(f"error: {error}; free space or make the folder writable", file=sys.stderr)
-        return StorageError.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return 130
+def _line(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str, int] | None:
+    """Return what to say of an error, and the exit code; None for a bug, which nobody foresaw."""
+    cause: BaseException | None = error
+    while isinstance(error, ValueError | ArgumentError) and cause and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what a class says of its arguments
+    match cause or error:
+        case Interrupted(exit_code=code) as found:
+            return str(found), code
+        case InputError() | DivergedError() | StorageError() | LostProcessError() as found:
+            return f"error: {found}", found.exit_code
+        case ArgumentError() as found:
+            return f"error: {explain(str(found), known())}", InputError.exit_code
+        case OSError() as found:  # of a library that writes or reads for us, such as TensorBoard
+            return f"error: {found}", StorageError.exit_code
+        case KeyboardInterrupt():
+            return "interrupted", 130
+        case (
+            MisconfigurationException() | ImportError() | ValueError() | TypeError() | RuntimeError() as found
+        ):
+            return (f"error: {explain(str(found))}", InputError.exit_code) if _of_options(found) else None
     return None
 
 
@@ -121,11 +129,10 @@ def _interruptible() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number, "nothing was saved")
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.signal(number, interrupt) for number in signals}
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    heard = [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]  # unlike under nohup
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
@@ -133,12 +140,12 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def guarded(command: Callable[[], object], options: Callable[[], Iterable[str]] = tuple) -> int:
+def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]] = tuple) -> int:
     """Run a command and return its exit code; a user's mistake is one line on stderr.
 
     Args:
         command: What to run.
-        options: Returns the options that it knows, to find the one that a mistyped one meant.
+        known: Returns the options that it knows, to find the one that a mistyped one meant.
     """
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)  # type: ignore[assignment]
@@ -146,9 +153,15 @@ def guarded(command: Callable[[], object], options: Callable[[], Iterable[str]] 
         with _interruptible():
             command()
     except BaseException as error:
-        if (code := exit_code(error, options())) is None:
+        if (found := _line(error, known)) is None:
             raise
-        return code
+        # What all processes of a machine find is said once; what one of them finds once they are joined, too.
+        first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+        joined = distributed.is_available() and distributed.is_initialized()
+        alike = isinstance(error, Interrupted | DivergedError)
+        if first or isinstance(error, OSError | LostProcessError) or (joined and not alike):
+            print(found[0], file=sys.stderr)
+        return found[1]
     finally:
         sys.stdout, sys.stderr = streams
     return 0

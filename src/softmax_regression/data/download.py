@@ -8,7 +8,7 @@ import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
@@ -49,7 +49,7 @@ def from_mirror(url: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
 def from_apt(package: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Download a Debian package, as any user, and open it without installing it."""
     with tempfile.TemporaryDirectory() as folder:
-        run = partial(
+        run: Callable[..., subprocess.CompletedProcess[bytes]] = partial(
             subprocess.run, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=True
         )
         Path(folder, "apt.conf").write_text(_APT.format(folder))

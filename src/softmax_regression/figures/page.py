@@ -87,11 +87,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 
 def _stack(fig: Figure) -> bool:
     """Place the panels of a figure below one another, if there are any side by side."""
-    panels = [axes for axes in fig.axes if axes.get_subplotspec()]
-    rows, columns = panels[0].get_gridspec().get_geometry() if panels else (1, 1)
+    panels = [(axes, spec) for axes in fig.axes if (spec := axes.get_subplotspec())]
+    rows, columns = panels[0][1].get_geometry()[:2] if panels else (1, 1)
     if columns > 1:
-        for axes, place in zip(panels, GridSpec(len(panels), 1, fig), strict=True):
-            axes.set_subplotspec(place)
+        grid = GridSpec(len(panels), 1, fig)
+        for row, (axes, _) in enumerate(panels):
+            axes.set_subplotspec(grid[row])
             axes.tick_params(labelbottom=True)
         wide, high = fig.get_size_inches()
         fig.set_size_inches(1.2 * wide / columns, high * len(panels) / rows)

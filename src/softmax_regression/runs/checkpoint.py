@@ -17,7 +17,7 @@ from softmax_regression.files import write
 
 _MARK = b"sha256="
 _SEAL = len(_MARK) + 64  # bytes of the comment that ends a checkpoint's zip archive
-_MAX_SIZE = 2**30  # bytes, thousands of times what a checkpoint of this model has
+_ZIP = b"PK\x03\x04"  # how every zip archive begins
 _CONTENT = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
 _REMEDY = "give a run's folder or a .ckpt file that `fit` saved"
 
@@ -50,53 +50,49 @@ def read(path: Path | str) -> dict[str, Any]:
     if "://" in str(path):
         raise InputError(f"{path}: checkpoints are read from files, not from URLs; download it and {_REMEDY}")
     try:
-        status = Path(path).stat()
-        if not S_ISREG(status.st_mode) or status.st_size > _MAX_SIZE:
-            raise InputError(f"{path}: not a checkpoint (no regular file below 1 GiB); {_REMEDY}")
-        data = Path(path).read_bytes()
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+        if not S_ISREG(Path(path).stat().st_mode):
+            raise ValueError("not a checkpoint but a folder or a device")
+        with Path(path).open("rb") as file:
+            data = file.read(len(_ZIP))
+            return _loads(data + file.read() if data == _ZIP else b"")  # another file may be endless
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such checkpoint; {_REMEDY}") from error
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}") from error
-    return _loads(data, str(path))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; {_REMEDY}") from error
 
 
-def _damage(data: bytes) -> str | None:
-    """Say what is wrong with the bytes of a checkpoint, if something is."""
+def _check(data: bytes) -> None:
+    """Refuse the bytes of a checkpoint if something is wrong with them."""
     if data[-64:] == _digest(data[:-64]):
-        return None
-    if data[-_SEAL:].startswith(_MARK):
-        return "its checksum does not hold"
+        return
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if archive.comment:
-                return "its checksum does not hold"
-            return archive.testzip() and "the CRC of its content does not hold"
-    except Exception:  # a damaged archive makes zipfile raise nearly anything
-        return "cut off, or not a checkpoint"
+            wrong = archive.comment or data[-_SEAL:].startswith(_MARK) or archive.testzip()
+    except Exception as error:  # a damaged archive makes zipfile raise nearly anything
+        raise ValueError("damaged (cut off), or not a checkpoint") from error
+    if wrong:
+        raise ValueError("damaged (its checksum does not hold)")
 
 
-def _loads(data: bytes, name: str) -> dict[str, Any]:
+def _loads(data: bytes) -> dict[str, Any]:
     """Return what the bytes of a checkpoint hold, once nothing speaks against it."""
-    if why := _damage(data):
-        raise InputError(f"{name}: damaged ({why}); {_REMEDY}")
+    _check(data)
     try:
         checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(f"{name}: refused, it holds more than tensors and plain data; {_REMEDY}") from error
+        raise ValueError("refused, it holds more than tensors and plain data") from error
     except Exception as error:  # a file made to harm can make the unpickler raise anything
-        raise InputError(f"{name}: not a readable checkpoint ({type(error).__name__}); {_REMEDY}") from error
-    if (
-        not isinstance(checkpoint, dict)
-        or not all(isinstance(checkpoint.get(key), kind) for key, kind in _CONTENT.items())
-        or not all(isinstance(weight, Tensor) for weight in checkpoint["state_dict"].values())
-    ):
-        raise InputError(f"{name}: not a checkpoint of a Trainer; {_REMEDY}")
-    if not_finite := _not_finite(checkpoint):
-        raise InputError(f"{name}: {not_finite} is not finite; {_REMEDY}")
-    return checkpoint
+        raise ValueError(f"not a readable checkpoint ({type(error).__name__})") from error
+    typed = isinstance(checkpoint, dict) and all(
+        isinstance(checkpoint.get(k), t) for k, t in _CONTENT.items()
+    )
+    if not typed or not all(isinstance(weight, Tensor) for weight in checkpoint["state_dict"].values()):
+        raise ValueError("not a checkpoint of a Trainer")
+    if name := _not_finite(checkpoint):
+        raise ValueError(f"{name} is not finite")
+    return dict(checkpoint)
 
 
 def _not_finite(checkpoint: dict[str, Any]) -> str | None:
@@ -113,16 +109,13 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
         Raises:
             DivergedError: A weight is not finite; nothing is written.
-            StorageError: See `files.write`; a run whose folder has vanished does not go on.
+            StorageError: See `files.write`.
         """
         if name := _not_finite(checkpoint):
             raise DivergedError(
                 f"{name} is not finite in epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}: "
                 "the run diverged; lower model.lr or model.init_std"
             )
-        run = Path(path).parent.parent
-        if not run.is_dir():
-            raise StorageError(f"{run}: has been moved or deleted; put it back, then go on with --resume")
         write(dumps(checkpoint), Path(path))
 
     def load_checkpoint(

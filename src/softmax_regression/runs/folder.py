@@ -3,11 +3,13 @@
 import sys
 import warnings
 from argparse import Namespace
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.record import read_manifest
+from softmax_regression.runs.stopping import START
 from softmax_regression.runs.trust import find_class
 
 SHOWN = ("train/loss", "train/acc", "val/loss", "val/acc")  # the metrics of TensorBoard's page HPARAMS
@@ -45,25 +48,20 @@ class RunLogger(TensorBoardLogger):
         return str(self._version)
 
     def _claim(self) -> str:
-        started, attempt = self._wanted or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), 0
+        root, now = Path(self.root_dir), datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        names = [self._wanted] if self._wanted else [now, *(f"{now}-{i}" for i in range(1, 1000))]
         try:
-            Path(self.root_dir).mkdir(parents=True, exist_ok=True)
-            while True:
-                run = Path(self.root_dir, started + (f"-{attempt}" if attempt else ""))
-                try:
-                    run.mkdir()
-                    return run.name
-                except FileExistsError as error:
-                    if self._wanted:
-                        raise InputError(
-                            f"{run}: is another run's; choose another name, or go on with it by --resume"
-                        ) from error
-                    attempt += 1
+            root.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                with suppress(FileExistsError):
+                    (root / name).mkdir()
+                    return name
         except OSError as error:
             raise InputError(
-                f"{self.root_dir}: cannot make a run folder there ({error.strerror}); "
+                f"{root}: cannot make a run folder there ({error.strerror}); "
                 "choose another with --trainer.logger.save_dir"
             ) from error
+        raise InputError(f"{root / names[0]}: is another run's; choose another name, or --resume that run")
 
     def reopen(self, run: Path, step: int) -> None:
         """Go on writing in the folder of an earlier run that has made `step` steps.
@@ -81,18 +79,17 @@ class RunLogger(TensorBoardLogger):
         from torch.utils.tensorboard.summary import hparams
 
         if "purge_step" not in self._kwargs:
-            values = {
-                name: v if isinstance(v, int | float | str) else str(v) for name, v in dict(params).items()
-            }
+            values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in dict(params).items()}
             for summary in hparams(values, dict.fromkeys(SHOWN, 0.0)):
                 self.experiment._get_file_writer().add_summary(summary)
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:  # type: ignore[override]
-        """Draw the model for the page GRAPHS."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
-            super().log_graph(model, input_array)
+        """Draw the model for the page GRAPHS; that of a reopened run is there already."""
+        if "purge_step" not in self._kwargs:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
+                super().log_graph(model, input_array)
 
     @rank_zero_only
     def save(self) -> None:
@@ -102,15 +99,14 @@ class RunLogger(TensorBoardLogger):
 
 def find_run(path: Path | str) -> Path | None:
     """Return the run folder that `path` is, or is a checkpoint of; None if there is none."""
-    path = Path(path)
-    return next(
-        (p for p in (path, *path.parents[:2]) if (p / "run.json").is_file() or (p / "config.yaml").is_file()),
-        None,
-    )
+    for folder in (Path(path), *Path(path).parents[:2]):
+        if (folder / "run.json").is_file() or (folder / "config.yaml").is_file():
+            return folder
+    return None
 
 
 def runs_of(logs: Path = Path("logs")) -> list[Path]:
-    """Return the folders of all runs under `logs`, the newest first."""
+    """Return the folders of all runs under `logs` that have saved something, the newest first."""
     runs = {path.parent.parent for path in logs.glob("*/*/checkpoints/*.ckpt")}
     return sorted(runs, key=lambda run: (run / "checkpoints").stat().st_mtime, reverse=True)
 
@@ -121,21 +117,21 @@ def newest_run(which: str, logs: Path = Path("logs")) -> Path:
     Raises:
         InputError: There is no run.
     """
-    runs = runs_of(logs)
-    if not runs:
+    origins = {run: _origin(run) for run in runs_of(logs)}
+    if not origins:
         raise InputError(f"{which}: no run under {logs}/ has a checkpoint; train one with `train.py fit`")
-    real = [run for run in runs if not _generated(run)]
-    chosen = (real or runs)[0]
-    passed = f"; passed over {runs[0]}, which has generated images" if chosen != runs[0] else ""
-    print(f"{which}: the newest run is {chosen}{passed}", file=sys.stderr)
+    newest = next(iter(origins))
+    chosen = next((run for run, origin in origins.items() if not origin.startswith("generated")), newest)
+    passed = f"; passed over {newest}, which has generated images" if chosen != newest else ""
+    print(f"{which}: the newest run is {chosen}, on {origins[chosen]}{passed}", file=sys.stderr)
     return chosen
 
 
-def _generated(run: Path) -> bool:
+def _origin(run: Path) -> str:
     try:
-        return str(read_manifest(run).get("data", {}).get("origin", "")).startswith("generated")
-    except (InputError, AttributeError):
-        return False
+        return str(read_manifest(run)["data"]["origin"])
+    except (InputError, KeyError, TypeError):
+        return "unknown images"
 
 
 def open_checkpoint(
@@ -147,7 +143,7 @@ def open_checkpoint(
 
     Args:
         which: A .ckpt file; a run's folder; `best` or `last` of the newest run under `logs`.
-        prefer: `best` or `last`, for a folder that has both.
+        prefer: `best`, or `last` to go on with it, for a folder that has both.
         logs: The folder of all experiments.
 
     Returns:
@@ -160,22 +156,18 @@ def open_checkpoint(
         prefer, which = which, str(newest_run(which, logs))
     if not Path(which).is_dir():
         return Path(which), checkpoint.read(which)
-    files = sorted((Path(which) / "checkpoints").glob("*.ckpt"), key=lambda file: -file.stat().st_mtime)
+    files = sorted(Path(which, "checkpoints").glob("*.ckpt"), key=lambda file: -file.stat().st_mtime)
     files.sort(key=lambda file: file.stem != prefer)
-    if not files:
-        raise InputError(
-            f"{which}: has no checkpoints/*.ckpt to go on with; give the folder of a run that saved one"
-        )
+    if prefer == "last":  # a run that was killed in its first epoch starts it again
+        files += Path(which).glob(START)
     for file in files:
         try:
-            found = checkpoint.read(file)
+            return file, checkpoint.read(file)
         except (InputError, StorageError) as error:
             if file == files[-1]:
                 raise
             print(f"warning: {error}; trying an older one", file=sys.stderr)
-        else:
-            break
-    return file, found
+    raise InputError(f"{which}: has no checkpoints/*.ckpt; give the folder of a run that saved one")
 
 
 def open_model(which: str) -> tuple[Path, LightningModule]:
@@ -187,7 +179,8 @@ def open_model(which: str) -> tuple[Path, LightningModule]:
     path, saved = open_checkpoint(which)
     named = saved.get("run", {}).get("model", "softmax_regression.model.SoftmaxRegression")
     try:
-        model: LightningModule = find_class(named)(**saved.get("hyper_parameters", {}))
+        kind: type[Any] = find_class(named, find_run(path) or path)
+        model: LightningModule = kind(**saved.get("hyper_parameters", {}))
         model.load_state_dict(saved["state_dict"])
     except (TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -196,3 +189,33 @@ def open_model(which: str) -> tuple[Path, LightningModule]:
         ) from error
     model.history = saved.get("history", [])  # type: ignore[assignment]
     return path, model.eval()
+
+
+def open_data(
+    path: Path, dirs: Sequence[str] | None = None, stage: str = "fit"
+) -> LightningDataModule | None:
+    """Return the data that the run of a checkpoint was made with, set up; None if it had no data module.
+
+    Args:
+        path: The checkpoint.
+        dirs: Folders to look for the files in; None for those of the run.
+        stage: What they are set up for, `fit` or `test`.
+
+    Raises:
+        InputError: They cannot be had.
+    """
+    saved = checkpoint.read(path)
+    known = saved.get("run", {})
+    if not (named := known.get("data")):
+        return None
+    changed = {} if dirs is None else {"dirs": list(dirs)}
+    try:
+        kind = find_class(named, find_run(path) or path)
+        data: Any = kind(**saved["datamodule_hyper_parameters"] | changed)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{named}: not what the run was made with ({error}); train anew") from error
+    data.prepare_data()
+    data.setup(stage)
+    if known.get("sha256") and known["sha256"] != data.loaded.sha256:
+        print("warning: these are not the images that the run was trained with", file=sys.stderr)
+    return data  # type: ignore[no-any-return]
