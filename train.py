@@ -6,6 +6,10 @@ import sys
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # no traceback of the imports, which take seconds
+    if watched := sys.stderr and sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0":
+        print("importing torch and lightning ...", end="\r", file=sys.stderr, flush=True)
     from softmax_regression.commands.train import main
 
+    if watched:
+        print(end="\033[K", file=sys.stderr, flush=True)  # that line is gone
     sys.exit(main())
