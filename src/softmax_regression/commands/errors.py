@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
@@ -152,12 +153,11 @@ def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]] = 
         command: What to run.
         known: Returns the options that it knows, to find the one that a mistyped one meant.
     """
-    if "" not in sys.path:
-        sys.path.append("")  # a user's own modules, which hide none that is installed
-    streams = sys.stdout, sys.stderr
+    streams, path = (sys.stdout, sys.stderr), sys.path.copy()
     sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)  # type: ignore[assignment]
     try:
         with _interruptible():
+            sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
             command()
     except BaseException as error:
         if (found := _line(error, known)) is None:
@@ -170,5 +170,5 @@ def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]] = 
             print(found[0], file=sys.stderr)
         return found[1]
     finally:
-        sys.stdout, sys.stderr = streams
+        (sys.stdout, sys.stderr), sys.path[:] = streams, path
     return 0

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Trainer
 
 from softmax_regression.commands.resume import other_data
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, typed
 from softmax_regression.files import check_writable, write
 from softmax_regression.runs.progress import metrics_text
 from softmax_regression.runs.record import results, stop_reason, update_manifest
@@ -38,11 +38,11 @@ def summary(trainer: Trainer, run: Path | None) -> str:
             [stop_reason(trainer), *lines, "nothing kept: no logger, no folder"]
         )
     commands = (
-        ["python", "train.py", "test", "--ckpt_path", str(run)],
-        ["python", "study.py", "report", str(run)],
-        ["tensorboard", "--logdir", str(run.parent.parent)],
+        typed("train.py", "test", "--ckpt_path", str(run)),
+        typed("study.py", "report", str(run)),
+        shlex.join(["tensorboard", "--logdir", str(run.parent.parent)]),
     )
-    lines += [f"checkpoints: {run / 'checkpoints'}", "next:", *(f"  {shlex.join(each)}" for each in commands)]
+    lines += [f"checkpoints: {run / 'checkpoints'}", "next:", *(f"  {each}" for each in commands)]
     return "\n".join([stop_reason(trainer), *lines])
 
 

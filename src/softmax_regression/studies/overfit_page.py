@@ -5,7 +5,6 @@ Command: python study.py overfit
 
 import hashlib
 import json
-import shlex
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from softmax_regression.figures.drawings import learning_curves
 from softmax_regression.figures.page import Page, write_csv
 from softmax_regression.files import check_writable, locked
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.folder import environment
+from softmax_regression.runs.record import environment
 from softmax_regression.studies import overfit
 from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.learning import pool
@@ -86,7 +85,7 @@ def write(folder: Path, design: Design, plan: Plan, trials: Sequence[FrozenTrial
         _size(page, size, arms[size])
     page.heading("How to repeat it")
     manifest = {"data": origin, "design": design._asdict(), **environment()}
-    page.preformatted(shlex.join(manifest["command"]))
+    page.preformatted(manifest["command"])
     page.text("Every scoring of every run is in `runs.csv`.")
     page.preformatted(json.dumps(manifest, indent=2))
     every = {size.images: size.every for size in design.sizes}
