@@ -38,7 +38,7 @@ SQLITE = "sqlite:///trials.db"
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Work in a folder of the test's own, and close the connections that are left, as a process's end does."""
+    """Work in a folder of the test's own, and close the connections left, as a process's end does."""
     opened: list[RDBStorage] = []
 
     def opening(*arguments: Any) -> RDBStorage:
@@ -318,7 +318,7 @@ def test_machines_that_start_at_once_on_an_empty_database_work_ten_times_of_ten(
 @pytest.mark.timeout(300)
 def test_of_two_machines_one_killed_the_other_finishes_alone(database: Callable[[str], str]) -> None:
     url = database("killed")
-    plan = Plan({"batch_size": [8, 16, 32, 64], "lr": [0.1, 0.5], "epochs": [150]}, "grid", 1, [0], 0, "tiny")
+    plan = Plan({"batch_size": [8, 16, 32, 64], "lr": [0.1, 0.5], "epochs": [60]}, "grid", 1, [0], 0, "tiny")
     machines = [CONTEXT.Process(target=machine, args=(url, plan, 0.0, 2.0)) for _ in range(2)]
     for process in machines:
         process.start()

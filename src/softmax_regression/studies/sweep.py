@@ -10,7 +10,7 @@ import secrets
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -180,8 +180,12 @@ class Sweep:
         self.task = self.bar.add_task(self.name, total=self.plan.size)
         with self.bar, Trials(self.study, self.plan, wanted, self.silence) as trials:
             futures = [threads.submit(self._work, trials) for _ in range(cores())]  # one a thread, or more
-            for future in futures:
-                future.result()
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                trials.stop.set()
+                wait(futures)
 
     def _work(self, trials: Trials) -> None:
         """Train one group of trials after another; if one fails that is recorded, and the next begins."""
