@@ -4,7 +4,6 @@ Command: python study.py report RUN; python study.py compare RUN RUN ...; python
 """
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -26,9 +25,8 @@ from softmax_regression.figures.drawings import (
 )
 from softmax_regression.figures.page import Page, check_output
 from softmax_regression.files import locked
-from softmax_regression.runs.folder import find_run, open_checkpoint, open_model
+from softmax_regression.runs.folder import find_run, open_checkpoint, open_data, open_model
 from softmax_regression.runs.record import best_epoch, read_manifest
-from softmax_regression.runs.trust import find_class
 from softmax_regression.studies.curve import read_scalars, readable
 
 CAPTIONS = {
@@ -69,7 +67,7 @@ def report(
     check_output(out / "index.html", force)
     manifest = read_manifest(run) if run else {}
     stage = "test" if "test" in manifest else "fit"
-    data = _data(saved, dirs, stage)
+    data = open_data(path, dirs, stage)
     page = Page(f"Run {run.name if run else path.name}")
     state = f"{_state(run, manifest)}: {manifest.get('stopped') or 'no end was recorded'}. " if run else ""
     page.text(f"{state}Checkpoint: `{path.name}`. Data: {manifest.get('data', {}).get('origin', 'unknown')}.")
@@ -121,27 +119,6 @@ def _images(page: Page, model: LightningModule, data: LightningDataModule | None
     scores = class_scores(logits.argmax(1), labels, len(names)).tolist()
     rows = [[name, *row] for name, row in zip(names, scores, strict=True)]
     page.table(rows, ["class", "precision", "recall", "F1"])
-
-
-def _data(saved: Mapping[str, Any], dirs: Sequence[str] | None, stage: str) -> LightningDataModule | None:
-    """Return the data that a checkpoint's run was made with; None if that was no data module.
-
-    Raises:
-        InputError: They cannot be had.
-    """
-    known = saved.get("run", {})
-    if not known.get("data"):
-        return None
-    found = {} if dirs is None else {"dirs": list(dirs)}
-    try:
-        data: Any = find_class(known["data"])(**saved["datamodule_hyper_parameters"] | found)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{known['data']}: not what the run was made with ({error}); train anew") from error
-    data.prepare_data()
-    data.setup(stage)
-    if known.get("sha256") and data.loaded.sha256 != known["sha256"]:
-        print("warning: these are not the images that the run was trained with", file=sys.stderr)
-    return cast(LightningDataModule, data)
 
 
 def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool = False) -> Path:
