@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -260,12 +261,12 @@ def test_the_live_curve_is_of_the_history_or_of_what_was_logged(
 
     kernel, handle = SimpleNamespace(kernel=True), SimpleNamespace(update=lambda picture: None)
     notebook = SimpleNamespace(Image=lambda png: png, display=lambda picture, display_id: handle)
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "IPython.display", notebook)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
     monkeypatch.setattr("softmax_regression.figures.logger.to_png", draw)
     trained(model, LiveCurve())
     assert len(shown) == 2
-    lines = [len(line.get_xdata()) for line in shown[-1].axes[0].lines]
+    lines = [np.size(line.get_xdata()) for line in shown[-1].axes[0].lines]
     assert lines == ([2, 2] if epochs else [2])  # train and val, or what it logs of val
 
 
