@@ -3,13 +3,14 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 from unittest.mock import patch
 
 import pytest
 import torch
 
 from softmax_regression.data import files as fashion_mnist
-from softmax_regression.data.files import DIRS, FILES, Checksums, Dataset, write_idx
+from softmax_regression.data.files import FASHION_MNIST, NAMES, Dataset, write_idx
 from softmax_regression.data.synthetic import draw
 
 TRAIN, TEST = 600, 100  # images in the tiny files, the same number of each class
@@ -20,8 +21,9 @@ _named = os.environ.pop("FASHION_MNIST_DIR", None)  # no test may depend on it; 
 
 
 def _real_files(root: Path) -> Path | None:
-    folders = [Path(_named)] if _named else [root / folder for folder in DIRS]
-    return next((folder for folder in folders if len(fashion_mnist._find(folder)) == len(FILES)), None)
+    places = [_named] if _named else FASHION_MNIST.dirs
+    folders = [root / os.path.expanduser(place) for place in places]  # noqa: PTH111
+    return next((folder for folder in folders if len(fashion_mnist.find(folder)) == len(NAMES)), None)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -52,7 +54,7 @@ def real_folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def real(real_folder: Path) -> Dataset:
-    return fashion_mnist.load([str(real_folder)])
+    return fashion_mnist.load(dirs=[str(real_folder)])
 
 
 @pytest.fixture(scope="session")
@@ -68,13 +70,7 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(tiny_files: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder `tiny_files`, which passes for the official one: the checksums are those of its files."""
-    monkeypatch.setattr(
-        fashion_mnist, "FILES", {name: _checksums(tiny_files / f"{name}.gz") for name in FILES}
-    )
+    for name, path in fashion_mnist.find(tiny_files).items():
+        digest = hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest()
+        monkeypatch.setitem(cast(dict[str, str], FASHION_MNIST.sha256), name, digest)
     return tiny_files
-
-
-def _checksums(path: Path) -> Checksums:
-    data = path.read_bytes()
-    sha256 = (hashlib.sha256(part).hexdigest() for part in (data, gzip.decompress(data)))
-    return Checksums(hashlib.md5(data, usedforsecurity=False).hexdigest(), *sha256)

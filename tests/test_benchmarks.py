@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import growth, plain, race
+from benchmarks import growth, plain, race, step, thread_table
 from benchmarks.__main__ import main
 from benchmarks.task import Outcome, Run, Task
 
@@ -11,12 +11,36 @@ QUICK = ["--source=synthetic", "--train-size=2000", "--epochs=2", "--rounds=1"]
 
 def test_the_race_writes_a_row_for_each_contestant_and_a_plot(tmp_path: Path) -> None:
     absent = race.missing(["e2", "f", "g"])
-    main([*QUICK, "--only=a,a+,d,e2,f,g", f"--out={tmp_path}"])
+    main([*QUICK, "--only=a,a+,b2,h,am,hm,d,e2,f,g", f"--out={tmp_path}"])
     text = (tmp_path / "benchmarks.md").read_text()
-    for key in "a", "a+", "b", "d", "e2", "f", "g":
+    for key in "a", "a+", "b", "b2", "h", "am", "bm", "hm", "d", "e2", "f", "g":
         assert (f"| ({key}) {race.CONTESTANTS[key].title} |" in text) == (key not in absent)
     assert (tmp_path / "benchmarks.png").stat().st_size > 0
     assert {path.name for path in tmp_path.iterdir()} == {"benchmarks.md", "benchmarks.png"}
+
+
+def test_a_busy_core_is_a_table_of_its_own_and_what_was_measured_is_kept(
+    tmp_path: Path,
+) -> None:
+    main([*QUICK, "--only=b", "--busy", f"--out={tmp_path}"])
+    assert (tmp_path / "benchmarks.md").read_text().count("| (b) plain PyTorch loop |") == 2
+
+
+def test_a_step_costs_least_by_hand_and_most_by_lightning() -> None:
+    hand, engine, lightning = step.main(["--steps=300", "--rounds=3"]).values()
+    assert hand < engine < lightning
+
+
+def test_the_table_of_threads_has_a_row_for_each_batch_size(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thread_table, "BATCH_SIZES", (16, 64))
+    thread_table.main(["--rounds=1", "--steps=2", "--threads", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| model | batch size | 1 thread, quiet | 1 thread, one core busy |"
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        [f"| {model}", str(size)] for model in ("linear", "MLP") for size in (16, 64)
+    ]
 
 
 def test_a_peer_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,7 +64,7 @@ def test_a_contestant_with_another_loss_fails(tmp_path: Path, monkeypatch: pytes
 
 def test_a_classifier_with_a_low_accuracy_fails() -> None:
     with pytest.raises(race.DifferentWorkError, match=r"accuracy 0\.5"):
-        race._check("a peer", Outcome(1.0, 0.0, None, 0.5), Outcome(1.0, 0.0, 0.45, 0.8))
+        race._check(race.Contestant("a peer", ""), Outcome(1.0, 0.0, None, 0.5), Outcome(1.0, 0.0, 0.45, 0.8))
 
 
 def test_a_point_of_growth_has_its_times_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:

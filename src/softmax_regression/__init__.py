@@ -1,6 +1,32 @@
 """Softmax regression on Fashion-MNIST, a PyTorch Lightning experiment."""
 
 from softmax_regression.classifier import Classifier
+from softmax_regression.data.files import FileSet
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.engine import Engine
+from softmax_regression.errors import DivergedError, InputError, StorageError
+from softmax_regression.figures.logger import FigureLogger, LiveCurve
 from softmax_regression.model import SoftmaxRegression
+from softmax_regression.runs.checkpoint import SafeCheckpointIO
+from softmax_regression.runs.folder import RunLogger
+from softmax_regression.runs.record import RunRecord
+from softmax_regression.runs.stopping import BestCheckpoint, EarlyStopping, LastCheckpoint
+
+__all__ = [
+    "BestCheckpoint",
+    "Classifier",
+    "DivergedError",
+    "EarlyStopping",
+    "Engine",
+    "FashionMNISTDataModule",
+    "FigureLogger",
+    "FileSet",
+    "InputError",
+    "LastCheckpoint",
+    "LiveCurve",
+    "RunLogger",
+    "RunRecord",
+    "SafeCheckpointIO",
+    "SoftmaxRegression",
+    "StorageError",
+]

@@ -24,6 +24,14 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+class FewOutputs(nn.Linear):
+    """nn.Linear as W xᵀ instead of x Wᵀ, which takes half the time where the rows of W are few."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x Wᵀ + b, (n, in_features) -> (n, out_features)."""
+        return torch.addmm(self.bias[:, None], self.weight, x.T).T
+
+
 class SoftmaxRegression(Classifier):
     """A linear model of images, trained by minibatch SGD on the cross-entropy of its logits.
 
@@ -66,9 +74,11 @@ class SoftmaxRegression(Classifier):
         _check("num_classes", num_classes, above=0)
         super().__init__(num_classes)
         self.save_hyperparameters()
-        self.net = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(28 * 28, num_classes))
-        nn.init.normal_(self.net[-1].weight, std=init_std)
-        nn.init.zeros_(self.net[-1].bias)
+        linear = FewOutputs(28 * 28, num_classes)
+        nn.init.normal_(linear.weight, std=init_std)
+        nn.init.zeros_(linear.bias)
+        self.net = nn.Sequential(nn.Flatten(), nn.Dropout(dropout) if dropout else nn.Identity(), linear)
+        self.example_input_array = torch.zeros(1, 1, 28, 28)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits of a batch of images.

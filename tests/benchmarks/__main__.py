@@ -1,6 +1,7 @@
 """How fast this project is, measured in turn with its peers: benchmarks.md, benchmarks.png and growth.png.
 
-Command: python -m tests.benchmarks [--start-up] [--to-accuracy CONFIG] [--growth]
+Every torch loop computes with as many threads as `fit` does, one; the row (b2) has torch's default.
+Command: python -m tests.benchmarks [--busy] [--start-up] [--to-accuracy CONFIG] [--growth]
 """
 
 import argparse
@@ -8,9 +9,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from softmax_regression.data.module import FashionMNISTDataModule
 
-from . import growth, processes, tables
+from . import busy, growth, processes, tables
 from .race import CONTESTANTS, missing, race
 from .task import Task
 
@@ -21,10 +24,12 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run what the flags ask for and write the results."""
     options = _options(args)
     options.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
     parts = ["# Benchmarks", f"{tables.machine(options.device)}. Spread: median (smallest to largest)."]
     with tempfile.TemporaryDirectory(dir=options.out, prefix=".runs-") as scratch:
         for wanted, part in (
             (options.only, _race),
+            (options.busy, _busy),
             (options.start_up, _start_up),
             (options.to_accuracy, _to_accuracy),
             (options.growth, _growth),
@@ -32,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> None:
             if wanted:
                 parts.append(part(options, Path(scratch)))
                 print(parts[-1], flush=True)
-    (options.out / "benchmarks.md").write_text("\n\n".join(parts))
+                (options.out / "benchmarks.md").write_text("\n\n".join(parts))  # as far as it has come
 
 
 def _options(args: Sequence[str] | None) -> argparse.Namespace:
@@ -43,8 +48,10 @@ def _options(args: Sequence[str] | None) -> argparse.Namespace:
     add("--slow-rounds", type=int, help="rounds that c, e1 and e2 take part in (default: all)")
     add("--epochs", type=int, default=10)
     add("--train-size", type=int, help="training images (default: 55,000)")
-    add("--source", choices=["fashion-mnist", "synthetic"], default="fashion-mnist")
+    add("--source", choices=["files", "synthetic"], default="files")
     add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--threads", type=int, default=1, help="threads of every torch loop (default: 1)")
+    add("--busy", action="store_true", help="also race with one core busy with something else")
     add("--start-up", action="store_true", help="also time whole processes")
     add("--to-accuracy", metavar="CONFIG", help="also time CONFIG to scikit-learn's test accuracy")
     add("--growth", action="store_true", help="also vary the number of examples and the batch size")
@@ -69,6 +76,13 @@ def _race(options: argparse.Namespace, scratch: Path) -> str:
         f"{options.epochs} epochs on {options.device}, {len(data.train_index)} images, {data.loaded.origin}:"
     )
     return "\n\n".join([title, tables.race_table(outcomes), *absent])
+
+
+def _busy(options: argparse.Namespace, scratch: Path) -> str:
+    folder = scratch / "busy"
+    folder.mkdir()
+    with busy.core():
+        return f"With one core busy:\n\n{_race(options, folder)}"
 
 
 def _start_up(options: argparse.Namespace, scratch: Path) -> str:

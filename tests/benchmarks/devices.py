@@ -19,8 +19,6 @@ ONE, TWO = [sys.executable], [sys.executable, "-m", "torch.distributed.run", "--
 COMMANDS = {
     "1 process": [*ONE, "train.py", "fit"],
     "2 processes": [*TWO, "train.py", "fit"],
-    "1 process, a list of one minibatch": [*ONE, "train.py", "fit", "--data.steps_per_execution=1"],
-    "2 processes, a list of one minibatch": [*TWO, "train.py", "fit", "--data.steps_per_execution=1"],
     "1 process, images in host memory": [*ONE, "train.py", "fit", "--data.device=host"],
 }
 STEPS = 215  # of an epoch: 55,000 images in minibatches of 256

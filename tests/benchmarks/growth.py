@@ -12,7 +12,7 @@ from unittest import mock
 import torch
 
 from softmax_regression.data import synthetic
-from softmax_regression.data.files import Dataset
+from softmax_regression.data.files import FASHION_MNIST, Dataset
 
 from .ours import fit
 
@@ -70,7 +70,15 @@ def point(examples: int, batch_size: int, device: str) -> Point:
 def _tiled(n: int) -> Dataset:
     images, labels = synthetic.draw(min(n, 60_000), seed=0)
     index = torch.arange(n) % len(labels)
-    return Dataset(images[index], labels.long()[index], images[:10], labels[:10].long(), "", "generated")
+    return Dataset(
+        images[index],
+        labels.long()[index],
+        images[:10],
+        labels[:10].long(),
+        "",
+        "generated",
+        FASHION_MNIST.class_names,
+    )
 
 
 def _peak() -> float:

@@ -1,22 +1,49 @@
-"""The plain PyTorch loop over float tensors on the device; all others are compared with it."""
+"""Plain PyTorch loops over float tensors on the device; all others are compared with the linear one."""
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from .task import BATCH_SIZE, LR, Outcome, Run, Task, clock, linear
+from .task import BATCH_SIZE, LR, Outcome, Run, Task, clock, linear, mlp
+
+DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, as this module is imported
 
 
 def contestant(task: Task) -> Run:
-    """Return the loop, timed from its first step to its end."""
+    """Return the loop for the linear model, timed from its first step to its end."""
     tensors = task.tensors()
     return lambda epochs: fit(epochs, *tensors)
 
 
-def fit(epochs: int, x: Tensor, y: Tensor, val_x: Tensor, val_y: Tensor) -> Outcome:
+def of_mlp(task: Task) -> Run:
+    """Return the loop for the MLP."""
+    tensors = task.tensors()
+    return lambda epochs: fit(epochs, *tensors, make=mlp)
+
+
+def default_threads(task: Task) -> Run:
+    """Return the loop for the linear model with as many threads as torch chooses by itself."""
+    run = contestant(task)
+
+    def with_threads(epochs: int) -> Outcome:
+        before = torch.get_num_threads()
+        torch.set_num_threads(DEFAULT_THREADS)
+        try:
+            return run(epochs)
+        finally:
+            torch.set_num_threads(before)
+
+    return with_threads
+
+
+def fit(
+    epochs: int, x: Tensor, y: Tensor, val_x: Tensor, val_y: Tensor, make: Callable[[str], nn.Module] = linear
+) -> Outcome:
     """Train a fresh model on images (n, 784) and labels (n,), and score it after every epoch."""
     device = x.device.type
-    model = linear(device)
+    model = make(device)
     optimizer = torch.optim.SGD(model.parameters(), LR)
     start = clock(device)
     for _ in range(epochs):
@@ -25,7 +52,7 @@ def fit(epochs: int, x: Tensor, y: Tensor, val_x: Tensor, val_y: Tensor) -> Outc
     return Outcome(clock(device) - start, 0.0, loss, val_acc)
 
 
-def train_epoch(model: nn.Linear, optimizer: torch.optim.SGD, x: Tensor, y: Tensor) -> tuple[float, float]:
+def train_epoch(model: nn.Module, optimizer: torch.optim.SGD, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Train on every example once; return the mean loss and the accuracy."""
     total_loss, correct = torch.zeros(2, device=x.device)
     for index in torch.randperm(len(x), device=x.device).split(BATCH_SIZE):
@@ -41,7 +68,7 @@ def train_epoch(model: nn.Linear, optimizer: torch.optim.SGD, x: Tensor, y: Tens
 
 
 @torch.no_grad()
-def score(model: nn.Linear, x: Tensor, y: Tensor) -> tuple[float, float]:
+def score(model: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
     """Return the mean loss and the accuracy."""
     logits = model(x)
     return F.cross_entropy(logits, y).item(), (logits.argmax(1) == y).double().mean().item()

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from .task import Outcome, Run, Task
 
-LOSS_TOLERANCE = 0.01  # relative; each contestant has an order of the examples of its own
 ACC_TOLERANCE = 0.05  # absolute; for those that minimise something else
 
 
@@ -20,12 +19,19 @@ class Contestant(NamedTuple):
     function: str
     packages: tuple[str, ...] = ()
     slow: bool = False
+    like: str = "b"  # the contestant whose result this one should come to
+    tolerance: float = 0.01  # relative, of the loss; each has an order of the examples of its own
 
 
 CONTESTANTS = {
     "a": Contestant("this project, `fit`", "ours.contestant"),
     "a+": Contestant("the same with the figures at its end", "ours.with_figures"),
     "b": Contestant("plain PyTorch loop", "plain.contestant"),
+    "b2": Contestant("plain PyTorch loop, torch's default threads", "plain.default_threads"),
+    "h": Contestant("the same work by hand", "by_hand.contestant"),
+    "am": Contestant("this project, `fit` of examples/mlp.py", "ours.of_mlp", like="bm", tolerance=0.05),
+    "bm": Contestant("plain PyTorch loop, MLP", "plain.of_mlp", like="bm", tolerance=0.05),
+    "hm": Contestant("the same work by hand, MLP", "by_hand.of_mlp", like="bm", tolerance=0.05),
     "c": Contestant("the book's loop, 4 workers", "book.contestant", slow=True),
     "d": Contestant("Lightning, the usual template", "template.contestant"),
     "e1": Contestant(
@@ -49,13 +55,14 @@ def missing(keys: Sequence[str]) -> list[str]:
 def race(
     task: Task, keys: Sequence[str], epochs: int, rounds: int, slow_rounds: int
 ) -> dict[str, list[Outcome]]:
-    """Run contestants in turn, some rounds after a warm-up of one epoch; b always takes part.
+    """Run contestants in turn, some rounds after a warm-up of one epoch, and those that they should be like.
 
     Raises:
-        DifferentWorkError: A loss or an accuracy is not that of b in the same round, within the tolerance.
+        DifferentWorkError: A loss or an accuracy is not that of the one it is `like` in the same round.
     """
     absent = missing(keys)
-    runs = {key: _prepare(key, task) for key in CONTESTANTS if key in (*keys, "b") and key not in absent}
+    keys = [*keys, *(CONTESTANTS[key].like for key in keys)]
+    runs = {key: _prepare(key, task) for key in CONTESTANTS if key in keys and key not in absent}
     outcomes: dict[str, list[Outcome]] = {key: [] for key in runs}
     for run in runs.values():
         _quiet(run, 1)
@@ -64,7 +71,7 @@ def race(
             if i < slow_rounds or not CONTESTANTS[key].slow:
                 outcomes[key].append(_quiet(run, epochs))
         for key, done in outcomes.items():
-            _check(CONTESTANTS[key].title, done[-1], outcomes["b"][-1])
+            _check(CONTESTANTS[key], done[-1], outcomes[CONTESTANTS[key].like][-1])
     return outcomes
 
 
@@ -80,14 +87,14 @@ def _quiet(run: Run, epochs: int) -> Outcome:
         return run(epochs)
 
 
-def _check(title: str, outcome: Outcome, plain: Outcome) -> None:
+def _check(contestant: Contestant, outcome: Outcome, plain: Outcome) -> None:
     assert plain.loss is not None
     if outcome.loss is None:
         if not outcome.acc >= plain.acc - ACC_TOLERANCE:
             raise DifferentWorkError(
-                f"{title}: accuracy {outcome.acc:.4f}, the plain loop's is {plain.acc:.4f}"
+                f"{contestant.title}: accuracy {outcome.acc:.4f}, the plain loop's is {plain.acc:.4f}"
             )
-    elif not abs(outcome.loss - plain.loss) <= LOSS_TOLERANCE * plain.loss:
+    elif not abs(outcome.loss - plain.loss) <= contestant.tolerance * plain.loss:
         raise DifferentWorkError(
-            f"{title}: train loss {outcome.loss:.4f}, the plain loop's is {plain.loss:.4f}"
+            f"{contestant.title}: train loss {outcome.loss:.4f}, the plain loop's is {plain.loss:.4f}"
         )

@@ -39,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> float:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--train-size", type=int, help="training images (default: all 55,000)")
-    parser.add_argument("--source", choices=["fashion-mnist", "synthetic"], default="fashion-mnist")
+    parser.add_argument("--source", choices=["files", "synthetic"], default="files")
     options = parser.parse_args(args)
     size = 60_000 if options.train_size is None else options.train_size + 5000
     data = FashionMNISTDataModule(

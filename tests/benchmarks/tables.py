@@ -37,16 +37,17 @@ def ratio(mine: Sequence[float], theirs: Sequence[float]) -> str:
 
 
 def race_table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
-    """Return a row for each contestant, compared with the plain loop and with this project."""
+    """Return a row for each contestant, compared with the plain loop, the work by hand, and this project."""
     seconds = {key: [outcome.seconds for outcome in done] for key, done in outcomes.items()}
     rows = []
     for key, done in outcomes.items():
-        over = [ratio(seconds[key], seconds[other]) if other in seconds else "" for other in "ba"]
+        others = ("bm", "hm", "am") if key in ("am", "bm", "hm") else ("b", "h", "a")
+        over = [ratio(seconds[key], seconds[other]) if other in seconds else "" for other in others]
         loss = "" if done[-1].loss is None else f"{done[-1].loss:.4f}"
         rest = f"{median(outcome.setup for outcome in done):.2f}", loss, f"{done[-1].acc:.4f}", len(done)
         rows.append([f"({key}) {CONTESTANTS[key].title}", spread(seconds[key]), *over, *rest])
     return markdown(
-        "contestant | seconds | over (b) | over (a) | set-up | train loss | val acc | rounds", rows
+        "contestant | seconds | over (b) | over (h) | over (a) | set-up | train loss | val acc | rounds", rows
     )
 
 

@@ -68,6 +68,12 @@ def linear(device: str) -> nn.Linear:
     return layer
 
 
+def mlp(device: str) -> nn.Module:
+    """Return the model of examples/mlp.py, from torch's own initial weights."""
+    layers = nn.Linear(784, 256, device=device), nn.ReLU(), nn.Linear(256, 10, device=device)
+    return nn.Sequential(*layers)
+
+
 def clock(device: str = "cpu") -> float:
     """Return the time in seconds, once the device has done all that it was given."""
     if device == "cuda":

@@ -1,8 +1,10 @@
 import io
 import os
 import random
+import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +13,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from softmax_regression.data import photos
-from softmax_regression.errors import InputError
 from softmax_regression.data.photos import load_photos, to_fashion_mnist
 from softmax_regression.data.synthetic import draw
+from softmax_regression.errors import InputError
 
 Image.init()
 FORMATS = [name for name in photos.FORMATS if name in Image.SAVE]  # AVIF is optional
@@ -82,8 +84,8 @@ def test_one_odd_corner_does_not_count() -> None:
 
 
 def test_the_noise_of_a_large_photo_is_averaged_out_before_trimming() -> None:
-    large = np.asarray(picture().resize((3000, 4000), Image.Resampling.NEAREST)).astype(np.float64)
-    noisy = large + np.random.default_rng(0).normal(0, 8, large.shape)
+    large = np.asarray(picture().resize((3000, 4000), Image.Resampling.NEAREST))
+    noisy = large + 8 * np.random.default_rng(0).standard_normal(large.shape, dtype=np.float32)
     assert lit_box(to_fashion_mnist(Image.fromarray(noisy.clip(0, 255).astype(np.uint8)))) == (7, 0, 21, 28)
 
 
@@ -181,33 +183,48 @@ def test_files_come_in_the_order_given_and_folders_by_name_without_hidden_files(
 
 def test_what_cannot_be_used_is_named_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "MAX_PIXELS", 300 * 400)
-    monkeypatch.setattr(photos, "MAX_BYTES", 1_000_000)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
     picture().save(tmp_path / "good.png")
     picture(height=401).save(tmp_path / "large.png")
     picture("white", "white").save(tmp_path / "blank.png")
     picture().save(tmp_path / "script.eps")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "notes.txt").write_text("no picture")
-    (tmp_path / "long.png").write_bytes(bytes(1_000_001))
+    (tmp_path / "iphone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:200])
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     found = load_photos([tmp_path, tmp_path / "folder", tmp_path / "missing.png"])
     assert found.paths == [tmp_path / "good.png"]
     reasons = {path.name: reason for path, reason in found.skipped}
-    no_file, no_picture = "neither a file nor a folder with files", "not a picture, or damaged"
+    no_file = "neither a file nor a folder with files"
+    no_picture = "not one of " + ", ".join(FORMATS) + ", or damaged"
     assert reasons.pop("missing.png").startswith("[Errno 2] No such file")
     assert "truncated" in reasons.pop("cut.png").lower()
     assert reasons == {
         "blank.png": "nothing differs from the background",
         "empty.jpg": no_picture,
         "folder": no_file,
+        "iphone.heic": "HEIC; pip install pillow-heif, or save it as JPEG",
         "large.png": "300 x 401 pixels, expected at most 120,000",
-        "long.png": "1,000,001 bytes, expected at most 1,000,000",
         "notes.txt": no_picture,
         "pipe.png": no_file,
         "script.eps": no_picture,
     }
+
+
+def test_the_package_that_reads_heic_is_used_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def register() -> None:
+        monkeypatch.setitem(Image.OPEN, "HEIF", Image.OPEN["PNG"])
+
+    monkeypatch.delitem(Image.OPEN, "HEIF", raising=False)
+    monkeypatch.setitem(sys.modules, "pillow_heif", SimpleNamespace(register_heif_opener=register))
+    picture().save(tmp_path / "photo.heic", format="PNG")
+    monkeypatch.setattr(photos, "FORMATS", ("HEIF",))
+    assert torch.equal(one(tmp_path / "photo.heic"), to_fashion_mnist(picture()))
 
 
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
@@ -225,9 +242,11 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) ->
 def test_without_one_usable_photo_a_single_line_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
-    with pytest.raises(InputError, match=r"^images=\S+: none of 2 files .*a\.txt: not a picture.*of them$"):
+    with pytest.raises(
+        InputError, match=r"^none of 2 photos can be used \(.*a\.txt: not one of PNG, .*images$"
+    ):
         load_photos([tmp_path])
-    with pytest.raises(InputError, match=r"^images=: none of 0 files can be used, expected .*of them$"):
+    with pytest.raises(InputError, match=r"^none of 0 photos can be used; change data.images$"):
         load_photos([])
 
 

@@ -1,35 +1,38 @@
-"""The command line `python study.py STUDY`: a study measures something and leaves a page with figures.
-
-Exit codes: 0 done, 2 bad input, 3 diverged, 4 could not save, 130 interrupted.
-"""
+"""The command line `python study.py STUDY`: a study measures something and leaves a page with figures."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
-from softmax_regression.commands import trust
-from softmax_regression.errors import DivergedError, InputError, StorageError
-
-CONF = Path(__file__).parents[3] / "conf"
+from softmax_regression.commands.arguments import CONF, arranged, check_paths, named_by_user
+from softmax_regression.commands.errors import guarded
+from softmax_regression.errors import InputError
+from softmax_regression.runs import trust
 
 
 class Study(NamedTuple):
-    """A function that runs a study and returns the path of what it wrote, found by name when it is needed."""
+    """A function that runs a study and returns what to print, such as the path of its page."""
 
-    function: str
+    name: str  # of its module and its own, imported when it is needed
     help: str
     positional: str | None = None  # its parameter that takes the words that are not flags; a str takes one
+
+    def function(self) -> Callable[..., object]:
+        """Import the function, which takes seconds."""
+        module, _, name = self.name.rpartition(".")
+        return getattr(import_module(f"softmax_regression.studies.{module}"), name)  # type: ignore[no-any-return]
 
 
 STUDIES = {
     "numerics": Study("numerics_study.run", "Where softmax and cross-entropy break, and what mends them."),
     "sweep": Study("sweep.run", "Exercise 1: search batch size, learning rate, epochs and more."),
     "overfit": Study("overfit_page.run", "Exercise 2: train for long on few images, and what helps."),
+    "list": Study("report.list_runs", "List runs: their state, data, scores, and what sets each apart."),
     "curve": Study("curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
     "report": Study("report.report", "Show a run: curves, mistakes, weights, calibration.", "which"),
     "compare": Study("report.compare", "Show runs side by side.", "runs"),
@@ -38,24 +41,17 @@ STUDIES = {
 
 
 def _parser(chosen: str | None) -> ArgumentParser:
-    """Return the parser; only the chosen study is imported, for that takes seconds."""
-    parser = ArgumentParser(
-        prog="study.py", description="Studies of softmax regression.", exit_on_error=False
-    )
+    """Return the parser; only the chosen study is imported."""
+    parser = ArgumentParser(prog="study.py", description="Studies of softmax regression.", exit_on_error=False)
     commands = parser.add_subcommands(metavar="STUDY")
     for name, study in STUDIES.items():
-        config = CONF / f"{name}.yaml"
-        command = ArgumentParser(exit_on_error=False, default_config_files=[str(config)])
+        command = ArgumentParser(exit_on_error=False, default_config_files=[str(CONF / f"{name}.yaml")])
         if name == chosen:
-            module, _, attribute = study.function.rpartition(".")
-            function = getattr(import_module(f"softmax_regression.studies.{module}"), attribute)
             command.add_argument("--config", action="config", help="YAML with any of the options below.")
-            if study.positional:
-                one = signature(function).parameters[study.positional].annotation is str
-                command.add_argument(study.positional, nargs=None if one else "+", type=str if one else Path)
-            else:
-                command.add_argument("--quick", action="store_true", help="Do little, to see that it works.")
-            command.add_function_arguments(function, skip={study.positional or "quick"})
+            if words := study.positional:
+                one = signature(study.function()).parameters[words].annotation is str
+                command.add_argument(words, nargs=None if one else "+", type=str if one else Path)
+            command.add_function_arguments(study.function(), skip={words} if words else None)
         commands.add_subcommand(name, command, help=study.help)
     return parser
 
@@ -63,22 +59,21 @@ def _parser(chosen: str | None) -> ArgumentParser:
 def main(args: Sequence[str] | None = None) -> int:
     """Run a study and return the exit code; a mistake is one line on stderr."""
     args = sys.argv[1:] if args is None else list(args)
-    trust.enforce()
-    try:
-        trust.check_arguments(args)
-        parser = _parser(next((arg for arg in args if not arg.startswith("-")), None))
-        config = parser.instantiate(parser.parse_args(args))
-        name = config.subcommand
-        options = {key: value for key, value in config[name].items() if key != "config"}
-        module, _, attribute = STUDIES[name].function.rpartition(".")
-        print(getattr(import_module(f"softmax_regression.studies.{module}"), attribute)(**options))
-    except (InputError, DivergedError, StorageError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except ArgumentError as error:
-        print(f"error: {trust.explain(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    chosen = next((arg for arg in args if arg in STUDIES), None)
+
+    def known() -> dict[str, Any]:
+        return {n: p.default for n, p in signature(STUDIES[chosen].function()).parameters.items()} if chosen else {}
+
+    def command() -> None:
+        check_paths(args)
+        trust.enforce(named_by_user(args))
+        switches = {f"--{name}": f"--{name}=true" for name, default in known().items() if default is False}
+        words = [switches.get(word, word) for word in [*args[:1], *arranged(args[1:])]]
+        parser = _parser(chosen)
+        config = parser.instantiate(parser.parse_args(words))
+        options = {name: value for name, value in config[config.subcommand].items() if name != "config"}
+        if not 0 <= (seed := options.get("seed", 0)) < 2**32:
+            raise InputError(f"seed={seed}: must be at least 0 and below 2^32")
+        print(STUDIES[config.subcommand].function()(**options))
+
+    return guarded(command, known)

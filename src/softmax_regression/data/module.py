@@ -18,7 +18,6 @@ from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.errors import InputError
 
 
-
 def load(
     files: FileSet = FASHION_MNIST,
     source: str = "files",
@@ -32,8 +31,7 @@ def load(
     images, labels = synthetic.draw(synthetic_size + test_size, seed=0)
     digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     train, test = slice(None, synthetic_size), slice(synthetic_size, None)
-    labels, origin = labels.long(), "generated (data.source=synthetic)"
-    names = FASHION_MNIST.class_names
+    labels, origin, names = labels.long(), "generated (data.source=synthetic)", files.class_names
     return Dataset(images[train], labels[train], images[test], labels[test], digest, origin, names)
 
 
@@ -113,6 +111,7 @@ class FashionMNISTDataModule(LightningDataModule):
         self.data: Dataset | None = None
         self.photos: tuple[Tensor, list[Path]] | None = None
         self._copies: dict[int, Tensor] = {}  # on the device that trains, of tensors that `data` keeps alive
+        self._position: dict[str, int] = {}  # where the training loader of a resumed run goes on
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -168,10 +167,13 @@ class FashionMNISTDataModule(LightningDataModule):
         """Return the training minibatches, in an order decided by (seed, epoch)."""
         data = self.loaded
         fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # the same ones in every epoch
-        return self._minibatches(
+        loader = self._minibatches(
             data.images, data.labels, self.train_index, self.hparams["batch_size"],
             None if fixed else self.hparams["seed"],
         )  # fmt: skip
+        if self._position:
+            loader.load_state_dict(self._position)
+        return loader
 
     def val_dataloader(self) -> dict[str, Minibatches]:
         """Return the minibatches to score after each epoch, by the stage that names their metrics."""
@@ -220,8 +222,17 @@ class FashionMNISTDataModule(LightningDataModule):
         return kept
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the identity of the data, for a checkpoint."""
-        return {"sha256": self.loaded.sha256, "source": self.hparams["source"]}
+        """Return the identity of the data, and how far this epoch has come, for a checkpoint."""
+        loader = self.trainer.train_dataloader if self.trainer else None
+        position = loader.state_dict() if isinstance(loader, Minibatches) else {}
+        return {"sha256": self.loaded.sha256, "source": self.hparams["source"], "position": position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Let the next training loader go on within its epoch.
+
+        Lightning restores a loader itself, but not one that a schedule has asked for the number of its steps.
+        """
+        self._position = state_dict.get("position", {})
 
 
 def _load_photos(images: list[str] | str) -> tuple[Tensor, list[Path]]:

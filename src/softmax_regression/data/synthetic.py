@@ -14,45 +14,31 @@ SIDE = 28
 _FINE = 4  # a template is drawn with 4 x 4 points to a pixel, so that its edges come out smooth
 _CHUNK = 128  # images warped at a time: their intermediates stay in cache
 
-# Painted one over another: grey level in [0, 1], outline as x,y in pixels from the top left corner. A "|" in
-# front stands for a garment's right half, to be mirrored at x = 14.
-_SHAPES: tuple[tuple[tuple[float, str], ...], ...] = (
-    ((0.8, "|14,5 16,4 17.5,2 20.5,3 26.5,8.5 23.5,12.5 20.5,10.5 20.5,26 14,26"),),  # t-shirt
-    ((0.7, "|14,1 18.5,1 19.5,9 20,27 16,27 14.5,10 14,9.5"),),  # trouser
-    (  # pullover
-        (0.75, "|14,4 16,3.5 17,2 20.5,3.5 23.5,8 26.5,23 23.5,24 20.5,13 20.5,26 14,26"),
-        (0.5, "|14,24 20.5,24 20.5,26 14,26"),
-    ),
-    ((0.75, "|14,7 16,5.5 16.5,1 18,1 18.5,8 17.5,12 21.5,27 14,27"),),  # dress
-    (  # coat
-        (0.7, "|14,3 16,1 20,2.5 23,6 25.5,22 22.5,23 21,12 21.5,27 14,27"),
-        (0.25, "|14,9 16.5,1.5 17,2 14.5,11 14.5,27 14,27"),
-    ),
-    (  # sandal
-        (0.85, "1,23 2,21.5 10,21.5 18,18.5 26,13.5 27,15 26,23 23.5,23 23,19 17,22.5 10,24 2,24"),
-        (0.65, "3,22 7,15 9.5,15.5 7,22"),
-        (0.65, "18,19 22,7 24,7 26.5,14 24.5,15 22.8,10.5 20.5,17.5"),
-    ),
-    (  # shirt
-        (0.75, "|14,3 16.5,1.5 20.5,3 23.5,8 25.5,22 23,23 20,12 20.5,26.5 14,26.5"),
-        (0.95, "|14,5.5 14.5,2.5 16.5,1 18,2.5 15.5,6.5"),
-        (0.45, "|14,6 14.4,6 14.4,26.5 14,26.5"),
-    ),
-    (  # sneaker
-        (0.75, "1,19 4,16 9,14.5 14,10.5 16,11.5 20,12 24,9.5 26.5,11 27,20 1,20"),
-        (0.4, "9,16 14,11 16,12 12,17"),
-        (1.0, "1,19 27,18.5 27,21.5 2,21.5"),
-    ),
-    (  # bag
-        (0.6, "|14,3 18,4 20.5,8 21,13 19.5,13 19,9 17,5.5 14,4.5"),
-        (0.75, "|14,11 24.5,11 26,25 14,25"),
-        (0.5, "|14,14 25,14 25,15 14,15"),
-    ),
-    (  # ankle boot
-        (0.75, "14,3 25,3 24.5,12 26,18 26,23 1.5,23 1.5,20 4,17.5 10,15.5 14,11.5"),
-        (0.95, "1.5,22 26,22 26,26 20,26 19.5,23.5 1.5,23.5"),
-    ),
-)
+# Painted one over another: garment, grey level in [0, 1], outline as x,y in pixels from the top left corner.
+# A "|" in front stands for a garment's right half, to be mirrored at x = 14.
+_SHAPES = """
+t-shirt  0.8  |14,5 16,4 17.5,2 20.5,3 26.5,8.5 23.5,12.5 20.5,10.5 20.5,26 14,26
+trouser  0.7  |14,1 18.5,1 19.5,9 20,27 16,27 14.5,10 14,9.5
+pullover 0.75 |14,4 16,3.5 17,2 20.5,3.5 23.5,8 26.5,23 23.5,24 20.5,13 20.5,26 14,26
+pullover 0.5  |14,24 20.5,24 20.5,26 14,26
+dress    0.75 |14,7 16,5.5 16.5,1 18,1 18.5,8 17.5,12 21.5,27 14,27
+coat     0.7  |14,3 16,1 20,2.5 23,6 25.5,22 22.5,23 21,12 21.5,27 14,27
+coat     0.25 |14,9 16.5,1.5 17,2 14.5,11 14.5,27 14,27
+sandal   0.85 1,23 2,21.5 10,21.5 18,18.5 26,13.5 27,15 26,23 23.5,23 23,19 17,22.5 10,24 2,24
+sandal   0.65 3,22 7,15 9.5,15.5 7,22
+sandal   0.65 18,19 22,7 24,7 26.5,14 24.5,15 22.8,10.5 20.5,17.5
+shirt    0.75 |14,3 16.5,1.5 20.5,3 23.5,8 25.5,22 23,23 20,12 20.5,26.5 14,26.5
+shirt    0.95 |14,5.5 14.5,2.5 16.5,1 18,2.5 15.5,6.5
+shirt    0.45 |14,6 14.4,6 14.4,26.5 14,26.5
+sneaker  0.75 1,19 4,16 9,14.5 14,10.5 16,11.5 20,12 24,9.5 26.5,11 27,20 1,20
+sneaker  0.4  9,16 14,11 16,12 12,17
+sneaker  1.0  1,19 27,18.5 27,21.5 2,21.5
+bag      0.6  |14,3 18,4 20.5,8 21,13 19.5,13 19,9 17,5.5 14,4.5
+bag      0.75 |14,11 24.5,11 26,25 14,25
+bag      0.5  |14,14 25,14 25,15 14,15
+boot     0.75 14,3 25,3 24.5,12 26,18 26,23 1.5,23 1.5,20 4,17.5 10,15.5 14,11.5
+boot     0.95 1.5,22 26,22 26,26 20,26 19.5,23.5 1.5,23.5
+"""
 
 
 def draw(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -65,11 +51,10 @@ def draw(n: int, seed: int) -> tuple[Tensor, Tensor]:
     Returns:
         Images (n, 28, 28) and labels (n,) in 0..9, both uint8.
     """
-    generator = torch.Generator().manual_seed(seed)
-    labels = (torch.arange(n) % len(_SHAPES))[torch.randperm(n, generator=generator)].to(torch.uint8)
+    generator, templates = torch.Generator().manual_seed(seed), _templates()
+    labels = (torch.arange(n) % len(templates))[torch.randperm(n, generator=generator)].to(torch.uint8)
     images = torch.empty(n, SIDE, SIDE, dtype=torch.uint8)
-    for label, layers in enumerate(_SHAPES):
-        template = _template(layers)
+    for label, template in enumerate(templates):
         for rows in torch.split((labels == label).nonzero()[:, 0], _CHUNK):
             images[rows] = _vary(template, len(rows), generator)
     return images, labels
@@ -97,12 +82,14 @@ def _vary(template: Tensor, n: int, generator: torch.Generator) -> Tensor:
     return (light.clamp_(0, 1) * 255).round_().to(torch.uint8)
 
 
-def _template(layers: tuple[tuple[float, str], ...]) -> Tensor:
-    """Paint the layers, later ones on top -> (56, 56) float32 in [0, 1]."""
-    canvas = torch.zeros(SIDE * _FINE, SIDE * _FINE)
-    for grey, outline in layers:
-        canvas[_inside(outline)] = grey
-    return avg_pool2d(canvas[None], _FINE // 2)[0]
+def _templates() -> list[Tensor]:
+    """Paint each garment's layers, later ones on top -> (56, 56) float32 in [0, 1]."""
+    canvases: dict[str, Tensor] = {}
+    for layer in _SHAPES.strip().splitlines():
+        garment, grey, outline = layer.split(maxsplit=2)
+        canvas = canvases.setdefault(garment, torch.zeros(SIDE * _FINE, SIDE * _FINE))
+        canvas[_inside(outline)] = float(grey)
+    return [avg_pool2d(canvas[None], _FINE // 2)[0] for canvas in canvases.values()]
 
 
 def _inside(outline: str) -> Tensor:

@@ -1,21 +1,26 @@
 """When the figures of a run are drawn: into TensorBoard, or live in a notebook."""
 
+import copy
 import math
-from collections.abc import Collection
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from pickle import UnpicklingError
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torchmetrics.utilities.distributed import gather_all_tensors
 
-from softmax_regression.data.files import CLASSES
-from softmax_regression.data.minibatches import Batches
-from softmax_regression.errors import InputError
-from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.folder import METRICS
+from softmax_regression.errors import InputError, StorageError
+from softmax_regression.figures.drawings import curves, drawings, learning_curves, to_png
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -24,140 +29,167 @@ SHOWN = ("confusion_matrix", "predictions", "weights")  # of the validation imag
 
 
 @torch.no_grad()
-def score(model: SoftmaxRegression, batches: Batches, trainer: Trainer | None = None) -> Tensor:
-    """Return the logits (n, k) of all n images, in the order of `batches.index`.
+def score(
+    trainer: Trainer, module: LightningModule, loader: Iterable[Any], limit: int | None = None
+) -> list[Tensor]:
+    """Return images (n, ...), labels (n,) and logits (n, k) of a loader, or of its first `limit` batches.
 
-    Each process of a trainer scores its share, and all of them get the sum.
+    Each process scores its share, and all get all shares. Random numbers and modes stay as they are.
+
+    Raises:
+        InputError: There are no images, classes and logits.
     """
-    logits, start = torch.zeros(len(batches.index), len(CLASSES), device=model.device), 0
-    for minibatch in (minibatch for minibatches in batches for minibatch in minibatches):
-        images, _, size = minibatch
-        share = slice(start + batches.rank, start + size, batches.world_size)
-        logits[share] = model(images).float()
-        start += size
-    return cast(Tensor, trainer.strategy.reduce(logits, reduce_op="sum")) if trainer else logits
+    modes = {part: part.training for part in module.modules()}
+    scored = []
+    try:
+        with isolate_rng(), trainer.precision_plugin.val_step_context():
+            module.eval()
+            for batch in islice(loader, limit):  # of which a DataLoader's iterator draws a random number
+                x, y = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+                scored.append((x, y, module(x)))
+    finally:
+        for part, training in modes.items():
+            part.training = training
+    if not scored or scored[0][0].ndim < 3 or [part.ndim for part in scored[0][1:]] != [1, 2]:
+        raise InputError("they take batches of images and classes (n,), and logits (n, k)")
+    parts = [torch.cat(part) for part in zip(*scored, strict=True)]
+    return [torch.cat(gather_all_tensors(part)) for part in parts] if trainer.world_size > 1 else parts
 
 
 class FigureLogger(Callback):
     """Draw the confusion matrix, a grid of predictions and the weights for TensorBoard's page IMAGES.
 
-    Of the validation images after the last epoch, `val/...`, and of the best one, `val_best/...`; after
-    `test`, all figures of the test images. All processes score, one draws.
+    Of the validation images at the end of training, `val/...`, and of the best checkpoint, `val_best/...`;
+    after `test`, all figures of the test images. All processes score, one draws. The weights are drawn where
+    the module is linear in the pixels; the data module's `class_names` are the names of the classes. Like
+    scalars, figures stand at the last step, counted from 0.
 
     Args:
         every_n_epochs: Draw after every so many epochs as well; 0 to draw nothing at all.
-        histograms: Also keep histograms of the weights, and of the last gradients, of every epoch.
+        histograms: Also keep histograms of the weights and the last gradients of every epoch, at the cost of
+            a call at each step.
     """
 
     def __init__(self, every_n_epochs: int | None = None, histograms: bool = False) -> None:
         if every_n_epochs is not None and every_n_epochs < 0:
             raise InputError(f"every_n_epochs={every_n_epochs}: must be at least 0; change figures")
-        self.every_n_epochs, self.histograms = every_n_epochs, histograms
+        self.every_n_epochs = every_n_epochs
         self.run: Path | None = None  # where to write what a Trainer without a logger has tested
-        self._drawn = 0  # the epoch of the newest figures
+        self._drawn, self._loaded = -1, 0  # the steps of the newest figures and of the loaded checkpoint
+        if histograms:  # a method of the class would cost every run a call at each step
+            self.on_train_batch_end = self._keep_histograms  # type: ignore[method-assign]
 
-    def on_train_batch_end(
+    def _keep_histograms(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the histograms of the epoch, before validation forgets its last gradients."""
-        if self.histograms and trainer.is_last_batch and (writer := self._writer(trainer)):
+        """Keep those of an epoch at its last step: validation forgets the gradients."""
+        boards = [each for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
+        for writer in [board.experiment for board in boards if trainer.is_last_batch]:
             for name, parameter in pl_module.named_parameters():
-                writer.add_histogram(f"weights/{name}", parameter, trainer.current_epoch + 1)
-                writer.add_histogram(f"gradients/{name}", parameter.grad, trainer.current_epoch + 1)
+                writer.add_histogram(f"weights/{name}", parameter, trainer.global_step - 1)
+                if parameter.grad is not None:
+                    writer.add_histogram(f"gradients/{name}", parameter.grad, trainer.global_step - 1)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any) -> None:
+        """Learn of which step the weights are that `test` loads."""
+        self._loaded = checkpoint.get("global_step", 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what is due after this epoch."""
-        epoch = trainer.current_epoch + 1
-        if self.every_n_epochs and epoch % self.every_n_epochs == 0:
-            self._draw_validation(trainer, cast(SoftmaxRegression, pl_module), "val", epoch)
-            self._drawn = epoch
+        if self.every_n_epochs and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            self._draw(trainer, pl_module, "val", trainer.global_step)
+            self._drawn = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last epoch, and the best one as its checkpoint has kept it."""
-        model = cast(SoftmaxRegression, pl_module)
-        epoch = len(model.history)
-        if self.every_n_epochs == 0:
-            return
-        if epoch > self._drawn:
-            self._draw_validation(trainer, model, "val", epoch)
-        for callback in trainer.checkpoint_callbacks:
-            if not (isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path):
-                continue
-            files = trainer.strategy.checkpoint_io
-            saved = files.load_checkpoint(callback.best_model_path, weights_only=True)
-            best = SoftmaxRegression()
-            best.load_state_dict(saved["state_dict"])
-            self._draw_validation(trainer, best.to(model.device), "val_best", len(saved["history"]))
+        """Draw what has been trained, and the best of it as its checkpoint has kept it."""
+        if self._drawn != trainer.global_step:
+            self._draw(trainer, pl_module, "val", trainer.global_step)
+        for callback in trainer.checkpoint_callbacks if self._writer(trainer) else []:
+            if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+                self._draw_best(trainer, pl_module, callback.best_model_path)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw everything of the test images."""
-        model = cast(SoftmaxRegression, pl_module)
-        if self.every_n_epochs != 0:
-            self._draw(trainer, model, "test", cast(Batches, trainer.test_dataloaders), len(model.history))
+        self._draw(trainer, pl_module, "test", trainer.global_step or self._loaded)
 
-    def _draw_validation(self, trainer: Trainer, model: SoftmaxRegression, tag: str, epoch: int) -> None:
-        loaders = cast(dict[str, Batches], trainer.val_dataloaders or {})
-        if "val" in loaders:
-            training = model.training
-            self._draw(trainer, model.eval(), tag, loaders["val"], epoch, SHOWN)
-            model.train(training)
+    def _draw_best(self, trainer: Trainer, module: LightningModule, path: str) -> None:
+        before = copy.deepcopy(module.state_dict())
+        with _harmless(trainer, "val_best"):
+            saved = trainer.strategy.checkpoint_io.load_checkpoint(path, weights_only=True)
+            try:
+                module.load_state_dict(saved["state_dict"])
+                self._draw(trainer, module, "val_best", saved["global_step"])
+            finally:
+                module.load_state_dict(before)
 
-    def _draw(
-        self,
-        trainer: Trainer,
-        model: SoftmaxRegression,
-        tag: str,
-        batches: Batches,
-        epoch: int,
-        names: Collection[str] = (),
-    ) -> None:
-        from softmax_regression.figures import drawings as figures
-
-        logits, writer = score(model, batches, trainer), self._writer(trainer)
-        if not writer:
+    def _draw(self, trainer: Trainer, module: LightningModule, tag: str, step: int) -> None:
+        loader, limit = _loader(trainer, tag.partition("_")[0])
+        writer = self._writer(trainer)
+        if loader is None or writer is None:
             return
-        weight, bias = model.linear.parameters()
-        chosen = batches.index.to(batches.images.device)
-        images, labels = batches.images.index_select(0, chosen), batches.labels[chosen]
-        for name, draw in figures.drawings(images, labels, logits, weight, bias, CLASSES).items():
-            if not names or name in names:
-                writer.add_image(f"{tag}/{name}", figures.to_array(draw()), epoch, dataformats="HWC")
-        writer.flush()
+        with _harmless(trainer, tag):
+            images, labels, logits = score(trainer, module, loader, limit)
+            if trainer.is_global_zero:
+                names = getattr(getattr(trainer, "datamodule", None), "class_names", ())
+                names = names if len(names) == logits.shape[1] else [str(i) for i in range(logits.shape[1])]
+                figures = drawings(images, labels, logits, names, list(module.parameters()))
+                for name in figures if tag == "test" else SHOWN:
+                    if name in figures:
+                        writer.add_figure(f"{tag}/{name}", figures[name](), max(step - 1, 0), close=False)
+                writer.flush()
 
     def _writer(self, trainer: Trainer) -> "SummaryWriter | None":
-        """Return where this process writes to, if it does."""
-        if not trainer.is_global_zero:
-            return None
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                return cast("SummaryWriter", logger.experiment)
-        if not self.run:
-            return None
-        from torch.utils.tensorboard import SummaryWriter
+        """Return where to draw, if anywhere; on all processes, for they score together."""
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        boards += [TensorBoardLogger(self.run, name="", version="")] if self.run else []
+        return boards[0].experiment if boards and self.every_n_epochs != 0 else None
 
-        return SummaryWriter(str(self.run))
+
+@contextmanager
+def _harmless(trainer: Trainer, tag: str) -> Iterator[None]:
+    """Say in a line which figures cannot be drawn: they must not end a run that is done."""
+    try:
+        yield
+    except (TypeError, ValueError, RuntimeError, FileNotFoundError, StorageError, UnpicklingError) as error:
+        if trainer.is_global_zero:
+            print(f"figures {tag}/... are left out: {str(error).splitlines()[0]}", file=sys.stderr)
+
+
+def _loader(trainer: Trainer, stage: str) -> tuple[Iterable[Any] | None, int | None]:
+    """Return the loader of `test`, or of the validation set of that name or the first, and its limit."""
+    loaders, limits = trainer.val_dataloaders, trainer.num_val_batches
+    if stage == "test":
+        loaders, limits = trainer.test_dataloaders, trainer.num_test_batches
+    if isinstance(loaders, dict):
+        loaders = loaders.get(stage)
+    if isinstance(loaders, list):
+        loaders = loaders[0] if loaders else None
+    return loaders, int(limits[0]) if limits and limits[0] < math.inf else None
 
 
 class LiveCurve(Callback):
     """Draw loss and accuracy in a notebook while the model trains, as the book's `Animator` does."""
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin anew; outside a notebook, say what draws the curves there."""
+        ipython: Any = sys.modules.get("IPython")
+        self._notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+        self._rows, self._handle = list[dict[str, float]](), None
+        if stage == "fit" and trainer.is_global_zero and not self._notebook:
+            print("LiveCurve draws in notebooks; here, look with: tensorboard --logdir logs", file=sys.stderr)
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Replace the figure by one with the epoch that has ended."""
-        history = cast(SoftmaxRegression, pl_module).history
-        if not history:
+        """Show the epochs that have ended: a module's `history`, or else what it has logged."""
+        if trainer.current_epoch == 0 or not self._notebook or not trainer.is_global_zero:
             return
-        from IPython.display import clear_output, display
-
-        from softmax_regression.figures import drawings as figures
-
-        clear_output(wait=True)
-        display(figures.learning_curves({"": curves(history)}))
+        notebook: Any = import_module("IPython.display")
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._rows.append({"epoch": trainer.current_epoch, **logged})
+        figure = learning_curves({"": curves(getattr(pl_module, "history", self._rows))})
+        picture = notebook.Image(to_png(figure))  # a PNG, whatever backend matplotlib has there
+        if self._handle:
+            self._handle.update(picture)
+        else:
+            self._handle = notebook.display(picture, display_id=True)
 
     on_train_end = on_train_epoch_start
-
-
-def curves(history: list[dict[str, float]]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return epochs (t,) and values (t,) of each metric in t rows, for `figures.learning_curves`."""
-    names = [name for name in METRICS if name in history[-1]]
-    epochs = torch.tensor([row["epoch"] for row in history])
-    return {name: (epochs, torch.tensor([row.get(name, math.nan) for row in history])) for name in names}

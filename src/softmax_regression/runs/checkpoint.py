@@ -2,8 +2,8 @@
 
 import hashlib
 import io
-import os
 import pickle
+import zipfile
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any
@@ -13,48 +13,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
 from softmax_regression.errors import DivergedError, InputError, StorageError
+from softmax_regression.files import write
 
 _MARK = b"sha256="
 _SEAL = len(_MARK) + 64  # bytes of the comment that ends a checkpoint's zip archive
-_MAX_SIZE = 2**30  # bytes, thousands of times what a checkpoint of this model has
-_CONTENT = {
-    "state_dict": dict, "hyper_parameters": dict, "datamodule_hyper_parameters": dict,
-    "FashionMNISTDataModule": dict, "callbacks": dict, "loops": dict, "optimizer_states": list,
-    "lr_schedulers": list, "history": list, "sums": dict, "epoch": int, "global_step": int,
-}  # fmt: skip
+_ZIP = b"PK\x03\x04"  # how every zip archive begins
+_CONTENT = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
 _REMEDY = "give a run's folder or a .ckpt file that `fit` saved"
-
-
-def write(data: bytes, path: Path) -> None:
-    """Write a file so that at any moment, even when killed or out of space, it is the old one or the new one.
-
-    The folder is made if it is missing, its parent is not: a run whose folder has vanished must not go on.
-
-    Raises:
-        StorageError: The file could not be written; an old one is intact.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(
-            f"{path}: cannot be saved ({error.strerror or error}); free space or make the folder writable, "
-            "then go on with --resume"
-        ) from error
-
-
-def sweep(run: Path) -> None:
-    """Remove from a run's folder what a process that was killed inside `write` has left there."""
-    for debris in run.rglob(".*.tmp"):
-        debris.unlink(missing_ok=True)
 
 
 def dumps(checkpoint: dict[str, Any]) -> bytes:
@@ -74,9 +39,9 @@ def _digest(data: bytes) -> bytes:
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """Read a checkpoint of this project onto the CPU, and verify it.
+    """Read a checkpoint that a Trainer has saved onto the CPU, and verify it.
 
-    A file without a checksum is refused, even if torch can load it: nothing tells whether it is damaged.
+    Of a file that `SafeCheckpointIO` wrote every byte is verified, of another one the content.
 
     Raises:
         InputError: It does not exist, is damaged, would run code, or holds something else.
@@ -85,40 +50,49 @@ def read(path: Path | str) -> dict[str, Any]:
     if "://" in str(path):
         raise InputError(f"{path}: checkpoints are read from files, not from URLs; download it and {_REMEDY}")
     try:
-        status = Path(path).stat()
-        if not S_ISREG(status.st_mode) or status.st_size > _MAX_SIZE:
-            raise InputError(f"{path}: not a checkpoint (no regular file below 1 GiB); {_REMEDY}")
-        data = Path(path).read_bytes()
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
+        if not S_ISREG(Path(path).stat().st_mode):
+            raise ValueError("not a checkpoint but a folder or a device")
+        with Path(path).open("rb") as file:
+            data = file.read(len(_ZIP))
+            return _loads(data + file.read() if data == _ZIP else b"")  # another file may be endless
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f"{path}: no such checkpoint; {_REMEDY}") from error
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}") from error
-    return _loads(data, str(path))
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; {_REMEDY}") from error
 
 
-def _loads(data: bytes, name: str) -> dict[str, Any]:
+def _check(data: bytes) -> None:
+    """Refuse the bytes of a checkpoint if something is wrong with them."""
+    if data[-64:] == _digest(data[:-64]):
+        return
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            wrong = archive.comment or data[-_SEAL:].startswith(_MARK) or archive.testzip()
+    except Exception as error:  # a damaged archive makes zipfile raise nearly anything
+        raise ValueError("damaged (cut off), or not a checkpoint") from error
+    if wrong:
+        raise ValueError("damaged (its checksum does not hold)")
+
+
+def _loads(data: bytes) -> dict[str, Any]:
     """Return what the bytes of a checkpoint hold, once nothing speaks against it."""
-    if data[-64:] != _digest(data[:-64]):
-        sealed = data[-_SEAL:].startswith(_MARK)
-        why = "its checksum does not hold" if sealed else "cut off, or not saved by `fit`: it has no checksum"
-        raise InputError(f"{name}: damaged ({why}); {_REMEDY}")
+    _check(data)
     try:
         checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(f"{name}: refused, it holds more than tensors and plain data; {_REMEDY}") from error
+        raise ValueError("refused, it holds more than tensors and plain data") from error
     except Exception as error:  # a file made to harm can make the unpickler raise anything
-        raise InputError(f"{name}: not a readable checkpoint ({type(error).__name__}); {_REMEDY}") from error
-    if not isinstance(checkpoint, dict) or not all(
-        isinstance(checkpoint.get(key), kind) for key, kind in _CONTENT.items()
-    ):
-        raise InputError(f"{name}: not a checkpoint of this project; {_REMEDY}")
-    if not all(isinstance(weight, Tensor) for weight in checkpoint["state_dict"].values()):
-        raise InputError(f"{name}: not a checkpoint of this project; {_REMEDY}")
-    if not_finite := _not_finite(checkpoint):
-        raise InputError(f"{name}: {not_finite} is not finite; {_REMEDY}")
-    return checkpoint
+        raise ValueError(f"not a readable checkpoint ({type(error).__name__})") from error
+    typed = isinstance(checkpoint, dict) and all(
+        isinstance(checkpoint.get(k), t) for k, t in _CONTENT.items()
+    )
+    if not typed or not all(isinstance(weight, Tensor) for weight in checkpoint["state_dict"].values()):
+        raise ValueError("not a checkpoint of a Trainer")
+    if name := _not_finite(checkpoint):
+        raise ValueError(f"{name} is not finite")
+    return dict(checkpoint)
 
 
 def _not_finite(checkpoint: dict[str, Any]) -> str | None:
@@ -128,14 +102,14 @@ def _not_finite(checkpoint: dict[str, Any]) -> str | None:
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """How Lightning's Trainer saves and loads checkpoints here: see `write` and `read`."""
+    """How Lightning's Trainer saves and loads checkpoints here: see `files.write` and `read`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save a checkpoint to `path`.
 
         Raises:
             DivergedError: A weight is not finite; nothing is written.
-            StorageError: See `write`.
+            StorageError: See `files.write`.
         """
         if name := _not_finite(checkpoint):
             raise DivergedError(

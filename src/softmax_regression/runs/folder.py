@@ -1,33 +1,26 @@
-"""A run's folder, logs/<name>/<run>/: its name, TensorBoard events, checkpoints and manifest run.json."""
+"""A run's folder, logs/<name>/<run>/: its name, TensorBoard events, and how a command opens it."""
 
-import json
-import os
-import platform
-import subprocess
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from softmax_regression.errors import InputError, StorageError
-from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs import checkpoint
+from softmax_regression.runs.record import read_manifest
+from softmax_regression.runs.stopping import START
+from softmax_regression.runs.trust import find_class
 
-METRICS = tuple(f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc"))
-
-
-def metrics_text(row: Mapping[str, float]) -> str:
-    """Return the metrics of a row for people, in their usual order."""
-    return "  ".join(f"{name} {row[name]:.4f}" for name in METRICS if name in row)
+SHOWN = ("train/loss", "train/acc", "val/loss", "val/acc")  # the metrics of TensorBoard's page HPARAMS
 
 
 class RunLogger(TensorBoardLogger):
@@ -55,32 +48,28 @@ class RunLogger(TensorBoardLogger):
         return str(self._version)
 
     def _claim(self) -> str:
-        started, attempt = self._wanted or datetime.now().strftime("%Y-%m-%d_%H-%M-%S"), 0
-        while True:
-            name = started + (f"-{attempt}" if attempt else "")
-            try:
-                Path(self.root_dir, name).mkdir(parents=True)
-                return name
-            except FileExistsError as error:
-                if self._wanted:
-                    raise InputError(
-                        f"{Path(self.root_dir, name)}: is another run's; choose another name, or go on with "
-                        "it by --resume"
-                    ) from error
-                attempt += 1
-            except OSError as error:
-                raise InputError(
-                    f"{self.root_dir}: cannot make a run folder there ({error.strerror}); "
-                    "choose another with --trainer.logger.save_dir"
-                ) from error
+        root, now = Path(self.root_dir), datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        names = [self._wanted] if self._wanted else [now, *(f"{now}-{i}" for i in range(1, 1000))]
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            for name in names:
+                with suppress(FileExistsError):
+                    (root / name).mkdir()
+                    return name
+        except OSError as error:
+            raise InputError(
+                f"{root}: cannot make a run folder there ({error.strerror}); "
+                "choose another with --trainer.logger.save_dir"
+            ) from error
+        raise InputError(f"{root / names[0]}: is another run's; choose another name, or --resume that run")
 
-    def reopen(self, run: Path, epoch: int) -> None:
-        """Go on writing in the folder of an earlier run that has come to the end of `epoch`.
+    def reopen(self, run: Path, step: int) -> None:
+        """Go on writing in the folder of an earlier run that has made `step` steps.
 
-        Whatever was logged of later epochs was lost with the process, and is taken back.
+        Whatever was logged of later steps was lost with the process, and is taken back.
         """
         self._root_dir, self._name, self._version = str(run.parent.parent), run.parent.name, run.name
-        self._kwargs["purge_step"] = epoch + 1
+        self._kwargs["purge_step"] = step
 
     @rank_zero_only
     def log_hyperparams(
@@ -90,18 +79,17 @@ class RunLogger(TensorBoardLogger):
         from torch.utils.tensorboard.summary import hparams
 
         if "purge_step" not in self._kwargs:
-            values = {
-                name: v if isinstance(v, int | float | str) else str(v) for name, v in dict(params).items()
-            }
-            for summary in hparams(values, dict.fromkeys(METRICS, 0.0)):
+            values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in dict(params).items()}
+            for summary in hparams(values, dict.fromkeys(SHOWN, 0.0)):
                 self.experiment._get_file_writer().add_summary(summary)
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:  # type: ignore[override]
-        """Draw the model for the page GRAPHS."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
-            super().log_graph(model, input_array)
+        """Draw the model for the page GRAPHS; that of a reopened run is there already."""
+        if "purge_step" not in self._kwargs:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
+                super().log_graph(model, input_array)
 
     @rank_zero_only
     def save(self) -> None:
@@ -111,8 +99,39 @@ class RunLogger(TensorBoardLogger):
 
 def find_run(path: Path | str) -> Path | None:
     """Return the run folder that `path` is, or is a checkpoint of; None if there is none."""
-    path = Path(path)
-    return next((p for p in (path, *path.parents[:2]) if (p / "config.yaml").is_file()), None)
+    for folder in (Path(path), *Path(path).parents[:2]):
+        if (folder / "run.json").is_file() or (folder / "config.yaml").is_file():
+            return folder
+    return None
+
+
+def runs_of(logs: Path = Path("logs")) -> list[Path]:
+    """Return the folders of all runs under `logs` that have saved something, the newest first."""
+    runs = {path.parent.parent for path in logs.glob("*/*/checkpoints/*.ckpt")}
+    return sorted(runs, key=lambda run: (run / "checkpoints").stat().st_mtime, reverse=True)
+
+
+def newest_run(which: str, logs: Path = Path("logs")) -> Path:
+    """Return the newest run on real images or, if there is none, on generated ones; a line says which.
+
+    Raises:
+        InputError: There is no run.
+    """
+    origins = {run: _origin(run) for run in runs_of(logs)}
+    if not origins:
+        raise InputError(f"{which}: no run under {logs}/ has a checkpoint; train one with `train.py fit`")
+    newest = next(iter(origins))
+    chosen = next((run for run, origin in origins.items() if not origin.startswith("generated")), newest)
+    passed = f"; passed over {newest}, which has generated images" if chosen != newest else ""
+    print(f"{which}: the newest run is {chosen}, on {origins[chosen]}{passed}", file=sys.stderr)
+    return chosen
+
+
+def _origin(run: Path) -> str:
+    try:
+        return str(read_manifest(run)["data"]["origin"])
+    except (InputError, KeyError, TypeError):
+        return "unknown images"
 
 
 def open_checkpoint(
@@ -124,7 +143,7 @@ def open_checkpoint(
 
     Args:
         which: A .ckpt file; a run's folder; `best` or `last` of the newest run under `logs`.
-        prefer: `best` or `last`, for a folder that has both.
+        prefer: `best`, or `last` to go on with it, for a folder that has both.
         logs: The folder of all experiments.
 
     Returns:
@@ -134,84 +153,69 @@ def open_checkpoint(
         InputError: There is none, or none that can be read.
     """
     if which in ("best", "last"):
-        runs = {path.parent.parent for path in logs.glob(f"*/*/checkpoints/{which}.ckpt")}
-        if not runs:
-            raise InputError(
-                f"{which}: no run under {logs}/ has a {which}.ckpt; train one with `train.py fit`"
-            )
-        prefer, which = which, str(max(runs, key=lambda run: (run / "checkpoints").stat().st_mtime))
+        prefer, which = which, str(newest_run(which, logs))
     if not Path(which).is_dir():
         return Path(which), checkpoint.read(which)
-    files = sorted((Path(which) / "checkpoints").glob("*.ckpt"), key=lambda file: -file.stat().st_mtime)
+    files = sorted(Path(which, "checkpoints").glob("*.ckpt"), key=lambda file: -file.stat().st_mtime)
     files.sort(key=lambda file: file.stem != prefer)
-    if not files:
-        raise InputError(
-            f"{which}: has no checkpoints/*.ckpt to go on with; give the folder of a run that saved one"
-        )
+    if prefer == "last":  # a run that was killed in its first epoch starts it again
+        files += Path(which).glob(START)
     for file in files:
         try:
-            found = checkpoint.read(file)
+            return file, checkpoint.read(file)
         except (InputError, StorageError) as error:
             if file == files[-1]:
                 raise
             print(f"warning: {error}; trying an older one", file=sys.stderr)
-        else:
-            break
-    return file, found
+    raise InputError(f"{which}: has no checkpoints/*.ckpt; give the folder of a run that saved one")
 
 
-def open_model(which: str) -> tuple[Path, SoftmaxRegression]:
-    """Return the checkpoint that a user names, see `open_checkpoint`, and its model, ready to predict."""
+def open_model(which: str) -> tuple[Path, LightningModule]:
+    """Return the checkpoint that a user names, see `open_checkpoint`, and its model, ready to predict.
+
+    Raises:
+        InputError: There is none, or its class is not trusted, see `trust.find_class`, or is another one now.
+    """
     path, saved = open_checkpoint(which)
-    model = SoftmaxRegression()
+    named = saved.get("run", {}).get("model", "softmax_regression.model.SoftmaxRegression")
     try:
+        kind: type[Any] = find_class(named, find_run(path) or path)
+        model: LightningModule = kind(**saved.get("hyper_parameters", {}))
         model.load_state_dict(saved["state_dict"])
-    except RuntimeError as error:
-        raise InputError(f"{path}: has weights of another shape; give a checkpoint of this model") from error
+    except (TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: {named} is not what was trained ({reason}); give a checkpoint of it"
+        ) from error
+    model.history = saved.get("history", [])  # type: ignore[assignment]
     return path, model.eval()
 
 
-def read_manifest(run: Path) -> dict[str, Any]:
-    """Read run.json, or return nothing of it if there is none yet.
+def open_data(
+    path: Path, dirs: Sequence[str] | None = None, stage: str = "fit"
+) -> LightningDataModule | None:
+    """Return the data that the run of a checkpoint was made with, set up; None if it had no data module.
+
+    Args:
+        path: The checkpoint.
+        dirs: Folders to look for the files in; None for those of the run.
+        stage: What they are set up for, `fit` or `test`.
 
     Raises:
-        InputError: It is not JSON.
+        InputError: They cannot be had.
     """
-    try:
-        manifest: dict[str, Any] = json.loads((run / "run.json").read_text())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{run / 'run.json'}: not a manifest ({error}); delete it") from error
-    return manifest
-
-
-def update_manifest(run: Path, **entries: Any) -> None:
-    """Add entries to run.json, or replace them."""
-    manifest = read_manifest(run) | entries
-    checkpoint.write(json.dumps(manifest, indent=2, default=str).encode(), run / "run.json")
-
-
-def environment() -> dict[str, Any]:
-    """Return what a result depends on beside the configuration: commit, versions, machine."""
-    packages = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "softmax-regression")
-    return {
-        "git": {"commit": _git("rev-parse", "HEAD"), "dirty": bool(_git("status", "--porcelain"))},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "machine": {
-            "platform": platform.platform(),
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-        },
-        "command": ["python", *sys.argv],
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        result = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
+    saved = checkpoint.read(path)
+    known = saved.get("run", {})
+    if not (named := known.get("data")):
         return None
-    return result.stdout.strip() if result.returncode == 0 else None
+    changed = {} if dirs is None else {"dirs": list(dirs)}
+    try:
+        kind = find_class(named, find_run(path) or path)
+        data: Any = kind(**saved["datamodule_hyper_parameters"] | changed)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{named}: not what the run was made with ({error}); train anew") from error
+    data.prepare_data()
+    data.setup(stage)
+    if known.get("sha256") and known["sha256"] != data.loaded.sha256:
+        print("warning: these are not the images that the run was trained with", file=sys.stderr)
+    return data  # type: ignore[no-any-return]

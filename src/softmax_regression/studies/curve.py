@@ -4,53 +4,82 @@ Source: Dive into Deep Learning, section 4.5.4.
 Command: python study.py curve logs/softmax/RUN [RUN ...]
 """
 
-import io
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
 
-from softmax_regression.errors import InputError
-from softmax_regression.figures.drawings import learning_curves
-from softmax_regression.runs import checkpoint
-from softmax_regression.runs.folder import METRICS
+from softmax_regression.errors import InputError, StorageError
+from softmax_regression.figures.drawings import METRIC, Curves, learning_curves, to_png
+from softmax_regression.figures.page import check_output
+from softmax_regression.files import write
+from softmax_regression.runs.record import read_manifest
+
+T = TypeVar("T")
 
 
-def run(runs: Sequence[Path], output: Path = Path("logs/curve.png")) -> Path:
+def run(runs: Sequence[Path], output: Path = Path("logs/curve.png"), force: bool = False) -> Path:
     """Draw the logged metrics of runs over one another.
 
     Args:
         runs: Folders with TensorBoard events.
         output: The PNG file to write.
-
-    Returns:
-        The path of the PNG file.
+        force: Let it replace a file of somebody else's.
 
     Raises:
-        InputError: A folder has no metrics.
+        InputError: None of the folders has metrics, or the file cannot be written.
     """
-    figure = learning_curves({str(path): read_scalars(path) for path in runs})
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160)
-    checkpoint.write(buffer.getvalue(), output)
+    check_output(output, force)
+    write(to_png(learning_curves(readable(runs, read_scalars)), dpi=160), output)
     return output
 
 
-def read_scalars(run: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return the metrics that a run has logged, as epochs (t,) and values (t,).
+def readable(runs: Sequence[Path], read: Callable[[Path], T]) -> dict[str, T]:
+    """Read runs; one that has diverged or cannot be read is left out, which a line on stderr says.
+
+    Raises:
+        InputError: None is left.
+    """
+    found: dict[str, T] = {}
+    for each in runs:
+        try:
+            if read_manifest(each).get("status") == "diverged":
+                raise InputError(f"{each}: diverged")
+            several = [other.name for other in runs].count(each.name) > 1
+            found[str(each) if several else each.name] = read(each)
+        except (InputError, StorageError) as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not found:
+        raise InputError("no run is left to be shown; give folders of runs, such as logs/softmax/RUN")
+    return found
+
+
+def read_scalars(run: Path) -> Curves:
+    """Return the metrics that a run has logged in training, by epoch; the scalar `epoch` counts from 0.
 
     Raises:
         InputError: There are none.
     """
-    events = EventAccumulator(str(run), size_guidance={"scalars": 0})  # 0: keep all
+    accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0})  # 0: keep all
     if run.is_dir():
-        events.Reload()
-    logged = {tag: events.Scalars(tag) for tag in METRICS if tag in events.Tags()["scalars"]}
-    if not logged:
+        accumulator.Reload()
+    logged = {tag: accumulator.Scalars(tag) for tag in accumulator.Tags()["scalars"]}
+    epoch_of = {event.step: round(event.value) + 1 for event in reversed(logged.get("epoch", []))}
+    metrics = {tag: events for tag, events in logged.items() if METRIC.fullmatch(tag)}
+    trained = [epoch_of.get(e.step, 0) for tag, es in metrics.items() if tag.startswith("train") for e in es]
+    # What a test after training logs has one epoch more.
+    ends = {epoch: step for step, epoch in sorted(epoch_of.items()) if epoch <= max(trained, default=0)}
+    found = {}
+    for tag, events in metrics.items():
+        steps = [event.step for event in events if not ends or event.step <= max(ends.values())]
+        epochs = np.interp(steps, [-1, *ends.values()], [0, *ends]) if ends else np.array(steps)
+        values = [event.value for event in events[: len(steps)]]
+        if steps:
+            found[tag] = torch.from_numpy(epochs), torch.tensor(values)
+    if not found:
         raise InputError(f"{run}: has no logged metrics; give the folder of a run, such as logs/softmax/RUN")
-    return {
-        tag: (torch.tensor([s.step for s in scalars]), torch.tensor([s.value for s in scalars]))
-        for tag, scalars in logged.items()
-    }
+    return found

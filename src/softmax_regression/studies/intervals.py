@@ -1,7 +1,7 @@
 """Means with 95 % intervals, from a few seeds."""
 
-import math
 from collections.abc import Sequence
+from math import inf, sqrt
 from statistics import mean, stdev
 from typing import NamedTuple
 
@@ -13,11 +13,7 @@ T_QUANTILES = (
 
 
 class Interval(NamedTuple):
-    """A mean and half the width of its 95 % interval, which is infinite if there is only one value.
-
-    >>> str(Interval.of([0.25, 0.5, 0.75]))
-    '0.5000 ± 0.6211'
-    """
+    """A mean and half the width of its 95 % interval, infinite if there is only one value."""
 
     mean: float
     half: float
@@ -26,18 +22,16 @@ class Interval(NamedTuple):
     def of(cls, values: Sequence[float]) -> "Interval":
         """Return the mean of independent values and Student's interval, a little wide beyond 21 values."""
         n = len(values)
-        if n < 2:
-            return cls(mean(values), math.inf)
-        return cls(mean(values), T_QUANTILES[min(n - 2, 19)] * stdev(values) / math.sqrt(n))
+        return cls(mean(values), T_QUANTILES[min(n - 2, 19)] * stdev(values) / sqrt(n) if n > 1 else inf)
 
     @property
     def has_zero(self) -> bool:
         """Whether the data do not tell the mean from zero."""
         return abs(self.mean) <= self.half
 
+    def __format__(self, sign: str) -> str:
+        """Give four digits, `+` also the sign; of one value no interval."""
+        return f"{self.mean:{sign}.4f}" + (f" ± {self.half:.4f}" if self.half < inf else " (one seed)")
+
     def __str__(self) -> str:
         return format(self)
-
-    def __format__(self, sign: str) -> str:
-        """Give four digits; with the format `+` also the sign."""
-        return f"{self.mean:{sign}.4f} ± {self.half:.4f}"

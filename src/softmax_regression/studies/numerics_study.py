@@ -5,142 +5,104 @@ Command: python study.py numerics
 """
 
 import math
-import platform
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch.nn.functional import cross_entropy as torch_cross_entropy
+from matplotlib.figure import Figure
+from torch import Tensor
 
-from softmax_regression.data.files import DIRS
-from softmax_regression.data.module import load
-from softmax_regression.figures.page import Page, fraction, symbols, write_csv
-from softmax_regression.numerics import cross_entropy, log_softmax, logsumexp, naive_softmax, softmax
-from softmax_regression.studies.numerics_figures import (
-    error_figure,
-    logsumexp_figure,
-    temperature_figure,
-    training_figure,
-    vanishing_figure,
-)
-from softmax_regression.studies.numerics_measurements import (
-    BREAKDOWNS,
-    DTYPES,
-    FORMS,
-    LOSSES,
-    STEP,
-    VANISHINGS,
-    Error,
-    Failure,
-    Training,
-    errors,
-    failures,
-    trainings,
-)
+from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.figures.drawings import BLUE, GREEN, ORANGE, VERMILION
+from softmax_regression.figures.page import Page, check_output, fraction, symbols, write_csv
+from softmax_regression.numerics import logsumexp, naive_softmax, softmax
+from softmax_regression.studies import numerics_measurements as measure
+from softmax_regression.studies.numerics_measurements import DTYPES, FORMS, Error, Failure, Training
 
-NAMES = [torch.finfo(dtype).dtype for dtype in DTYPES]
+STYLES = {"torch": (GREEN, "-", 3.5), "stable": (BLUE, "-", 2), "naive": (VERMILION, "--", 1.5)}
 
 
 def run(
     out: Path = Path("logs/numerics"),
-    source: Literal["fashion-mnist", "synthetic"] = "fashion-mnist",
-    dirs: Sequence[str] = DIRS,
+    source: Literal["files", "synthetic"] = "files",
+    dirs: Sequence[str] | None = None,
     seed: int = 0,
     quick: bool = False,
+    force: bool = False,
 ) -> Path:
     """Measure where softmax and cross-entropy break in floating point, and what the stable forms mend.
 
     Args:
         out: Folder of the page.
-        source: What to train on: `fashion-mnist`, or `synthetic` for generated stand-ins.
+        source: What to train on: `files`, or `synthetic` for generated stand-ins that need none.
         dirs: Folders to look for the data in.
         seed: Decides random logits, initial weights and minibatches.
         quick: Measure at fewer points, and train for fewer steps on 2,000 generated images.
-
-    Returns:
-        The path of the page.
+        force: Let it replace a page of somebody else's.
 
     Raises:
-        InputError: The data cannot be had.
+        InputError: The page cannot be written, or the data cannot be had.
     """
-    data = load("synthetic", synthetic_size=2000) if quick else load(source, dirs)
-    images, labels, origin = data.images, data.labels, data.origin
-    scales, vanishing = failures(BREAKDOWNS), failures(VANISHINGS)
-    accuracy = errors(rows=5 if quick else 25, points=11 if quick else 31, seed=seed)
-    runs = trainings(images.flatten(1) / 255, labels, steps=160 if quick else 400, seed=seed)
-
+    check_output(out / "index.html", force)
+    source, size = ("synthetic", 2_000) if quick else (source, 60_000)
+    rows, scales, steps = (5, 11, 160) if quick else (25, 31, 400)
+    data = FashionMNISTDataModule(val_size=0, source=source, dirs=dirs, synthetic_size=size).loaded
+    used = f"{rows} rows of logits at {scales} scales; {steps} steps a training run, {data.origin}"
+    print(used, file=sys.stderr)
+    failing = measure.failures()
+    erring = measure.errors(rows, scales, seed)
+    training = measure.trainings(data.images.flatten(1) / 255, data.labels, steps, seed)
     page = Page("Softmax in floating point")
-    _definition(page)
-    _breakdown(page, scales)
-    _accuracy(page, accuracy)
-    _vanishing(page, vanishing)
-    _training(page, runs, origin)
+    _breakdown(page, failing)
+    _accuracy(page, erring)
+    _vanishing(page)
+    _training(page, training)
     _soft_maximum(page)
     page.heading("How this was measured")
-    page.preformatted(
-        f"python study.py numerics, seed {seed}{', quick' if quick else ''}\n"
-        f"torch {torch.__version__}, Python {platform.python_version()}, {platform.machine()} CPU\n{origin}"
-    )
-    write_csv(out / "failures.csv", [row._asdict() for row in scales + vanishing])
-    write_csv(out / "errors.csv", [row._asdict() for row in accuracy])
-    write_csv(
-        out / "training.csv",
-        [
-            {"dtype": row.dtype, "init_std": row.init_std, "form": row.form, "step": step, "loss": loss}
-            for row in runs
-            for step, loss in enumerate(row.losses, 1)
-        ],
-    )
+    command = ["python", "study.py", "numerics", f"--out={out}", f"--source={source}", f"--seed={seed}"]
+    page.preformatted(f"{shlex.join(command + ['--quick'] * quick)}\n{used}\ntorch {torch.__version__}")
+    columns = {f"{run.form} {run.dtype} {run.init_std:g}": run.losses for run in training}
+    by_step = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    write_csv(out / "training.csv", by_step)
+    write_csv(out / "failures.csv", [row._asdict() for row in failing])
+    write_csv(out / "errors.csv", [row._asdict() for row in erring])
     return page.write(out)
 
 
-def _definition(page: Page) -> None:
+def _breakdown(page: Page, rows: Sequence[Failure]) -> None:
     page.text(
-        "A linear layer gives each of n classes a number o, its logit. Softmax turns the logits into "
-        "probabilities p, and the loss, cross-entropy, is minus the logarithm of the label's probability:"
+        "Softmax turns n numbers o, the logits, into probabilities p, and the loss, cross-entropy, is minus "
+        "the logarithm of the label's probability, in nats, the unit of natural logarithms: to guess among "
+        "ten classes costs log 10 = 2.30 nats."
     )
     page.equation(symbols("p_i ="), fraction("exp ( o_i )", "Σ_j exp ( o_j )"))
     page.equation(symbols("loss = − log ~ p_y"))
     page.text("On paper nothing can go wrong. In float32, three equal logits, due a third each, get")
-    rows = [
-        [f"({o:g}, {o:g}, {o:g})", *(f(torch.full((3,), o))[0].item() for f in (naive_softmax, softmax))]
-        for o in (10.0, 1000.0, -1000.0)
-    ]
-    page.table(rows, ["logits", "softmax as defined", "stable softmax"])
-
-
-def _breakdown(page: Page, rows: Sequence[Failure]) -> None:
+    equal = {f"({o:g}, {o:g}, {o:g})": torch.full((3,), o) for o in (10.0, 1000.0, -1000.0)}
+    table = [[name, naive_softmax(x)[0].item(), softmax(x)[0].item()] for name, x in equal.items()]
+    page.table(table, ["logits", "softmax as defined", "stable softmax"])
     page.heading("Where the definitions break")
     page.text(
-        "exp(o) is inf when it exceeds max, the largest number of its type, and 0 when it falls below half "
-        "of least, the smallest positive one. A sum of ten terms reaches max earlier. The logits below are "
-        f"multiples of a scale s that grows in steps of {STEP:g}. The table gives the first s that fails "
-        "and, in brackets, the scale predicted from the type alone. LSE is LogSumExp, the logarithm of the "
-        "sum of the exponentials."
+        "exp(o) is inf above max, the largest number of its type, and 0 below half of least, the smallest "
+        "positive one; a sum of ten reaches max earlier, and 1 + exp(−s) is 1 once exp(−s) is below half of "
+        "eps, the spacing of numbers at 1. The table gives the first scale s to fail, in steps of "
+        f"{measure.STEP:g}, and in brackets the scale predicted from the type alone. LSE is LogSumExp, the "
+        "logarithm of the sum of the exponentials; tiny is the smallest number of full precision."
     )
-    _failure_table(page, rows)
-    page.text(_agreement(rows))
+    cases: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        cases.setdefault((row.what, row.limit), []).append(f"{row.measured:g} ({row.predicted:.2f})")
+    page.table([[*case, *cells] for case, cells in cases.items()], ["at scale s", "predicted", *DTYPES])
+    agreeing = sum(0 <= row.measured - row.predicted <= measure.STEP for row in rows)
+    page.text(f"{agreeing} of {len(rows)} measured scales are the first step above the prediction.")
     page.heading("The mend")
     page.text("With m the largest logit, reduce the fraction by exp(m), and let log and exp cancel:")
     page.equation(symbols("p_i ="), fraction("exp ( o_i − m )", "Σ_j exp ( o_j − m )"))
     page.equation(symbols("log ~ p_i = o_i − m − log Σ_j exp ( o_j − m )"))
-    finite = [name for dtype, name in zip(DTYPES, NAMES, strict=True) if _finite_to_the_end(dtype)]
-    page.text(
-        "No exponent is above 0 and one is 0, so the sum lies between 1 and n, and no probability is rounded "
-        "to 0 before its logarithm is taken. On the logits of the table, with s the largest number of the "
-        f"type, these forms give nothing but finite numbers in {', '.join(finite) or 'no type'}."
-    )
-
-
-def _finite_to_the_end(dtype: torch.dtype) -> bool:
-    """Whether the stable forms are finite for the logits of every breakdown at the largest scale there is."""
-    logits = [
-        sign * torch.finfo(dtype).max * torch.tensor(case.direction, dtype=dtype)
-        for case in BREAKDOWNS
-        for sign in (1, -1)
-    ]
-    return all(bool(f(x).isfinite().all()) for x in logits for f in (softmax, log_softmax, logsumexp))
+    page.text("No exponent exceeds 0 and one is 0: nothing overflows, and nothing is divided by 0.")
 
 
 def _accuracy(page: Page, rows: Sequence[Error]) -> None:
@@ -148,112 +110,125 @@ def _accuracy(page: Page, rows: Sequence[Error]) -> None:
     page.text(
         "Rows of ten random logits between −s and s, compared with 50-digit arithmetic. An error of 1 ulp, "
         "unit in the last place, is one step between neighbouring numbers of the type. A line ends in a "
-        "cross where the form stops giving finite numbers."
+        "cross where the form stops giving finite numbers; dots bound the error of the stable form."
     )
+    finite = [row for row in rows if math.isfinite(row.ulps)]
     table = []
-    for quantity in FORMS:
-        mine = [row for row in rows if row.quantity == quantity]
-        name = f"{quantity.replace('-', '_')}_error"
-        page.figure(error_figure(mine), name, f"Worst error of {quantity} against the scale of the logits")
-        for dtype in NAMES:
-            worst = [_worst(mine, dtype, form) for form in ("naive", "torch", "stable")]
-            table.append([quantity, dtype, *worst])
+    for quantity, forms in FORMS.items():
+        figure = _error_figure([row for row in rows if row.quantity == quantity])
+        page.figure(figure, f"{quantity}_error", f"Worst error of {quantity} against the scale of the logits")
+        for name in DTYPES:
+            mine = [row for row in finite if (row.quantity, row.dtype) == (quantity, name)]
+            table.append([quantity, name, *(max(r.ulps for r in mine if r.form == form) for form in forms)])
     page.table(table, ["worst error, ulp", "type", "naive, while finite", "torch", "stable"])
-    stable, torchs = (max(_worst(rows, dtype, form) for dtype in NAMES) for form in ("stable", "torch"))
+    share = max(row.ulps / row.bound for row in finite if row.form == "stable")
     page.text(
-        f"Over all scales the stable forms err by {stable:.2g} ulp at most, torch's by up to {torchs:.2g}. "
-        "In softmax the difference is the rounding of o − m, an absolute error that exp turns into a "
-        "relative one: the stable form here computes what was lost and puts it back. In log-softmax it is "
-        "the logarithm of a sum close to 1, the subject of the next section."
+        "Subtracting m costs digits where logits lie far apart: a gap m − o_j is rounded, and exp makes a "
+        "relative error of that. So the bounds are n + 4 + log n + g ulp for softmax and n + 3 + g for "
+        "log-softmax, g the largest gap whose exponential is not below tiny. The stable forms come to at "
+        f"most {share:.2f} of them. In float16 and bfloat16 torch computes in float32 and rounds once, these "
+        "do not. Why torch's log-softmax is off by so much more comes next."
     )
 
 
-def _worst(rows: Sequence[Error], dtype: str, form: str) -> float:
-    """The worst finite error over all scales."""
-    return max(r.ulps for r in rows if (r.dtype, r.form) == (dtype, form) and math.isfinite(r.ulps))
-
-
-def _vanishing(page: Page, rows: Sequence[Failure]) -> None:
+def _vanishing(page: Page) -> None:
     page.heading("A loss that vanishes")
     page.text(
-        "Take two logits, 0 for the label and −s for the other class. The sum of exponentials is 1 + "
-        "exp(−s). Once exp(−s) is below eps / 2, half the spacing of numbers at 1, that sum rounds to 1: the "
-        "loss is exactly 0, and so is the gradient of the label's logit. Leaving the largest term out of the "
-        "sum and taking log1p, which is log(1 + x) without forming 1 + x, keeps every digit down to tiny, "
-        "the smallest number of full precision:"
+        "Take two logits, 0 for the label and −s for the other class. When the sum 1 + exp(−s) rounds to 1, "
+        "the loss is 0, which a comparison of confident models, or a sum of log-probabilities, feels. To "
+        "leave the largest term out of the sum and take log1p, log(1 + x) without forming 1 + x, keeps it:"
     )
     page.equation(symbols("loss = m − o_y + log1p Σ_j≠k exp ( o_j − m ) , ~ ~ ~ m = o_k"))
-    _failure_table(page, rows)
-    x, y = torch.tensor([[0.0, -25.0]]), torch.tensor([0])
-    page.text(
-        f"{_agreement(rows)} For (0, −25) in float32 torch's loss is {torch_cross_entropy(x, y).item():.3g}, "
-        f"the stable one {cross_entropy(x, y).item():.3g}, the true one {math.log1p(math.exp(-25)):.3g}."
-    )
-    page.figure(
-        vanishing_figure(), "vanishing_loss", "The loss of the logits (0, −s), whose label is the first"
-    )
-    doubts = [
-        f"{torch.finfo(dtype).eps / 2:.1g} in {name}" for dtype, name in zip(DTYPES, NAMES, strict=True)
-    ]
-    page.text(
-        f"So it matters for labels whose probability is closer to 1 than {', '.join(doubts)}. They hardly "
-        "move the weights, but comparing confident models, calibrating them or adding up log-probabilities "
-        "needs their loss."
-    )
+    s = torch.arange(0, 110, 0.25)
+    x = torch.stack((torch.zeros_like(s), -s), dim=1)
+    losses = {form: -f(x)[:, 0] for form, f in reversed(FORMS["log-softmax"].items())}
+    figure = _curves("Loss of the logits (0, −s), label 0, in float32", "gap s", "loss (nats)", s, losses)
+    figure.axes[0].set_yscale("log", nonpositive="mask")
+    page.figure(figure, "vanishing_loss", "The loss of (0, −s), label 0; a line ends where it becomes 0")
 
 
-def _training(page: Page, rows: Sequence[Training], origin: str) -> None:
+def _training(page: Page, runs: Sequence[Training]) -> None:
     page.heading("What this does to training")
     page.text(
-        f"The book's recipe, minibatches of 256 and learning rate 0.1, for {len(rows[0].losses)} steps on "
-        f"{origin}. Weights, logits and loss are of one type; std is the standard deviation of the initial "
-        "weights, 0.01 in the book."
+        "The book's recipe with weights, logits and loss in one type, from weights of standard deviation std."
     )
-    page.figure(
-        training_figure(rows),
-        "training",
-        "Training loss of the naive and of the stable form; dotted where the naive loss is no longer finite",
-    )
-    table = []
-    for stable, naive in zip(rows[::2], rows[1::2], strict=True):
-        fate = f"{naive.losses[naive.broken - 1]:g} at step {naive.broken}" if naive.broken else "finite"
-        table.append([naive.dtype, f"{naive.init_std:g}", fate, naive.losses[-1], stable.losses[-1]])
-    page.table(table, ["type", "std", "naive loss", "naive, last step", "stable, last step"])
-    broken = {form: sum(row.broken is not None for row in rows if row.form == form) for form in LOSSES}
+    page.figure(_training_figure(runs), "training", "Training loss; dotted where it is no longer finite")
+    table = [[r.dtype, f"{r.init_std:g}", r.form, r.broken or "none", r.losses[-1]] for r in runs]
+    page.table(table, ["type", "std", "loss", "first step of inf or nan", "last loss"])
+    broken = [run.form for run in runs if run.broken]
     page.text(
-        f"Of {len(table)} runs with each, {broken['naive']} broke with the naive loss and {broken['stable']} "
-        "with the stable one. A loss of inf or nan makes the gradient, and with it the weights, nan: such a "
-        "run never recovers. float16 breaks as soon as logits grow to a dozen; bfloat16 has float32's range."
+        f"Of {len(runs) // 2} runs with each, {broken.count('naive')} broke with the naive loss and "
+        f"{broken.count('stable')} with the stable one. A loss of inf or nan makes the weights nan, for "
+        "good. float16 breaks as soon as logits grow to a dozen; bfloat16 has float32's range."
     )
 
 
 def _soft_maximum(page: Page) -> None:
     page.heading("LogSumExp is the soft maximum, softmax the soft argmax")
     page.text("LogSumExp exceeds the largest logit m by at most log n, and a temperature T narrows the gap:")
-    page.equation(symbols("m < LSE ( o ) ≤ m + log ~ n"))
     page.equation(symbols("m < T ~ LSE ( o / T ) ≤ m + T ~ log ~ n"))
-    page.figure(logsumexp_figure(), "logsumexp", "LogSumExp of two logits, o and 0, and its bounds")
+    o = torch.linspace(-4, 4, 401)
+    x = torch.stack((o, torch.zeros_like(o)), dim=1)
+    curves = {f"T LSE(o / T, 0), T = {t:g}": t * logsumexp(x / t) for t in (1, 0.25)}
+    curves |= {"max(o, 0)": x.amax(1), "max(o, 0) + log 2": x.amax(1) + math.log(2)}
+    figure = _curves("LogSumExp, the soft maximum", "logit o", "value", o, curves)
+    page.figure(figure, "logsumexp", "LogSumExp of two logits, o and 0, and its bounds")
     page.text(
-        "Its gradient is softmax. As T tends to 0, T LSE(o / T) tends to the maximum, and its gradient, "
-        "softmax(o / T), to 1 for the largest logit and 0 for the others: the argmax, one-hot. Softmax is a "
-        "soft argmax rather than a soft maximum."
+        "Its gradient is softmax(o / T), which as T tends to 0 tends to 1 for the largest logit and 0 for "
+        "the others, the argmax: softmax is a soft argmax, not a soft maximum."
     )
-    logits = (0.5, 1.0, 2.0, 3.0, 3.5)
-    page.figure(
-        temperature_figure(logits), "temperature", "softmax(o / T) of five logits at five temperatures T"
-    )
+    logits = torch.tensor([0.5, 1.0, 2.0, 3.0, 3.5])
+    curves = {f"T = {t:g}": softmax(logits / t) for t in (0.1, 0.5, 1, 3)}
+    figure = _curves("Softmax, the soft argmax", "logit o of the class", "softmax(o / T)", logits, curves)
+    page.figure(figure, "temperature", "softmax(o / T) of five logits at four temperatures T")
 
 
-def _failure_table(page: Page, rows: Sequence[Failure]) -> None:
-    """A line a case, a column a dtype: the measured scale and, in brackets, the predicted one."""
-    cells = {(row.what, row.limit, row.dtype): f"{row.measured:g} ({row.predicted:.2f})" for row in rows}
-    cases = dict.fromkeys((row.what, row.limit) for row in rows)
-    page.table(
-        [[*case, *(cells[*case, name] for name in NAMES)] for case in cases],
-        ["at scale s", "predicted", *NAMES],
-    )
+def _curves(title: str, x_label: str, y_label: str, x: Tensor, ys: dict[str, Tensor]) -> Figure:
+    """Lines over the same x, told apart by colour and stroke; marked where they are few points."""
+    fig = Figure(figsize=(5.6, 3.6), layout="constrained")
+    ax = fig.subplots()
+    ax.set_prop_cycle(color=[BLUE, GREEN, ORANGE, VERMILION], linestyle=["-", "-.", "--", ":"])
+    for label, y in ys.items():
+        ax.plot(x, y, marker="o" if len(x) < 10 else "", label=label)
+    ax.set(title=title, xlabel=x_label, ylabel=y_label)
+    ax.legend()
+    return fig
 
 
-def _agreement(rows: Sequence[Failure]) -> str:
-    agreeing = sum(row.agrees for row in rows)
-    return f"{agreeing} of {len(rows)} measured scales are the first step above the prediction."
+def _error_figure(rows: Sequence[Error]) -> Figure:
+    """Worst error against scale, a panel a dtype; a cross where a form is about to stop being finite."""
+    fig = _panels(f"Worst error of {rows[0].quantity} (ulp)", "scale s of the logits")
+    for ax, dtype in zip(fig.axes, DTYPES, strict=True):
+        for form, (color, dashes, width) in STYLES.items():
+            line = [row for row in rows if (row.dtype, row.form) == (dtype, form)]
+            points = [(row.scale, max(row.ulps, 0.1)) for row in line if math.isfinite(row.ulps)]
+            ax.loglog(*zip(*points, strict=True), color=color, linestyle=dashes, linewidth=width, label=form)
+            if len(points) < len(line):
+                ax.plot(*points[-1], "x", color=color, markersize=8, markeredgewidth=2.5)
+        ax.loglog([row.scale for row in line], [row.bound for row in line], "k:", label="bound")
+        ax.set(title=dtype, xticks=[0.1, 10, 1000], ylim=(0.07, None))
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return fig
+
+
+def _training_figure(runs: Sequence[Training]) -> Figure:
+    """Loss against step, a panel a configuration; a vertical line where a form's loss is no longer finite."""
+    fig = _panels("Training loss (nats)", "step")
+    for i, run in enumerate(runs):
+        ax, (color, dashes, width) = fig.axes[i // 2], STYLES[run.form]
+        steps = range(1, len(run.losses) + 1)
+        ax.plot(steps, run.losses, color=color, linestyle=dashes, linewidth=width, label=run.form)
+        if run.broken:
+            ax.axvline(run.broken, color=color, linestyle=":", linewidth=2)
+        ax.set(title=f"{run.dtype}, std {run.init_std:g}", ylim=(0, None))
+    fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return fig
+
+
+def _panels(y_label: str, x_label: str) -> Figure:
+    """Two by two panels, 5.6 inches wide, so that 10-point text is readable at half a page's width."""
+    fig = Figure(figsize=(5.6, 5.4), layout="constrained")
+    fig.supxlabel(x_label, fontsize="medium")
+    fig.supylabel(y_label, fontsize="medium")
+    fig.subplots(2, 2, sharex=True)
+    return fig

@@ -1,25 +1,24 @@
-"""Long training on few images, and what keeps it from overfitting.
+"""Long training on few images, and what keeps it from overfitting: a sweep whose trials are remedies.
 
 Exercise 2 of Dive into Deep Learning, section 4.5: why does the test accuracy fall after a while, and what
 helps? Every remedy is a choice among the same runs, made with validation data.
 """
 
-import functools
-import sys
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
+from lightning.pytorch import LightningModule
+from optuna.trial import FrozenTrial
 from torch import Tensor
 
-from softmax_regression.data.minibatches import Batches
+from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
-from softmax_regression.model import SoftmaxRegression
-from softmax_regression.studies.stacked import Stack, pool
+from softmax_regression.studies.learning import Each, held_out, learn, options
+from softmax_regression.studies.stacked import METRICS
+from softmax_regression.studies.sweep_plan import Params, Plan, count
 
-METRICS = tuple(f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc"))
 BATCH_SIZE, LR = 256, 0.1  # the book's
 PATIENCE = 5  # scorings without a lower validation loss before early stopping stops
 
@@ -38,7 +37,7 @@ class Size(NamedTuple):
 
 
 class Design(NamedTuple):
-    """What is run: every size with every seed, dropout and weight decay."""
+    """What is run: every size with every dropout, weight decay and seed."""
 
     sizes: tuple[Size, ...]
     dropouts: tuple[float, ...]
@@ -53,30 +52,15 @@ FULL = Design(
     5,
 )
 QUICK = Design((Size(50, 60, 6), Size(100, 40, 4)), (0.0, 0.5), (0.0, 0.01), 2)
-
-
-class Runs(NamedTuple):
-    """All runs with one number of images and one dropout; s seeds, d weight decays, t scorings.
-
-    Attributes:
-        metrics: (s, d, 6, t) float64, in the order of METRICS; dropout is off in scoring.
-        weight: (s, d, 10, 784), after the last epoch.
-    """
-
-    metrics: Tensor
-    weight: Tensor
+Curves = Mapping[tuple[float, float], Tensor]  # dropout, weight decay -> (seeds, METRICS, scorings) float64
 
 
 class Arm(NamedTuple):
-    """A remedy as the validation data tuned it, and what it came to.
+    """A remedy as the validation data tuned it.
 
     Attributes:
-        name: The remedy.
-        dropout: Probability of dropping a pixel.
-        decay: Weight decay.
         stop: (s,) int64, the scoring at which the model of each seed was taken.
-        curves: (s, 6, t) float64, its metrics in the order of METRICS.
-        weight: (s, 10, 784), after the last epoch.
+        curves: (s, 6, t) float64, its metrics in the order of METRICS; dropout is off in scoring.
     """
 
     name: str
@@ -84,7 +68,6 @@ class Arm(NamedTuple):
     decay: float
     stop: Tensor
     curves: Tensor
-    weight: Tensor
 
     def taken(self, metric: str) -> list[float]:
         """Return a metric of the models that were taken, one value a seed."""
@@ -93,101 +76,64 @@ class Arm(NamedTuple):
         return taken
 
 
-def train_all(
-    design: Design, data: FashionMNISTDataModule, workers: int | None = None
-) -> dict[Size, dict[float, Runs]]:
-    """Train everything, several stacks at a time, each the weight decays of one size, dropout and seed.
+def plan(design: Design, model: type[LightningModule], data: str) -> Plan:
+    """Return the trials of a design in what the model has parameters for, those of large sets first."""
+    names = {*vars(options(model).get_defaults().model), "train_size", "epochs"}
+    trials = [
+        {"train_size": n.images, "epochs": n.epochs, "lr": LR, "dropout": dropout, "weight_decay": decay}
+        for n, dropout, decay in itertools.product(design.sizes[::-1], design.dropouts, design.decays)
+    ]
+    fixed = [{k: v for k, v in trial.items() if k in names} for trial in trials]
+    fixed = [trial for i, trial in enumerate(fixed) if trial not in fixed[:i]]
+    space = {name: sorted({trial[name] for trial in fixed}) for name in fixed[0]}
+    return Plan(space, "grid", 1, list(range(design.seeds)), 0, data, model=model, fixed=fixed)
 
-    Returns:
-        Size -> dropout -> runs; of the dropouts only 0 and, for masks are costly, the one that is best for
-        the first seed.
-    """
-    with (
-        Progress(console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar,
-        pool(workers) as threads,
-    ):
-        stacks = len(design.dropouts) + 2 * (design.seeds - 1)
-        task = bar.add_task("overfit", total=stacks * sum(n.images * n.epochs for n in design.sizes))
 
-        def job(size: Size, dropout: float, seed: int) -> Runs:
-            advance = functools.partial(bar.advance, task, size.images * size.every)
-            return _train(design, data, size, dropout, seed, advance)
+def train(
+    design: Design, model: type[LightningModule], data: FashionMNISTDataModule,
+    params: Params, models: Sequence[Params], seed: int, each: Each,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Train models on images that the seed chooses, for `Sweep`."""
+    images, labels, own = data.loaded.images, data.loaded.labels, data.train_index
+    index = own[stratified_order(labels[own], seed)[: count(params, "train_size")]]
+    sets = {"train": (images[index], labels[index]), **held_out(data)}
+    loader = Minibatches(images, labels, index, min(BATCH_SIZE, len(index)), seed)
+    every = {size.images: size.every for size in design.sizes}[len(index)]
+    return learn(model, models, loader, count(params, "epochs"), seed, sets, every, each)
 
-        def train(jobs: list[tuple[Size, float, int]]) -> dict[tuple[Size, float, int], Runs]:
-            return dict(zip(jobs, threads.map(job, *zip(*jobs, strict=True)), strict=True))
 
-        largest_first, val_loss = design.sizes[::-1], METRICS.index("val/loss")
-        done = train([(n, p, 0) for n in largest_first for p in design.dropouts])
-        last = {key: runs.metrics[0, val_loss, -1].item() for key, runs in done.items()}
-        kept = {n: (0.0, min(design.dropouts[1:], key=lambda p: last[n, p, 0])) for n in design.sizes}
-        done |= train(
-            [(n, p, seed) for n in largest_first for p in kept[n] for seed in range(1, design.seeds)]
-        )
+def curves(trials: Sequence[FrozenTrial], size: Size) -> Curves:
+    """Return what came of the trials with a number of images."""
     return {
-        n: {
-            p: Runs(*map(torch.stack, zip(*(done[n, p, s] for s in range(design.seeds)), strict=True)))
-            for p in ps
-        }
-        for n, ps in kept.items()
+        (trial.params.get("dropout", 0.0), trial.params.get("weight_decay", 0.0)): torch.tensor(
+            [trial.user_attrs["history"][name] for name in METRICS], dtype=torch.float64
+        ).movedim(0, 1)
+        for trial in trials
+        if trial.params["train_size"] == size.images
     }
 
 
-def _train(
-    design: Design,
-    data: FashionMNISTDataModule,
-    size: Size,
-    dropout: float,
-    seed: int,
-    advance: Callable[[], None],
-) -> Runs:
-    """Train one stack, on images that the seed chooses; shapes as in `Runs` without s."""
-    images, labels = data.loaded.images, data.loaded.labels
-    index = data.train_index[stratified_order(labels[data.train_index], seed)[: size.images]]
-    models = [SoftmaxRegression(LR, decay, dropout=dropout, seed=seed) for decay in design.decays]
-    batches = Batches(images, labels, index, min(BATCH_SIZE, size.images), seed=seed)
-    stack, rows = Stack(models, batches, size.epochs), []
-    sets = (
-        (images[index], labels[index]),
-        (images[data.val_index], labels[data.val_index]),
-        (data.loaded.test_images, data.loaded.test_labels),
-    )
-    for epoch in range(1, size.epochs + 1):
-        stack.train_epoch()
-        if epoch % size.every == 0:
-            rows.append(torch.stack([score for part in sets for score in stack.score(*part)]))  # (6, d)
-            advance()
-    return Runs(torch.stack(rows, -1).movedim(1, 0), stack.weight.view(len(models), 10, -1))
-
-
-def choose_arms(design: Design, runs: Mapping[float, Runs]) -> list[Arm]:
+def choose_arms(runs: Curves) -> list[Arm]:
     """Tune each remedy on the validation loss, the mean over the seeds.
 
-    Args:
-        design: What was run.
-        runs: Dropout -> the runs with it, of one size.
-
     Returns:
-        None, weight decay, dropout, early stopping, and the best combination of all three.
+        None; weight decay and dropout, where they were run; early stopping; the best combination of these.
     """
 
-    def arm(name: str, dropout: float, d: int, early: bool = False) -> Arm:
-        curves = runs[dropout].metrics[:, d]
+    def arm(name: str, dropout: float, decay: float, early: bool = False) -> Arm:
+        curves = runs[dropout, decay]
         val_loss = curves[:, METRICS.index("val/loss")]
         last = torch.full((len(val_loss),), val_loss.shape[1] - 1)
         stop = torch.tensor([early_stop(losses) for losses in val_loss.tolist()]) if early else last
-        return Arm(name, dropout, design.decays[d], stop, curves, runs[dropout].weight[:, d])
+        return Arm(name, dropout, decay, stop, curves)
 
-    def val_loss(arm: Arm) -> float:
-        return sum(arm.taken("val/loss"))
+    def best(arms: Sequence[Arm]) -> list[Arm]:
+        return sorted(arms, key=lambda arm: sum(arm.taken("val/loss")))[:1]
 
-    decays = range(len(design.decays))
-    return [
-        arm("none", 0.0, 0),
-        min((arm("weight decay", 0.0, d) for d in decays[1:]), key=val_loss),
-        min((arm("dropout", p, 0) for p in runs if p), key=val_loss),
-        arm("early stopping", 0.0, 0, early=True),
-        min((arm("combination", p, d, early=True) for p in runs for d in decays), key=val_loss),
-    ]
+    tuned = best([arm("weight decay", p, d) for p, d in runs if d and not p])
+    tuned += best([arm("dropout", p, d) for p, d in runs if p and not d])
+    both = best([arm("combination", p, d, early=True) for p, d in runs]) if tuned else []
+    return [arm("none", 0.0, 0.0), *tuned, arm("early stopping", 0.0, 0.0, early=True), *both]
 
 
 def early_stop(losses: Sequence[float], patience: int = PATIENCE) -> int:

@@ -3,112 +3,109 @@
 Command: python study.py overfit
 """
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from lightning.pytorch import LightningModule
+from optuna.trial import FrozenTrial
 from torch import Tensor
 
-from softmax_regression.data.files import CLASSES, DIRS
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
-from softmax_regression.figures.drawings import learning_curves, weight_templates
-from softmax_regression.figures.page import Page, write_csv
-from softmax_regression.runs.folder import environment
+from softmax_regression.figures.drawings import learning_curves
+from softmax_regression.figures.page import Page, check_output, write_csv
+from softmax_regression.files import locked
+from softmax_regression.model import SoftmaxRegression
+from softmax_regression.runs.record import environment
+from softmax_regression.studies import overfit
 from softmax_regression.studies.intervals import Interval
-from softmax_regression.studies.overfit import (
-    BATCH_SIZE,
-    FULL,
-    LR,
-    METRICS,
-    PATIENCE,
-    QUICK,
-    Arm,
-    Design,
-    Runs,
-    Size,
-    choose_arms,
-    train_all,
-)
+from softmax_regression.studies.learning import pool
+from softmax_regression.studies.overfit import BATCH_SIZE, LR, PATIENCE, Arm, Design, Size
+from softmax_regression.studies.stacked import METRICS
+from softmax_regression.studies.sweep import Sweep
+from softmax_regression.studies.sweep_page import rows
+from softmax_regression.studies.sweep_plan import Plan
 
 
 def run(
     out: Path = Path("logs/overfit"),
-    source: Literal["fashion-mnist", "synthetic"] = "fashion-mnist",
-    dirs: Sequence[str] = DIRS,
+    model: type[LightningModule] = SoftmaxRegression,
+    data: type[FashionMNISTDataModule] = FashionMNISTDataModule,
+    source: Literal["files", "synthetic"] = "files",
+    dirs: Sequence[str] | None = None,
     workers: int | None = None,
+    force: bool = False,
     quick: bool = False,
 ) -> Path:
-    """Train with and without remedies, on few images and on all, and write the page.
+    """Train with and without remedies, on few images and on all, or go on with it; return the page.
 
     Args:
         out: Folder of the page.
-        source: `fashion-mnist`, or `synthetic` for generated stand-ins.
-        dirs: Folders to look for the data in.
+        model: Class of what is trained, with the remedies that it has parameters for.
+        data: Class of the data set.
+        source: `files`, or `synthetic` for generated stand-ins.
+        dirs: Folders to look for the files in.
         workers: Stacks trained at the same time, at most one a core; None for one a core.
+        force: Let it replace a page of somebody else's.
         quick: 50 and 100 images for a few epochs, to see that it works.
 
-    Returns:
-        The path of the page.
-
     Raises:
-        InputError: There are too few images, or see `FashionMNISTDataModule`.
+        InputError: There are too few images, or the page cannot be written.
     """
-    design = QUICK if quick else FULL
-    sizes: dict[str, Any] = {"synthetic_size": 1000, "val_size": 500} if quick else {}
-    data = FashionMNISTDataModule(source=source, dirs=dirs, **sizes)
-    data.setup()
-    if len(data.train_index) < design.sizes[-1].images:
-        raise InputError(f"{len(data.train_index)} training images: need {design.sizes[-1].images}; use all")
-    runs = train_all(design, data, workers)
-    arms = {size: choose_arms(design, of_size) for size, of_size in runs.items()}
-    return write(out, design, runs, arms, data.loaded.origin)
+    check_output(out / "index.html", force)
+    design, sizes = (
+        (overfit.QUICK, {"synthetic_size": 1000, "val_size": 500}) if quick else (overfit.FULL, {})
+    )
+    with pool(model, workers) as threads:
+        images = data(source=source, dirs=dirs, **sizes)
+        plan = overfit.plan(design, model, images.loaded.sha256)
+        if len(images.train_index) < (needed := design.sizes[-1].images):
+            raise InputError(f"{len(images.train_index)} training images: need {needed}; use all")
+        unfinished = out / "unfinished" / hashlib.sha256(plan.identity().encode()).hexdigest()[:12]
+        unfinished.mkdir(parents=True, exist_ok=True)
+        with locked(out, "choose another --out"):
+            sweep = Sweep(plan, unfinished, partial(overfit.train, design, model, images))
+            sweep.search(threads)
+            page = write(out, design, plan, sweep.complete(), images.loaded.origin)
+            shutil.rmtree(unfinished)
+    return page
 
 
-def write(
-    folder: Path,
-    design: Design,
-    runs: Mapping[Size, Mapping[float, Runs]],
-    arms: Mapping[Size, Sequence[Arm]],
-    origin: str,
-) -> Path:
-    """Write the page, its figures and a CSV with all scorings, and return the path of the page.
-
-    Args:
-        folder: Where to.
-        design: What was run.
-        runs: By size and dropout.
-        arms: The remedies of each size, the first one is none.
-        origin: Where the data came from.
-    """
+def write(folder: Path, design: Design, plan: Plan, trials: Sequence[FrozenTrial], origin: str) -> Path:
+    """Write the page, its figures and a CSV with all scorings of the trials, and return the page's path."""
     page = Page("Exercise 2: why test accuracy falls, and what helps")
+    arms = {size: overfit.choose_arms(overfit.curves(trials, size)) for size in design.sizes}
     for size in design.sizes:
         page.text(conclusion(size, arms[size]))
-    _method(page, design)
+    _method(page, plan)
     for size in design.sizes:
         _size(page, size, arms[size])
     page.heading("How to repeat it")
     manifest = {"data": origin, "design": design._asdict(), **environment()}
-    page.preformatted(" ".join(manifest["command"]))
+    page.preformatted(manifest["command"])
     page.text("Every scoring of every run is in `runs.csv`.")
     page.preformatted(json.dumps(manifest, indent=2))
-    write_csv(folder / "runs.csv", list(_rows(design, runs)))
+    every = {size.images: size.every for size in design.sizes}
+    table = [row for trial in trials for row in rows(plan, trial, every[trial.params["train_size"]])]
+    write_csv(folder / "runs.csv", table)
     return page.write(folder)
 
 
 def conclusion(size: Size, arms: Sequence[Arm]) -> str:
     """Say of one size what happens with no remedy, and which remedies the seeds tell from none."""
     none, best = arms[0], _best(arms[0])
-    loss, acc = (_since(none, best, f"test/{name}") for name in ("loss", "acc"))
     text = f"{size.images:,} images. With no remedy the validation loss is least "
     if size.scored[best] == size.epochs:
         text += f"at the end, epoch {size.epochs}: nothing is overfitted yet."
     else:
-        text += (
-            f"at epoch {size.scored[best]}; from there to epoch {size.epochs} the test loss {_moved(loss)} "
-            f"and the test accuracy {_moved(acc)}."
-        )
+        loss, acc = (_moved(none, best, f"test/{name}") for name in ("loss", "acc"))
+        text += f"at epoch {size.scored[best]}; from there to epoch {size.epochs} the test loss {loss} "
+        text += f"and the test accuracy {acc}."
     changes = {arm.name: difference(arm, none, "test/loss") for arm in arms[1:]}
     names = sorted(changes, key=lambda name: changes[name].mean)
     for verdict, chosen in (
@@ -131,31 +128,28 @@ def _best(arm: Arm) -> int:
     return int(arm.curves[:, METRICS.index("val/loss")].mean(0).argmin())
 
 
-def _since(arm: Arm, scoring: int, metric: str) -> Interval:
-    """How much a metric changes from a scoring to the last one."""
+def _moved(arm: Arm, scoring: int, metric: str) -> str:
+    """Say how a metric changes from a scoring to the last one."""
     values = arm.curves[:, METRICS.index(metric)]
-    return Interval.of((values[:, -1] - values[:, scoring]).tolist())
-
-
-def _moved(change: Interval) -> str:
+    change = Interval.of((values[:, -1] - values[:, scoring]).tolist())
     if change.has_zero:
         return f"stays within noise ({change:+})"
     return f"{'rises' if change.mean > 0 else 'falls'} by {abs(change.mean):.4f} ± {change.half:.4f}"
 
 
-def _method(page: Page, design: Design) -> None:
+def _method(page: Page, plan: Plan) -> None:
     page.heading("What was done")
     page.text(
-        f"Minibatch SGD with the book's learning rate {LR} and batch size {BATCH_SIZE}, at a constant rate, "
-        f"with {design.seeds} seeds. A seed decides which images are drawn, balanced over the classes, the "
+        f"Minibatch SGD with the book's learning rate {LR} and batch size {BATCH_SIZE}, with "
+        f"{len(plan.seeds)} seeds: a seed decides which images are drawn, balanced over the classes, the "
         "initial weights, the order and the dropped pixels. Training images are scored without dropout."
     )
-    decays, dropouts = (", ".join(f"{v:g}" for v in vs[1:]) for vs in (design.decays, design.dropouts))
     page.text(
-        f"Weight decay out of {decays} has the least validation loss at the end, the mean over the seeds; "
-        f"dropout of pixels out of {dropouts} has it for the first seed. Early stopping takes the model of "
-        f"least validation loss before {PATIENCE} scorings with none lower. The combination is the best pair "
-        "of a decay and a dropout, none included, with early stopping. The test images chose nothing."
+        f"Of weight decays {plan.space.get('weight_decay', 'none')} and dropouts of pixels "
+        f"{plan.space.get('dropout', 'none')} those with the least validation loss at the end are taken, the "
+        "mean over the seeds. Early stopping takes the model of least validation loss before "
+        f"{PATIENCE} scorings with none lower. The combination is the best pair of a decay and a dropout, "
+        "with early stopping. The test images chose nothing."
     )
     page.text(
         "± is half of Student's 95 % interval over the seeds, which have their validation and test images in "
@@ -164,28 +158,23 @@ def _method(page: Page, design: Design) -> None:
 
 
 def _size(page: Page, size: Size, arms: Sequence[Arm]) -> None:
+    name, images = f"images-{size.images}", f"{size.images:,} images"
     page.heading(f"{size.images:,} training images")
-    rows = [_row(size, arm, arms[0]) for arm in arms]
-    gap = "test − train loss"
-    page.table(rows, ["arm", "best epoch", gap, "test/loss", "against none", "test/acc", "against none"])
-    name = f"images-{size.images}"
-    page.figure(
-        learning_curves({"none": _curves(size, arms[0])}), name, f"No remedy, {size.images:,} images."
-    )
-    others = {_label(arm): _curves(size, arm, ("val", "test")) for arm in _distinct(arms)}
-    page.figure(learning_curves(others), f"{name}-remedies", f"The remedies, {size.images:,} images.")
-    for arm in (arms[0], arms[-1]):
-        caption = f"Weights after epoch {size.epochs}, one seed: {_label(arm)}."
-        page.figure(weight_templates(arm.weight[0], CLASSES), f"{name}-weights-{arm.name}", caption)
+    table, against = [_row(size, arm, arms[0]) for arm in arms], "against none"
+    page.table(table, ["arm", "best epoch", "test − train loss", "test/loss", against, "test/acc", against])
+    page.figure(learning_curves({"none": _curves(size, arms[0])}), name, f"No remedy, {images}.")
+    distinct = {(arm.dropout, arm.decay): arm for arm in arms[::-1]}  # early stopping is a point on none
+    others = {_label(arm): _curves(size, arm, ("val", "test")) for arm in list(distinct.values())[::-1]}
+    page.figure(learning_curves(others), f"{name}-remedies", f"The remedies, {images}.")
 
 
 def _row(size: Size, arm: Arm, none: Arm) -> list[object]:
     gaps = [b - a for a, b in zip(arm.taken("train/loss"), arm.taken("test/loss"), strict=True)]
-    columns: list[object] = []
+    columns: list[object] = [_label(arm), str(int(size.scored[_best(arm)])), str(Interval.of(gaps))]
     for metric in ("test/loss", "test/acc"):
         against = "" if arm is none else f"{difference(arm, none, metric):+}"
         columns += [str(Interval.of(arm.taken(metric))), against]
-    return [_label(arm), str(int(size.scored[_best(arm)])), str(Interval.of(gaps)), *columns]
+    return columns
 
 
 def _label(arm: Arm) -> str:
@@ -196,25 +185,7 @@ def _label(arm: Arm) -> str:
     return f"{arm.name} {value:g}" if value else arm.name
 
 
-def _distinct(arms: Sequence[Arm]) -> list[Arm]:
-    """Arms with curves of their own: early stopping is a point on another one's."""
-    first: dict[tuple[float, float], Arm] = {}
-    for arm in arms:
-        first.setdefault((arm.dropout, arm.decay), arm)
-    return list(first.values())
-
-
 def _curves(
     size: Size, arm: Arm, stages: Sequence[str] = ("train", "val", "test")
 ) -> dict[str, tuple[Tensor, Tensor]]:
     return {m: (size.scored, arm.curves[:, i]) for i, m in enumerate(METRICS) if m.split("/")[0] in stages}
-
-
-def _rows(design: Design, runs: Mapping[Size, Mapping[float, Runs]]) -> Iterator[dict[str, object]]:
-    """Rows of the CSV, one a run and scoring."""
-    for size, dropout, (metrics, _) in ((n, p, r) for n, of_size in runs.items() for p, r in of_size.items()):
-        for seed, of_seed in enumerate(metrics):
-            for decay, values in zip(design.decays, of_seed, strict=True):
-                run = {"images": size.images, "dropout": dropout, "weight_decay": decay, "seed": seed}
-                for epoch, scores in zip(size.scored.tolist(), values.T.tolist(), strict=True):
-                    yield {**run, "epoch": epoch, **dict(zip(METRICS, scores, strict=True))}

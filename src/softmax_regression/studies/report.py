@@ -1,172 +1,246 @@
-"""What came of a run, and of several side by side, as self-contained pages.
+"""What came of a run, of several side by side, and of all that there are.
 
-Command: python study.py report RUN; python study.py compare RUN RUN ...
+Command: python study.py report RUN; python study.py compare RUN RUN ...; python study.py list
 """
 
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
-from torch import Tensor
+from lightning.pytorch import LightningDataModule, LightningModule
 
-from softmax_regression.data.files import CLASSES, DIRS
-from softmax_regression.data.module import FashionMNISTDataModule
-from softmax_regression.errors import InputError
-from softmax_regression.figures.drawings import class_scores, confusion_counts, drawings, learning_curves
-from softmax_regression.figures.logger import curves
-from softmax_regression.figures.page import Page
-from softmax_regression.runs.callbacks import best_epoch
-from softmax_regression.runs.folder import METRICS, find_run, open_checkpoint, open_model, read_manifest
+from softmax_regression.errors import InputError, StorageError
+from softmax_regression.figures.drawings import (
+    LINEAR,
+    METRIC,
+    class_scores,
+    curves,
+    drawings,
+    learning_curves,
+)
+from softmax_regression.figures.page import Page, check_output
+from softmax_regression.files import locked
+from softmax_regression.runs.folder import find_run, open_checkpoint, open_data, open_model
+from softmax_regression.runs.record import best_epoch, read_manifest
+from softmax_regression.studies.curve import read_scalars, readable
 
 CAPTIONS = {
     "confusion_matrix": "Which classes are taken for which: counts, and shares of the true class.",
     "predictions": "The most confident mistakes, framed, and some images that were classified right.",
-    "weights": "The weights of each class as an image: a linear model is ten templates.",
-    "calibration": "How often the model is right, against how sure it is.",
-    "classes": "Precision, recall and F1 of each class.",
+    "weights": "The weights of each class as an image: a linear model is one template a class.",
+    "calibration": "How often the model is right, against how sure it is; the expected calibration error is "
+    "the mean distance between the two.",
     "worst_mistake": "The most confident mistake: what each pixel adds to the logit, pixel times weight.",
 }
+WORDS = (
+    "loss is the mean cross-entropy in nats, minus the natural logarithm of the true class's probability, "
+    "so that guessing among ten costs log 10 = 2.303. acc is the share of images classified right."
+)
+ON_TOP = ("seed_everything", "model", "data", "trainer.max_epochs", "early_stopping.patience")
+ASIDE = ("trainer.callbacks", "trainer.logger", "trainer.enable_", "figures", "ckpt_path", "resume", "output")
 
 
-def report(which: str, out: Path | None = None, dirs: Sequence[str] = DIRS) -> Path:
-    """Show a run: its metrics and curves, and what its best model makes of the validation images.
+def report(
+    which: str, out: Path | None = None, dirs: Sequence[str] | None = None, force: bool = False
+) -> Path:
+    """Write the page of a run: its metrics and curves, and what its best model makes of images.
 
-    Once `train.py test` has scored the test images, they are shown instead.
+    These are the validation images, and the test images once `train.py test` has scored them.
 
     Args:
         which: A run's folder, a .ckpt file, or `best` or `last` of the newest run.
         out: Folder of the page; None for `report` in the run's folder.
-        dirs: Folders to look for the data in.
-
-    Returns:
-        The path of the page.
+        dirs: Folders to look for the data in; None for those of the run.
+        force: Let it replace a page of somebody else's.
 
     Raises:
-        InputError: There is no such run, or its data cannot be had.
+        InputError: There is no such run, its data cannot be had, or the page cannot be written.
     """
     path, model = open_model(which)
-    run = find_run(path)
+    saved, run = open_checkpoint(str(path))[1], find_run(path)
+    out = out or (run or Path("logs")) / "report"
+    check_output(out / "index.html", force)
     manifest = read_manifest(run) if run else {}
-    saved = open_checkpoint(str(run or path), prefer="last")[1]
-    stage = "test" if "test" in manifest else "val"
-    images, labels, data = _images(saved, stage, dirs)
-    name = run.name if run else path.name
-    page = Page(f"Run {name}")
-    page.text(
-        f"{manifest.get('status', 'unknown end')}: {manifest.get('stopped', 'no manifest')}. "
-        f"Data: {data.loaded.origin}. Checkpoint: `{path.name}`."
-    )
-    if saved["history"]:
-        page.table(*_metrics({name: {"history": saved["history"], **manifest}}))
-        page.figure(learning_curves({"": curves(saved["history"])}), "curves", "Loss and accuracy by epoch.")
-    if len(images):
-        with torch.no_grad():
-            logits = model(images)
-        page.heading(
-            f"What it makes of the {len(images):,} {'test' if stage == 'test' else 'validation'} images"
-        )
-        weight, bias = model.linear.parameters()
-        for what, draw in drawings(images, labels, logits, weight, bias, CLASSES).items():
-            page.figure(draw(), what, CAPTIONS[what])
-        counts = confusion_counts(labels, logits.argmax(1), len(CLASSES))
-        scores = zip(CLASSES, class_scores(counts).tolist(), strict=True)
-        rows = [[name, *(f"{score:.3f}" for score in row)] for name, row in scores]
-        page.table(rows, ["class", "precision", "recall", "F1"])
+    stage = "test" if "test" in manifest else "fit"
+    data = open_data(path, dirs, stage)
+    page = Page(f"Run {run.name if run else path.name}")
+    state = f"{_state(run, manifest)}: {manifest.get('stopped') or 'no end was recorded'}. " if run else ""
+    page.text(f"{state}Checkpoint: `{path.name}`. Data: {manifest.get('data', {}).get('origin', 'unknown')}.")
+    config = manifest.pop("config", None) or {"model": dict(saved.get("hyper_parameters", {}))}
+    options = {name: word for name, word in _options(config).items() if name.startswith(ON_TOP)}
+    page.table([[name, word] for name, word in options.items() if word != "none"], ["option", "value"])
+    _training(page, run, manifest, saved.get("history", []))
+    _images(page, model, data, stage)
     page.heading("How to repeat it")
-    page.preformatted(" ".join(manifest.get("command", [])))
-    page.preformatted(
-        yaml.safe_dump(manifest.pop("config", dict(saved["hyper_parameters"])), sort_keys=False)
-    )
-    page.preformatted(json.dumps(manifest, indent=2))
-    return page.write(out or (run or Path("logs")) / "report")
-
-
-def compare(runs: Sequence[Path], out: Path = Path("logs/compare")) -> Path:
-    """Show where the configurations of runs differ, their metrics side by side, and their curves together.
-
-    Args:
-        runs: The folders of two runs or more.
-        out: Folder of the page.
-
-    Returns:
-        The path of the page.
-
-    Raises:
-        InputError: A folder is no run, or there are fewer than two.
-    """
-    if len(runs) < 2:
-        raise InputError(f"{len(runs)} run: comparing takes two or more; give their folders")
-    found: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        history = open_checkpoint(str(run), prefer="last")[1]["history"]
-        name = run.name if len({other.name for other in runs}) == len(runs) else str(run)
-        found[name] = {"history": history, **read_manifest(run)}
-    page = Page(f"{len(found)} runs side by side")
-    page.table(*_metrics(found))
-    page.figure(
-        learning_curves({name: curves(r["history"]) for name, r in found.items()}), "curves", "By epoch."
-    )
-    page.heading("Where their configurations differ")
-    configs = [_flat(run.get("config", {})) for run in found.values()]
-    names = {name: None for config in configs for name in config}  # in the order of the first that has it
-    rows = [[name, *(str(config.get(name)) for config in configs)] for name in names]
-    rows = [row for row in rows if len(set(row[1:])) > 1]
-    if rows:
-        page.table(rows, ["option", *found])
-    else:
-        page.text("Nowhere.")
-    for name, entries in found.items():
-        page.heading(name)
-        page.preformatted(" ".join(entries.get("command", [])))
-        page.preformatted(
-            json.dumps({k: entries.get(k) for k in ("git", "versions", "machine", "data")}, indent=2)
-        )
+    page.preformatted(manifest.pop("command", "no command was recorded"))
+    page.preformatted(yaml.safe_dump(config, sort_keys=False), "All options")
+    page.preformatted(json.dumps(manifest, indent=2), "Metrics, versions and machine")
     return page.write(out)
 
 
-def _images(
-    saved: Mapping[str, Any], stage: str, dirs: Sequence[str]
-) -> tuple[Tensor, Tensor, FashionMNISTDataModule]:
-    """Return the test or validation images (n, 28, 28) of a checkpoint's run, labels (n,), and all data."""
-    hparams = saved["datamodule_hyper_parameters"]
-    try:
-        chosen = {name: hparams[name] for name in ("val_size", "source", "synthetic_size")}
-        data = FashionMNISTDataModule(1, dirs=dirs, **chosen)
-        loaded = data.loaded
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{error}: its settings of the data are not of this project; train a run anew"
-        ) from error
-    if loaded.sha256 != saved["FashionMNISTDataModule"].get("sha256"):
-        print("warning: these are not the images that the run was trained with", file=sys.stderr)
-    if stage == "test":
-        return loaded.test_images, loaded.test_labels, data
-    return loaded.images[data.val_index], loaded.labels[data.val_index], data
+def _training(page: Page, run: Path | None, manifest: Mapping[str, Any], history: Sequence[Any]) -> None:
+    """Add the metrics of a run, and its curves as it has logged them, or else as its checkpoint has them."""
+    rows = {
+        "last epoch": manifest.get("final") or (history[-1] if history else {}),
+        "best epoch": manifest.get("best") or best_epoch(history),
+        "test": manifest.get("test", {}),
+    }
+    if metrics := _metrics(rows.values()):
+        cells = [[what, *_cells(row, metrics)] for what, row in rows.items() if row]
+        page.text(WORDS)
+        page.table(cells, ["", "epoch", *metrics])
+    with suppress(InputError):  # nothing was logged
+        figure = learning_curves({"": read_scalars(run) if run else curves(history)})
+        page.figure(figure, "curves", "Loss and accuracy by epoch.")
 
 
-def _metrics(runs: Mapping[str, Mapping[str, Any]]) -> tuple[list[list[object]], list[str]]:
-    """Return the rows of a table and its headers: of each run the last and the best epoch, and the test."""
-    rows: list[tuple[str, str, Mapping[str, Any]]] = []
-    for name, run in runs.items():
-        history = run["history"]
-        if history:
-            rows += [(name, "last epoch", history[-1]), (name, "best epoch", best_epoch(history))]
-        rows += [(name, "test", run["test"])] if "test" in run else []
-    metrics = [metric for metric in METRICS if any(metric in row for *_, row in rows)]
-    table: list[list[object]] = [
-        [name, what, row.get("epoch", ""), *(f"{row[m]:.4f}" if m in row else "" for m in metrics)]
-        for name, what, row in rows
+@torch.no_grad()
+def _images(page: Page, model: LightningModule, data: LightningDataModule | None, stage: str) -> None:
+    """Add what a model makes of the images of the stage `test`, or of those that `fit` validates on."""
+    loaders: Any = data and (data.test_dataloader() if stage == "test" else data.val_dataloader())
+    loader = loaders.get("val") if isinstance(loaders, dict) else loaders
+    parts = [(x, y, model(x)) for x, y in loader or []]
+    if not parts:
+        page.text("It held out no images to be shown; after `train.py test` the test images are.")
+        return
+    images, labels, logits = (torch.cat(part) for part in zip(*parts, strict=True))
+    names = getattr(data, "class_names", [str(i) for i in range(logits.shape[1])])
+    page.heading(f"What it makes of the {len(images):,} {'test' if stage == 'test' else 'validation'} images")
+    figures = drawings(images, labels, logits, names, list(model.parameters()))
+    for what, draw in figures.items():
+        page.figure(draw(), what, CAPTIONS[what])
+    if not figures.keys() >= set(LINEAR):
+        page.text("What each pixel adds is left out: the model is not linear in the pixels.")
+    scores = class_scores(logits.argmax(1), labels, len(names)).tolist()
+    rows = [[name, *row] for name, row in zip(names, scores, strict=True)]
+    page.table(rows, ["class", "precision", "recall", "F1"])
+
+
+def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool = False) -> Path:
+    """Write a page with the options in which runs differ, their metrics and their curves together.
+
+    Args:
+        runs: The folders of two runs or more; one that diverged or cannot be read is left out.
+        out: Folder of the page.
+        force: Let it replace a page of somebody else's.
+
+    Raises:
+        InputError: There are fewer than two, none can be read, or the page cannot be written.
+    """
+    if len(runs) < 2:
+        raise InputError(f"{len(runs)} run: comparing takes two or more; give their folders")
+    check_output(out / "index.html", force)
+    found = readable(runs, lambda run: (read_manifest(run), _scores(run), read_scalars(run)))
+    scores = {name: of_run for name, (_, of_run, _) in found.items()}
+    options = _by_option([_options(manifest.get("config", {})) for manifest, _, _ in found.values()])
+    differing = {option: words for option, words in options.items() if len({*words} - {""}) > 1}
+    metrics = [metric for metric in _metrics(scores.values()) if not metric.startswith("train")]
+    page = Page(f"{len(found)} runs side by side")
+    page.text(f"Where their options differ, and the metrics of the best epoch. {WORDS}")
+    rows = [
+        [name, *(words[i] for words in differing.values()), *_cells(scores[name], metrics)]
+        for i, name in enumerate(found)
     ]
-    return table, ["run", "", "epoch", *metrics]
+    page.table(rows, ["run", *differing, "epoch", *metrics])
+    logged = learning_curves({name: metrics for name, (_, _, metrics) in found.items()})
+    page.figure(logged, "curves", "Loss and accuracy by epoch.")
+    page.heading("How to repeat them")
+    for name, (manifest, _, _) in found.items():
+        known = {key: manifest.get(key) for key in ("data", "git", "versions", "machine")}
+        page.preformatted(f"{manifest.get('command', '')}\n\n{json.dumps(known, indent=2)}", name)
+    return page.write(out)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Name nested options as on the command line, `trainer.max_epochs`."""
-    flat: dict[str, object] = {}
+def list_runs(logs: Path = Path("logs")) -> str:
+    """Return a table of all runs in the order of their start: state, data, scores, what sets each apart.
+
+    Args:
+        logs: The folder of all experiments.
+
+    Raises:
+        InputError: It has no runs.
+    """
+    runs = {path.parent for name in ("run.json", "events.out.tfevents*") for path in logs.glob(f"*/*/{name}")}
+    if not runs:
+        raise InputError(f"{logs}: has no runs; train one with `train.py fit`")
+    read = [(_manifest(run), run) for run in sorted(runs)]
+    found = sorted(read, key=lambda pair: str(pair[0].get("started", "")))
+    options = _by_option([_options(manifest.get("config", {})) for manifest, _ in found])
+    usual = {option: Counter(filter(None, words)).most_common(1)[0][0] for option, words in options.items()}
+    table = [("run", "state", "data", "epoch", "val/loss", "val/acc", "test/acc", "what sets it apart")]
+    for i, (manifest, run) in enumerate(found):
+        scores: Mapping[str, Any] = {}
+        with suppress(InputError, StorageError):
+            scores = _scores(run)
+        cells = map(str, _cells(scores, ["val/loss", "val/acc", "test/acc"]))
+        odd = [f"{name}={words[i]}" for name, words in options.items() if words[i] not in ("", usual[name])]
+        origin = manifest.get("data", {}).get("origin", "")
+        table.append((str(run), _state(run, manifest), origin, *cells, " ".join(odd)))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+
+
+def _manifest(run: Path) -> dict[str, Any]:
+    try:
+        return read_manifest(run)
+    except InputError:
+        return {"status": "damaged"}
+
+
+def _state(run: Path, manifest: Mapping[str, Any]) -> str:
+    """Return how a run ended; one without an end is running while a process keeps its folder."""
+    if (status := manifest.get("status", "running")) != "running":
+        return str(status)
+    try:
+        with locked(run, "wait"):
+            return "interrupted"
+    except InputError:
+        return "running"
+    except StorageError:
+        return "interrupted"
+
+
+def _scores(run: Path) -> Mapping[str, Any]:
+    """Return the metrics of a run's best epoch, and those of its test.
+
+    Raises:
+        InputError: It has no manifest and no checkpoint that can be read.
+    """
+    manifest = read_manifest(run)
+    row = manifest.get("best") or manifest.get("final")
+    if not row:
+        history = open_checkpoint(str(run), prefer="last")[1].get("history", [])
+        row = best_epoch(history) or (history[-1] if history else {})
+    return {**row, **manifest.get("test", {})}
+
+
+def _metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row if METRIC.fullmatch(name)))
+
+
+def _cells(row: Mapping[str, Any], metrics: Sequence[str]) -> list[object]:
+    return [row.get("epoch", ""), *(f"{row[m]:.4f}" if m in row else "" for m in metrics)]
+
+
+def _options(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Name options of one value as on the command line, `model.lr`, and classes by their group, `model`."""
+    flat: dict[str, str] = {}
     for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+        path = prefix[:-1] if name == "class_path" else prefix + name
+        if isinstance(value, Mapping):
+            flat |= _options(value, prefix if name == "init_args" else f"{path}.")
+        elif not isinstance(value, list) and not path.startswith(ASIDE):
+            words = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
+            flat[path] = words.rpartition(".")[2] if name == "class_path" else words
     return flat
+
+
+def _by_option(runs: Sequence[Mapping[str, str]]) -> dict[str, list[str]]:
+    """Return the words of each option, one a run; "" where a run does not say."""
+    names = dict.fromkeys(name for options in runs for name in options)
+    return {name: [options.get(name, "") for options in runs] for name in names}

@@ -1,29 +1,25 @@
 """What a sweep searches: a space of hyperparameters, and the trials that are drawn from it."""
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from inspect import signature
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
+from lightning.pytorch import LightningModule
+from optuna import distributions
 
 from softmax_regression.errors import InputError
 from softmax_regression.model import SoftmaxRegression
+from softmax_regression.studies.learning import options, stackable
 
 Value = int | float | str
-Params = Mapping[str, Value]
+Params = dict[str, Value]
 
-BOOK = {"lr": 0.1, "batch_size": 256, "epochs": 10}  # its recipe, and the default of what a space leaves out
+BOOK: Params = {"lr": 0.1, "batch_size": 256, "epochs": 10}  # its recipe; a space may leave out the last two
+COUNTS = ("batch_size", "epochs", "train_size")  # what is not the model's
 STACKABLE = ("lr", "weight_decay", "momentum", "init_std")  # trials that differ in these alone are one stack
-NAMES = {*signature(SoftmaxRegression).parameters, *BOOK, "train_size"} - {"seed"}
-TPE_BATCH = 16  # trials that TPE proposes at a time, which can then be stacked
 
 
 @dataclass(frozen=True)
@@ -37,19 +33,14 @@ class Range:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is searched, and how; a sweep that goes on must have the plan that it began with.
+    """What is searched, and how, see `sweep.run`; a sweep that goes on must have the plan that it began with.
 
     Args:
-        space: Name of a hyperparameter -> its values, or the range to draw from.
-        sampler: `grid`, `random` or `tpe`.
-        trials: Number of trials of `random` and `tpe`.
-        seeds: Each trial is trained once with each of them.
-        seed: Seed of the sampler.
         data: Identity of the training data.
-        prune: Whether to give up a trial that is worse than the median of the finished ones at that epoch.
+        fixed: The trials, in the place of those of a sampler.
 
     Raises:
-        InputError: It cannot be searched.
+        InputError: It cannot be searched; of values, whatever the model refuses.
     """
 
     space: Mapping[str, Sequence[Value] | Range]
@@ -59,58 +50,94 @@ class Plan:
     seed: int
     data: str
     prune: bool = False
+    model: type[LightningModule] = SoftmaxRegression
+    fixed: Sequence[Params] = ()
 
     def __post_init__(self) -> None:
+        if not self.space or not self.seeds or self.trials < 1:
+            raise InputError("space, seeds and trials: need at least one of each")
+        if len({s for s in self.seeds if 0 <= s < 2**32}) < len(self.seeds):
+            raise InputError(f"seeds={self.seeds}: must be different numbers from 0 to {2**32 - 1}")
         for name, values in self.space.items():
-            if name not in NAMES:
-                raise InputError(f"space.{name}: unknown; expected one of {', '.join(sorted(NAMES))}")
             if not values:
                 raise InputError(f"space.{name}: has no values; give at least one")
             if self.sampler == "grid" and isinstance(values, Range):
                 raise InputError(f"space.{name}: a range has no grid; give a list, or sampler random or tpe")
-        if not self.space or not self.seeds or self.trials < 1:
-            raise InputError("space, seeds and trials: need at least one of each")
+            try:
+                _distribution(values)
+                for value in (values.low, values.high) if isinstance(values, Range) else values:
+                    self._check(name, value)
+            except Exception as error:  # of Optuna, or of whoever wrote the model
+                raise InputError(f"space.{name}: {' '.join(str(error).split())}") from error
+
+    def _check(self, name: str, value: Value) -> None:
+        parser = options(self.model)
+        names = sorted({*vars(parser.get_defaults().model), *COUNTS})
+        if name not in names:
+            raise InputError(f"unknown; expected one of {', '.join(names)}")
+        if name not in COUNTS:
+            parser.parse_object({"model": {name: value}})
+            self.model(**{name: value})
+        elif not isinstance(value, int) or value < 1:
+            raise InputError(f"expected a whole number, at least 1. Got value: {value}")
 
     @property
-    def distributions(self) -> dict[str, BaseDistribution]:
+    def distributions(self) -> dict[str, distributions.BaseDistribution]:
         """The space, as Optuna has it."""
         return {name: _distribution(values) for name, values in self.space.items()}
 
-    def queue(self) -> list[dict[str, Value]]:
-        """Return the trials that are known from the start, all but those of TPE, in a fixed order."""
+    @cached_property
+    def queue(self) -> list[Params]:
+        """The trials that are known from the start, all but those of TPE, those of a group in a row."""
+        drawn = list(self.fixed)
         if self.sampler == "random":
             scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(self.seed))
-            return [scratch.ask(self.distributions).params for _ in range(self.trials)]
-        if self.sampler == "grid":
+            drawn = [scratch.ask(self.distributions).params for _ in range(self.trials)]
+        if self.sampler == "grid" and not drawn:
             values = [values for values in self.space.values() if not isinstance(values, Range)]
-            return [dict(zip(self.space, chosen, strict=True)) for chosen in itertools.product(*values)]
-        return []
+            drawn = [dict(zip(self.space, chosen, strict=True)) for chosen in itertools.product(*values)]
+        groups = list(dict.fromkeys(map(self.group, drawn)))
+        return sorted(drawn, key=lambda params: groups.index(self.group(params)))
+
+    @property
+    def size(self) -> int:
+        """Number of trials."""
+        return self.trials if self.sampler == "tpe" else len(self.queue)
+
+    def group(self, params: Params) -> str:
+        """Return what trials must have in common to be trained at once."""
+        free = STACKABLE if params.get("schedule") == "cosine" else (*STACKABLE, "epochs")
+        free = free if stackable(self.model, params) else ()
+        return json.dumps({name: value for name, value in params.items() if name not in free})
+
+    def identity(self) -> str:
+        """Return the plan as JSON."""
+        return json.dumps(asdict(self), default=path_of)
 
 
-def _distribution(values: Sequence[Value] | Range) -> BaseDistribution:
+def path_of(class_: type) -> str:
+    """Return the name of a class as a command line takes it."""
+    return f"{class_.__module__}.{class_.__qualname__}"
+
+
+def _distribution(values: Sequence[Value] | Range) -> distributions.BaseDistribution:
     if not isinstance(values, Range):
-        return CategoricalDistribution(values)
+        return distributions.CategoricalDistribution(values)
     if isinstance(values.low, int) and isinstance(values.high, int):
-        return IntDistribution(values.low, values.high, values.log)
-    return FloatDistribution(values.low, values.high, values.log)
+        return distributions.IntDistribution(values.low, values.high, values.log)
+    return distributions.FloatDistribution(values.low, values.high, values.log)
 
 
-def setting(params: Params, name: str) -> Any:
-    """Return a trial's value of a hyperparameter, or the default if it was not searched."""
-    return params.get(name, BOOK.get(name))
+def hparams(params: Params) -> Params:
+    """Return those of a trial's parameters that the model takes."""
+    return {name: value for name, value in params.items() if name not in COUNTS}
 
 
-def describe(params: Params) -> str:
+def count(params: Params, name: str) -> int:
+    """Return a trial's batch size or number of epochs, the book's if it was not searched."""
+    return int((BOOK | params)[name])
+
+
+def describe(params: Mapping[str, Value]) -> str:
     """Return hyperparameters as people write them: `batch_size=256, lr=0.1`."""
     return ", ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in params.items())
-
-
-def key(params: Params) -> list[tuple[str, Value]]:
-    """Return what trials must have in common to be trained at once."""
-    free = STACKABLE if params.get("schedule") == "cosine" else (*STACKABLE, "epochs")
-    return [(name, value) for name, value in params.items() if name not in free]
-
-
-def epochs_of(params: Params) -> int:
-    """Return how many epochs a trial takes."""
-    return int(setting(params, "epochs"))

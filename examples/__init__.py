@@ -1,0 +1,1 @@
+"""What people change first, each a few lines and a command."""

@@ -1,0 +1,174 @@
+"""What ends a command: a known kind of error is one true line and an exit code; a bug keeps its traceback."""
+
+import difflib
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from torch import distributed
+
+from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
+from softmax_regression.runs.trust import REFUSED
+
+# What jsonargparse says.
+_REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
+_UNKNOWN = re.compile(r"nrecognized arguments: (\S+)|[Oo]ption '(\S+)' is not acc|not accept option '(\S+)'")
+_REASON = re.compile(r"class_path '([^']*)':\s+(?!\s|Parser key)(.+)|(Import path does .+)|(Unable to .+) '")
+_EXPECTED = re.compile(r"Expected an? (?:<class '[\w.]*?(\w+)'>|typing\.Literal\[(.+?)\]|(dot import path))")
+_TYPES = {
+    "NoneType": "null", "Sequence": "a list", "Iterable": "a list", "list": "a list",
+    "dot import path": "the name of a class with its module",
+}  # fmt: skip
+
+
+@cache
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 (open until the end)
+
+
+class Words:
+    """A stream whose loss costs nothing: what a closed pipe or a full disk does not take is dropped."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream or _nowhere()
+        with suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # of letters that the locale does not have
+
+    def write(self, text: str) -> int:
+        """Write, unless nobody reads any more."""
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):
+            lost, self.stream = self.stream, _nowhere()
+            with suppress(OSError, ValueError, AttributeError):  # or Python complains when it ends
+                os.dup2(self.stream.fileno(), lost.fileno())
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the stream in everything else."""
+        return getattr(self.stream, name)
+
+
+def explain(message: str, known: Iterable[str] = ()) -> str:
+    """Put what jsonargparse says into one line, and in few words where they are known.
+
+    Args:
+        message: What it says.
+        known: The options that there are, to find the one that was meant.
+    """
+    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
+    if refused := _REFUSED.search(message):
+        return f"{key}: class {refused[1]} {REFUSED}"
+    if unknown := _UNKNOWN.search(message):
+        option = unknown[1] or f"--{key and key + '.'}{unknown[2] or unknown[3]}"
+        return f"{option}: no such option{_meant(option, known)}"
+    given, named = re.search(r"(?:Got|Given) value: (.*)", message), _REASON.search(message)
+    kinds = [_TYPES.get(found[1] or found[3], found[1]) or found[2] for found in _EXPECTED.finditer(message)]
+    if not named and not kinds:
+        return " ".join(message.split())
+    reason = named[2] or named[3] or named[4] if named else f"expected {' or '.join(dict.fromkeys(kinds))}"
+    known_value = given and "Namespace(" not in given[1]
+    what = f"{key}={given[1]}" if given and known_value else key or (named and named[1])
+    return f"{what}: {' '.join(reason.split())}"
+
+
+def _meant(option: str, known: Iterable[str]) -> str:
+    """Name the options whose whole name, or whose last part, is nearest to a mistyped one."""
+    if not option.startswith("-"):
+        return "; a list is written as '[a, b]'"
+    name, last = option.lstrip("-"), {each: each.rpartition(".")[2] for each in sorted(known)}
+    near = difflib.get_close_matches(name, last, n=1, cutoff=0.8)
+    if not near and name and "." not in name:
+        parts = difflib.get_close_matches(name, set(last.values()), n=2, cutoff=0.7)
+        near = [each for each, part in last.items() if part in parts or part.startswith(name)][:3]
+    return f"; did you mean {' or '.join(f'--{each}' for each in near)}" if near else "; see --help"
+
+
+def _of_options(error: BaseException) -> bool:
+    """Whether a library that takes options raised an error itself, as where they contradict each other."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace else ""
+    kinds = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError)
+    return isinstance(error, kinds) and module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
+
+
+def _line(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str, int] | None:
+    """Return what to say of an error, and the exit code; None for a bug, which nobody foresaw."""
+    cause: BaseException | None = error
+    while isinstance(error, ValueError | ArgumentError) and cause and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what a class says of its arguments
+    match cause or error:
+        case Interrupted(exit_code=code) as found:
+            return str(found), code
+        case InputError() | DivergedError() | StorageError() | LostProcessError() as found:
+            return f"error: {found}", found.exit_code
+        case ArgumentError() as found:
+            return f"error: {explain(str(found), known())}", InputError.exit_code
+        case OSError() as found:  # of a library that writes or reads for us, such as TensorBoard
+            return f"error: {found}", StorageError.exit_code
+        case KeyboardInterrupt():
+            return "interrupted", 130
+        case Exception() as found if _of_options(found):
+            return f"error: {explain(str(found))}", InputError.exit_code
+    return None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let a signal end a command wherever it is; `LastCheckpoint` takes them over in training."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in before:  # a second one must not come between this one and its line
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number, "nothing was saved")
+
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    heard = [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]  # unlike under nohup
+    before = {number: signal.signal(number, interrupt) for number in heard}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]] = tuple) -> int:
+    """Run a command and return its exit code; a user's mistake is one line on stderr.
+
+    Args:
+        command: What to run.
+        known: Returns the options that it knows, to find the one that a mistyped one meant.
+    """
+    streams, path = (sys.stdout, sys.stderr), sys.path.copy()
+    sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)  # type: ignore[assignment]
+    try:
+        with _interruptible():
+            sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
+            command()
+    except BaseException as error:
+        if (found := _line(error, known)) is None:
+            raise
+        # What all processes of a machine find is said once; what one of them finds once they are joined, too.
+        first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+        joined = distributed.is_available() and distributed.is_initialized()
+        alike = isinstance(error, Interrupted | DivergedError)
+        if first or isinstance(error, OSError | LostProcessError) or (joined and not alike):
+            print(found[0], file=sys.stderr)
+        return found[1]
+    finally:
+        (sys.stdout, sys.stderr), sys.path[:] = streams, path
+    return 0

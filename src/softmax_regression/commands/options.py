@@ -1,0 +1,76 @@
+"""The options of `train.py`: those that Lightning does not have, and what `--help` says of all."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, Trainer
+
+from softmax_regression.commands.arguments import option
+from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.engine import Engine
+from softmax_regression.errors import InputError
+from softmax_regression.figures.logger import FigureLogger
+from softmax_regression.model import SoftmaxRegression
+from softmax_regression.runs.stopping import BestCheckpoint, EarlyStopping, LastCheckpoint
+from softmax_regression.runs.trust import find_class
+
+COMMANDS = {
+    "fit": "Train a model.",
+    "validate": "Score a trained model on the validation images.",
+    "test": "Score a trained model on the test images.",
+    "predict": "Write a CSV with the predictions for the test images, or for photos.",
+}
+# Callbacks that every run has; each is a group of flags, and `trainer.callbacks` holds the user's own.
+STANDING: dict[str, type[Callback]] = {
+    "engine": Engine, "early_stopping": EarlyStopping, "best_checkpoint": BestCheckpoint,
+    "last_checkpoint": LastCheckpoint, "figures": FigureLogger,
+}  # fmt: skip
+_OWN = {
+    "seed_everything": "Seed of the initial weights, the order of the images and the dropped pixels.",
+    "threads": "CPU threads; the default is one, or what OMP_NUM_THREADS says, see runs/threads.py.",
+    "resume": "Go on with the run in this folder, exactly where it stopped.",
+    "output": "Where `predict` writes its CSV; the default is in the run's folder.",
+}
+_MORE = (
+    "--model CLASS, --data CLASS: another LightningModule or LightningDataModule, such as examples.mlp.MLP. "
+    "--optimizer CLASS, --lr_scheduler CLASS: of torch.optim, such as Adam, with --optimizer.lr. "
+    "--trainer.callbacks+=CLASS: a callback of your own, such as mine.Callback of mine.py in this folder. "
+    "--print_config: what would be run. --help-all: also the options of Lightning's Trainer."
+)
+
+
+def add_own(parser: ArgumentParser) -> None:
+    """Add the options that Lightning does not have."""
+    kinds: dict[str, Any] = {"seed_everything": {"type": int, "default": 0}, "threads": {"type": int}}
+    for name, text in _OWN.items():
+        parser.add_argument(f"--{name}", help=text, **kinds.get(name, {}))
+    parser.add_argument(
+        "--force", action="store_true", help="Let --output replace a file of somebody else's."
+    )
+
+
+def described(args: Sequence[str], everything: bool = False) -> ArgumentParser:
+    """Return a parser that knows the options of a command line, for its help and for near misses.
+
+    Args:
+        args: The command line; it may name the classes of model and data.
+        everything: Whether to add what Lightning's Trainer has.
+    """
+    command = next((arg for arg in args if arg in COMMANDS), "fit")
+    usage = f"python train.py {command} [options]"
+    parser = ArgumentParser(usage=usage, description=COMMANDS[command], epilog=_MORE)
+    parser.add_argument("--config", metavar="FILE", help="YAML with any of the options; flags win over it.")
+    text = "A run's folder, a .ckpt file, or `best` or `last` of the newest run."
+    parser.add_argument("--ckpt_path", metavar="RUN", help=text)
+    add_own(parser)
+    for group, kind in {"model": SoftmaxRegression, "data": FashionMNISTDataModule}.items():
+        with suppress(InputError):  # if none is named, or a wrong one
+            kind = find_class(option(args, group) or option(args, f"{group}.class_path") or "")
+        parser.add_class_arguments(kind, group, fail_untyped=False, skip={"seed"})
+    for group, callback in STANDING.items() if command == "fit" or everything else ():
+        parser.add_class_arguments(callback, group)
+    if everything:
+        parser.add_class_arguments(Trainer, "trainer", skip={"callbacks"})
+    return parser

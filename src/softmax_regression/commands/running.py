@@ -1,0 +1,83 @@
+"""How the commands of `train.py` run, once everything is made: methods of `train.TrainCLI`."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import LightningModule
+
+from softmax_regression.commands import checks, outputs, resume
+from softmax_regression.errors import InputError
+from softmax_regression.files import locked, remove_debris
+from softmax_regression.runs.folder import RunLogger
+
+if TYPE_CHECKING:
+    from softmax_regression.commands.train import TrainCLI
+
+
+def _check(cli: "TrainCLI") -> None:
+    """Refuse what cannot work, once the data are there."""
+    command, data = cli.subcommand, cli.datamodule
+    if command != "fit" and not cli.checkpoint:
+        raise InputError(f"{command}: needs a trained model; give --ckpt_path a run's folder, best or last")
+    checks.devices(cli.trainer, data)
+    if command != "fit" or hasattr(data, "loaded"):
+        data.setup(command)  # on every process: while they are not joined, none waits for another
+    checks.classes(cli.model, data)
+    if cli.checkpoint:
+        checks.shapes(cli.config[command].ckpt_path, cli.model, cli.checkpoint["state_dict"])
+
+
+def fit(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
+    """Train, or go on training, in a folder where no other process does."""
+    trainer, loggers = cli.trainer, [each for each in cli.trainer.loggers if isinstance(each, RunLogger)]
+    _check(cli)
+    checks.monitors(trainer, model, cli.datamodule)
+    if cli.checkpoint:
+        resume.check(cli.run, cli.checkpoint, cli)
+    folders = [] if cli.run else [Path(each.log_dir) for each in loggers]  # which claims them
+    with ExitStack() as stack:
+        for folder in [cli.run] if cli.run else folders:
+            if trainer.is_global_zero:
+                stack.enter_context(locked(folder, "start a new run without --resume"))
+        if cli.run:
+            resume.reopen(cli.run, trainer, kwargs["ckpt_path"], cli.checkpoint)
+            if trainer.is_global_zero:
+                remove_debris(cli.run)
+        try:
+            if cli.checkpoint and (reason := resume.end(trainer, cli.checkpoint)):
+                resume.record_end(cli.run, trainer, cli.checkpoint, reason)
+                outputs.say(trainer, f"{cli.run or kwargs['ckpt_path']}: nothing to resume ({reason})")
+                return
+            trainer.fit(model, **kwargs)
+        finally:
+            if not trainer.global_step:
+                outputs.discard_unstarted(folders)
+    log_dir = trainer.log_dir if trainer.loggers else None  # all processes take part
+    outputs.say(trainer, outputs.summary(trainer, Path(log_dir) if log_dir else None))
+
+
+def _detached(cli: "TrainCLI") -> None:
+    """Keep a run's scalars those of its training; the figures find its folder."""
+    cli.trainer.loggers = [each for each in cli.trainer.loggers if not isinstance(each, RunLogger)]
+    cli.config_init[cli.subcommand].figures.run = cli.run
+
+
+def evaluate(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
+    """Print the metrics of the test or the validation images, and keep them in the run's manifest."""
+    _check(cli)
+    outputs.say_what_is_scored(cli)
+    _detached(cli)
+    results = getattr(cli.trainer, cli.subcommand)(model, **kwargs | {"verbose": False})
+    outputs.keep(cli.run, cli.subcommand, results, cli.trainer)
+
+
+def predict(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
+    """Write the predictions as a CSV."""
+    _check(cli)
+    path = outputs.predictions_path(cli)
+    outputs.say_what_is_scored(cli)
+    _detached(cli)
+    batches = cli.trainer.predict(model, **kwargs | {"return_predictions": True})
+    if not cli.trainer.fast_dev_run:
+        outputs.write_predictions(path, cli.datamodule, batches or [])

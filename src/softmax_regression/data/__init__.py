@@ -1,0 +1,1 @@
+"""Images: found, verified, generated or made of photos, and handed out in minibatches."""

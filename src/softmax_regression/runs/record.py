@@ -1,0 +1,201 @@
+"""The manifest run.json: what was run, on what, how it ended, and how well it did."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+
+from softmax_regression.errors import DivergedError, InputError, StorageError
+from softmax_regression.files import write
+from softmax_regression.runs.stopping import EarlyStopping, folder_of
+
+PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "softmax-regression")
+Row = Mapping[str, float]
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """Read run.json, or return nothing of it if there is none yet.
+
+    Raises:
+        InputError: It is not a JSON object.
+    """
+    path = run / "run.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a manifest ({error}); delete it") from error
+    if not isinstance(manifest, dict):
+        raise InputError(f"{path}: not a manifest (it holds a {type(manifest).__name__}); delete it")
+    return manifest
+
+
+def update_manifest(run: Path, **entries: Any) -> None:
+    """Add entries to run.json, or replace them."""
+    write(json.dumps(read_manifest(run) | entries, indent=2, default=str).encode(), run / "run.json")
+
+
+def environment() -> dict[str, Any]:
+    """Return what a result depends on beside the configuration: commit, versions, machine, command."""
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    commit, versions = None, {"python": platform.python_version()}
+    with suppress(OSError, subprocess.SubprocessError):
+        commit = subprocess.check_output(git, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
+    for name in PACKAGES:
+        with suppress(ImportError):  # a copy of the folder that was never installed
+            versions[name] = version(name)
+    machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
+    installed = "softmax" in Path(sys.argv[0]).stem or Path(sys.argv[0]).parent.name == "softmax_regression"
+    command = shlex.join(["softmax-regression", *sys.argv[1:]] if installed else ["python", *sys.argv])
+    return {"git": commit, "versions": versions, "machine": machine, "command": command}
+
+
+def best_epoch(history: Sequence[Row], monitor: str = "val/loss", mode: str = "min") -> Row:
+    """Return the row with the best value of a metric, the first of equals; nothing if no row has one."""
+    sign = 1 if mode == "min" else -1
+    return min((row for row in history if monitor in row), key=lambda row: sign * row[monitor], default={})
+
+
+def ends(trainer: Trainer, history: Sequence[Row]) -> dict[str, Row]:
+    """Return the row of the last epoch, and that of the epoch whose checkpoint is the best."""
+    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
+    monitor = {"monitor": str(kept[0].monitor), "mode": kept[0].mode} if kept else {}
+    return {"final": history[-1] if history else {}, "best": best_epoch(history, **monitor)}
+
+
+def results(trainer: Trainer, pl_module: LightningModule) -> dict[str, Row]:
+    """Return the metrics of the last epoch and the best one; without a history, those that were logged."""
+    if history := getattr(pl_module, "history", None):
+        return ends(trainer, history)
+    return {"final": {name: float(value) for name, value in trainer.callback_metrics.items()}, "best": {}}
+
+
+def stop_reason(trainer: Trainer) -> str:
+    """Say why a run that came to its end did so."""
+    for callback in trainer.early_stopping_callbacks:
+        if message := callback.stopping_reason_message:
+            why = message.partition(". ")[0].removeprefix("Monitored metric ")
+            why = why.replace(" in the last ", " for ").replace(" records", " validations")
+            ours = isinstance(callback, EarlyStopping)
+            return f"early stopping: {why}" + "; --early_stopping.patience 0 trains to the end" * ours
+    if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
+        return f"max_steps={trainer.max_steps} reached"
+    if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
+        return f"max_epochs={trainer.max_epochs} reached"
+    left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]
+    if any(seconds is not None and seconds <= 0 for seconds in left):
+        return "max_time is used up"
+    return "a callback stopped the run"
+
+
+def class_path(thing: object) -> str:
+    """Return the name by which a class can be imported."""
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+
+
+def _described(trainer: Trainer, pl_module: LightningModule) -> str:
+    """Return the configuration of a run that was started from Python, as `train.py --config` takes it."""
+    stopping, data = trainer.early_stopping_callbacks, trainer.datamodule  # type: ignore[attr-defined]
+    patience = {"patience": stopping[0].patience if stopping else 0}
+    parts: dict[str, Any] = {"trainer": {"max_epochs": trainer.max_epochs}, "early_stopping": patience}
+    for name, part in (("model", pl_module), ("data", data)):
+        if part is not None:
+            parts[name] = {"class_path": class_path(part), "init_args": dict(part.hparams_initial)}
+    parts["seed_everything"] = parts.get("data", {}).get("init_args", {}).pop("seed", 0)  # linked there
+    return yaml.safe_dump(json.loads(json.dumps(parts, default=str)), sort_keys=False)
+
+
+class RunRecord(Callback):
+    """Keep run.json and config.yaml in the run's folder, and in each checkpoint what a command needs of it.
+
+    Args:
+        config: The configuration of the run, as YAML; None to take it from model, data and Trainer.
+        seed: The seed of the run; None for what `seed_everything` has set.
+    """
+
+    def __init__(self, config: str | None = None, seed: int | None = None) -> None:
+        self.config, self.seed = config, seed
+        self.run: Path | None = None
+        self._start = time.perf_counter()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run's folder; without a logger there is none, and no manifest."""
+        if stage == "fit":
+            folder = folder_of(trainer)
+            self.run = folder if trainer.is_global_zero else None
+            self.config = self.config or _described(trainer, pl_module)
+
+    def _update(self, **entries: Any) -> None:
+        self._check_folder()
+        if self.run:
+            update_manifest(self.run, **entries)
+
+    def _check_folder(self) -> None:
+        if self.run and not self.run.is_dir():
+            raise StorageError(
+                f"{self.run}: has been moved or deleted; put it back, then go on with --resume"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record everything that is known before the first step."""
+        if not self.run:
+            return
+        self._check_folder()
+        write(str(self.config).encode(), self.run / "config.yaml")
+        seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
+        data = getattr(trainer.datamodule, "loaded", None)  # type: ignore[attr-defined]
+        known: dict[str, Any] = {"status": "running", "stopped": None, "seed": seed and int(seed)}
+        known["started"] = datetime.now(UTC).isoformat(timespec="seconds")
+        known["config"] = yaml.safe_load(str(self.config))
+        known["device"] = {"type": str(trainer.strategy.root_device), "count": trainer.world_size}
+        known["threads"] = torch.get_num_threads()
+        known["data"] = {"origin": data.origin, "sha256": data.sha256} if data else {}
+        self._update(**known, **environment())
+        self._start = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record the results."""
+        seconds = round(time.perf_counter() - self._start, 3)
+        ended = {"status": "finished", "stopped": stop_reason(trainer), "seconds": seconds}
+        self._update(**ended, **results(trainer, pl_module))
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the configuration, the classes of model and data, and what was trained on.
+
+        Raises:
+            StorageError: The run's folder is not there any more.
+        """
+        self._check_folder()
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        checkpoint["run"] = {
+            "config": self.config,
+            "model": class_path(pl_module),
+            "data": class_path(datamodule) if datamodule else None,
+            "sha256": getattr(getattr(datamodule, "loaded", None), "sha256", None),
+            "threads": torch.get_num_threads(),
+        }
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Record that the run did not come to its end."""
+        if self.run and (self.run / "run.json").exists():
+            stopped = " ".join(f"{type(exception).__name__}: {exception}".split())
+            status = "diverged" if isinstance(exception, DivergedError) else "interrupted"
+            with suppress(InputError, StorageError):  # if the disk is full, `exception` says so already
+                self._update(status=status, stopped=stopped)
