@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,9 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["softmax_regression.commands.train"])
+ROOT = Path(__file__).parents[1]
 LIMIT = 100  # seconds that a group may take
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as in train.py; torch reads it as it is imported
 
 Environment = Callable[[int, int], dict[str, str]]  # of a rank of a number of processes
 
@@ -104,11 +107,30 @@ def run_group(
     ]
 
 
+def start(*command: str, **env: str) -> subprocess.Popen[str]:
+    """Start a Python program that no server has prepared, in a group of processes of its own."""
+    return subprocess.Popen(
+        [sys.executable, *command], env=os.environ | env, text=True, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def wait(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """Return what it wrote, once it has ended."""
+    try:
+        return process.communicate(timeout=LIMIT)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
 def _work(
     commands: Sequence[Sequence[str]], env: dict[str, str], folder: str, output: str, patience: int,
     kill: tuple[signal.Signals, int] | None,
 ) -> None:  # fmt: skip
     os.chdir(folder)
+    sys.path.insert(0, str(ROOT))  # for the examples
     os.environ.update(env)
     for number, suffix in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{output}.{suffix}", os.O_WRONLY | os.O_CREAT), number)
@@ -122,7 +144,7 @@ def _work(
 
     torch.set_num_threads(1)
     os.sched_getaffinity = lambda pid: set(range(8))  # the cap is not what is tested here
-    processes.TIMEOUT = timedelta(seconds=patience)
+    processes.TIMEOUT, processes.GRACE = timedelta(seconds=patience), 0
     if kill:
         _signal_itself(*kill)
     for command in commands:
@@ -131,15 +153,13 @@ def _work(
 
 
 def _signal_itself(number: signal.Signals, update: int) -> None:
-    from softmax_regression.model import SoftmaxRegression
+    from softmax_regression.classifier import Classifier
 
-    original, calls = SoftmaxRegression._learn, 0
+    original, calls = Classifier.training_step, iter(range(1, 10**9))
 
     def killing(*args: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == update:
+        if next(calls) == update:
             os.kill(os.getpid(), number)
         return original(*args)
 
-    SoftmaxRegression._learn = killing  # type: ignore[assignment, method-assign]
+    Classifier.training_step = killing  # type: ignore[assignment, method-assign]

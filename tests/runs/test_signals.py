@@ -18,6 +18,7 @@ from commands import SMALL, fit, manifest, only_run
 from killed import strike
 from softmax_regression.commands.train import main
 from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.errors import typed
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.checkpoint import read
 
@@ -68,7 +69,10 @@ def test_a_signal_saves_the_current_step_and_the_run_can_be_resumed(
     assert handlers() == before
     run = only_run()
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line == f"interrupted by {number.name}: saved; go on with `python train.py fit --resume {run}`"
+    assert (
+        line
+        == f"interrupted by {number.name}: saved; go on with `{typed('train.py', 'fit', '--resume', str(run))}`"
+    )
     assert read(run / "checkpoints" / "last.ckpt")["global_step"] == step
     assert manifest(run)["status"] == "interrupted"
     assert number.name in manifest(run)["stopped"]
@@ -100,7 +104,7 @@ def test_a_second_signal_stops_at_once(capsys: pytest.CaptureFixture[str]) -> No
         strike(patch.setattr, "mid-epoch", 21, raises(signal.SIGINT, signal.SIGTERM))
         assert fit(*OPTIONS) == 143
     run = only_run()
-    said = f"interrupted by SIGTERM: at once; go on with `python train.py fit --resume {run}`\n"
+    said = f"interrupted by SIGTERM: at once; go on with `{typed('train.py', 'fit', '--resume', str(run))}`\n"
     assert capsys.readouterr().err.endswith(said)
     assert read(run / "checkpoints" / "last.ckpt")["global_step"] == 16
     assert manifest(run)["status"] == "interrupted"
@@ -245,7 +249,7 @@ def test_the_program_itself_handles_sigint() -> None:
                 process.kill()
     assert "Traceback" not in (text := Path("log.txt").read_text())
     assert "interrupted by SIGINT: " in text
-    assert "go on with `python train.py fit --resume" in text
+    assert "go on with `softmax-regression fit --resume" in text
     assert_resumes_exactly(only_run())
 
 

@@ -13,65 +13,117 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from commands import fit, one_line, only_run
+from commands import fit, one_line
 from softmax_regression.commands.study import main
-from softmax_regression.data import files as fashion_mnist
-from softmax_regression.data.files import CLASSES, Dataset
+from softmax_regression.data.files import FASHION_MNIST, Dataset
+from softmax_regression.data.module import load
 from softmax_regression.data.photos import to_fashion_mnist
-from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.folder import open_model
 
-onnx = pytest.importorskip("onnx", reason='needs the extra `export`: pip install -e ".[export]"')
-onnxruntime = pytest.importorskip(
-    "onnxruntime", reason='needs the extra `export`: pip install -e ".[export]"'
-)
+NEEDS = 'needs the extra `export`: pip install -e ".[export]"'
+onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS)
+pytest.importorskip("onnxscript", reason=NEEDS)
+from softmax_regression.studies import export  # noqa: E402 (needs both)
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(
     BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH"
 )
+ROOT = Path(__file__).parents[2]
+CLASSES = FASHION_MNIST.class_names
+FILES = ("model.onnx", "model-float.onnx")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small run; read only, please."""
-    logs = tmp_path_factory.mktemp("logs")
-    assert fit(f"--trainer.logger.save_dir={logs}") == 0
-    return only_run(logs)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that has the examples, as a user's has."""
+    folder = tmp_path_factory.mktemp("folder")
+    shutil.copytree(ROOT / "examples", folder / "examples")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+
+
+def train(folder: Path, name: str, *options: str) -> Path:
+    """The folder of a small run of that name in the folder of the examples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        assert fit(f"--trainer.logger.name={name}", "--model.lr=0.3", *options) == 0
+    return next((folder / "logs" / name).iterdir())
+
+
+@pytest.fixture(scope="module")
+def linear(folder: Path) -> Path:
+    """The folder of a small run of softmax regression; read only, please."""
+    return train(folder, "linear")
+
+
+@pytest.fixture(scope="module")
+def mlp(folder: Path) -> Path:
+    """The folder of a small run of the MLP; read only, please."""
+    return train(folder, "mlp", "--model=examples.mlp.MLP", "--model.init_std=0.1")
+
+
+def exported_from(run: Path) -> Path:
+    """Export a run into its folder; read only, please."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(run.parents[2])
+        patch.syspath_prepend(run.parents[2])
+        assert main(["export", str(run)]) == 0
+    return run / "export"
+
+
+@pytest.fixture(scope="module")
+def both(linear: Path, mlp: Path) -> dict[str, tuple[Path, Path]]:
+    return {"linear": (linear, exported_from(linear)), "mlp": (mlp, exported_from(mlp))}
+
+
+@pytest.fixture(params=["linear", "mlp"])
+def case(request: pytest.FixtureRequest, both: dict[str, tuple[Path, Path]]) -> tuple[Path, Path]:
+    return both[request.param]
 
 
 @pytest.fixture
-def model(trained: Path) -> SoftmaxRegression:
+def trained(case: tuple[Path, Path]) -> Path:
+    return case[0]
+
+
+@pytest.fixture
+def exported(case: tuple[Path, Path]) -> Path:
+    return case[1]
+
+
+@pytest.fixture
+def model(trained: Path) -> LightningModule:
     return open_model(str(trained))[1].requires_grad_(False)
 
 
-@pytest.fixture
-def dataset(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
-    """What the command line finds as Fashion-MNIST; 100 test images."""
-    monkeypatch.setenv("FASHION_MNIST_DIR", str(tiny))
-    return fashion_mnist.load()
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    """What the runs were trained on; 100 test images."""
+    return load(source="synthetic", synthetic_size=600)
 
 
-@pytest.fixture
-def exported(trained: Path, dataset: Dataset, tmp_path: Path) -> Path:
-    assert main(["export", str(trained), "--out", str(tmp_path / "new" / "export")]) == 0
-    return tmp_path / "new" / "export"
-
-
-def probabilities(model: SoftmaxRegression, images: Tensor) -> NDArray[np.float64]:
+def probabilities(model: LightningModule, images: Tensor) -> NDArray[np.float64]:
     """In float64 throughout."""
     found: NDArray[np.float64] = model.double()(images.double() / 255).softmax(1).numpy()
     return found
 
 
 @pytest.mark.parametrize("n", [1, 7])
-@pytest.mark.parametrize("file", ["model.onnx", "model-float.onnx"])
+@pytest.mark.parametrize("file", FILES)
 def test_onnx_predicts_what_the_checkpoint_does(
-    file: str, n: int, exported: Path, model: SoftmaxRegression, dataset: Dataset
+    file: str, n: int, exported: Path, model: LightningModule, dataset: Dataset
 ) -> None:
     session = onnxruntime.InferenceSession(exported / file)
     images = dataset.test_images[:n]
@@ -83,52 +135,119 @@ def test_onnx_predicts_what_the_checkpoint_does(
     np.testing.assert_allclose(found, probabilities(model, images), rtol=0, atol=1e-5)
 
 
-def test_onnx_says_what_it_is(exported: Path, trained: Path) -> None:
-    meta = onnxruntime.InferenceSession(exported / "model.onnx").get_modelmeta().custom_metadata_map
-    assert json.loads(meta["class_names"]) == list(CLASSES)
-    assert meta["project"].startswith("softmax-regression ")
-    assert meta["checkpoint"] == f"{trained.name}/checkpoints/best.ckpt"
-    assert str(trained.parent) not in (exported / "index.html").read_text()
-
-
-def test_a_file_that_predicts_otherwise_is_a_bug(
-    exported: Path, model: SoftmaxRegression, dataset: Dataset
+def test_any_model_is_exported_and_the_names_of_the_classes_are_those_of_its_data(
+    folder: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from softmax_regression.studies.export import compare
+    (folder / "letters.py").write_text(
+        "from dataclasses import replace\n"
+        "from softmax_regression import FashionMNISTDataModule\n"
+        "class Letters(FashionMNISTDataModule):\n"
+        "    files = replace(FashionMNISTDataModule.files, class_names=tuple('abcdefghij'))\n"
+    )
+    run = train(folder, "own", "--model=examples.lenet.LeNet", "--data=letters.Letters")
+    capsys.readouterr()
+    assert main(["export", str(run), "--out", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{tmp_path / 'model.onnx'}\n"
+    assert "no page" in err
+    assert {file.name for file in tmp_path.iterdir()} == {*FILES}
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list("abcdefghij")
+    found = session.run(["probabilities"], {"images": dataset.test_images.numpy()})[0]
+    model = open_model(str(run))[1].requires_grad_(False)
+    np.testing.assert_allclose(found, probabilities(model, dataset.test_images), rtol=0, atol=1e-5)
 
-    expected = model(dataset.test_images).softmax(1)
-    compare(exported / "model.onnx", dataset.test_images, expected)
+
+def test_a_hidden_layer_of_another_kind_is_not_taken_for_relu(dataset: Dataset) -> None:
+    torch.manual_seed(0)
+    images = dataset.test_images / 255
+    ends = torch.nn.Flatten(), torch.nn.Linear(784, 8), torch.nn.Linear(8, 10)
+    for between, layers in ((torch.nn.ReLU(), 2), (torch.nn.Tanh(), 0), (torch.nn.Identity(), 0)):
+        net = torch.nn.Sequential(*ends[:2], between, ends[2]).requires_grad_(False)
+        assert len(export.layers_of(net, images, net(images).softmax(1))) == layers
+
+
+def test_onnx_says_what_it_is_and_nothing_of_this_machine(exported: Path, trained: Path) -> None:
+    meta = onnxruntime.InferenceSession(exported / "model.onnx").get_modelmeta()
+    assert meta.producer_name == "softmax-regression"
+    assert json.loads(meta.custom_metadata_map["class_names"]) == list(CLASSES)
+    assert meta.custom_metadata_map["checkpoint"] == f"{trained.name}/checkpoints/best.ckpt"
+    for file in exported.iterdir():
+        for place in (trained.parent, ROOT, Path(torch.__file__).parents[1]):
+            assert str(place).encode() not in file.read_bytes()
+
+
+def test_onnx_that_predicts_otherwise_is_a_bug(
+    exported: Path, model: LightningModule, dataset: Dataset
+) -> None:
+    expected, content = model(dataset.test_images).softmax(1), (exported / "model.onnx").read_bytes()
+    export.compare("model.onnx", content, dataset.test_images, expected)
     for wrong in (expected + 2e-5, expected.roll(1, 1), expected * torch.nan):
         with pytest.raises(RuntimeError, match="apart"):
-            compare(exported / "model.onnx", dataset.test_images, wrong)
+            export.compare("model.onnx", content, dataset.test_images, wrong)
+
+
+def test_a_model_that_is_no_classifier_of_images_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "odd.py").write_text(
+        "from softmax_regression import SoftmaxRegression\n"
+        "class Odd(SoftmaxRegression):\n"
+        "    def forward(self, x):\n"
+        "        if len(x) == 100: raise ValueError('not in the mood')\n"
+        "        return super().forward(x)\n"
+    )
+    run = train(folder, "odd", "--model=odd.Odd")
+    capsys.readouterr()
+    assert main(["export", str(run), "--out", str(tmp_path)]) == 2
+    assert "Odd: no classifier of images" in one_line(capsys)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_by_default_the_export_lies_in_the_folder_of_the_run(
-    trained: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    linear: Path, both: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = shutil.copytree(trained, tmp_path / "run")
-    assert main(["export", str(run / "checkpoints" / "last.ckpt")]) == 0
+    run = shutil.copytree(linear, tmp_path / "run")
+    assert {file.name for file in (run / "export").iterdir()} == {*FILES, "index.html"}
+    (run / "export" / "index.html").write_text("mine")
+    (run / "export" / "model.onnx").unlink()
+    assert main(["export", str(run / "checkpoints" / "last.ckpt"), "--force", "true"]) == 0
     out, err = capsys.readouterr()
     assert out == f"{run / 'export' / 'index.html'}\n"
-    assert [line.split(":")[0] for line in err.splitlines()] == ["model.onnx", "model-float.onnx"]
-    assert {file.name for file in (run / "export").iterdir()} == {
-        "index.html", "model.onnx", "model-float.onnx",
-    }  # fmt: skip
+    assert [line.split(":")[0] for line in err.splitlines()] == [*FILES]
+    assert {file.name for file in (run / "export").iterdir()} == {*FILES, "index.html"}
+    assert (run / "export" / "index.html").stat().st_size > 10_000
 
 
-def test_a_missing_extra_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", [*FILES, "index.html"])
+def test_a_file_of_somebody_elses_is_not_replaced(
+    name: str, linear: Path, both: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    monkeypatch.delitem(sys.modules, "softmax_regression.studies.export", raising=False)
+    out = shutil.copytree(linear / "export", tmp_path / "out")
+    before = {file: file.read_bytes() for file in out.iterdir()} | {out / name: b"mine"}
+    (out / name).write_bytes(b"mine")
+    capsys.readouterr()
+    assert main(["export", str(linear), "--out", str(out)]) == 2
+    error = one_line(capsys)
+    assert f"{name}: exists" in error
+    assert "--force" in error
+    assert {file: file.read_bytes() for file in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("missing", ["onnxruntime", "onnxscript"])
+def test_a_missing_extra_is_one_line(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    monkeypatch.delitem(sys.modules, "softmax_regression.studies.export")
     assert main(["export", "best"]) == 2
     assert 'pip install -e ".[export]"' in one_line(capsys)
 
 
 def test_a_damaged_checkpoint_is_refused(
-    trained: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    linear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = bytearray((trained / "checkpoints" / "best.ckpt").read_bytes())
+    data = bytearray((linear / "checkpoints" / "best.ckpt").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "damaged.ckpt").write_bytes(data)
     assert main(["export", str(tmp_path / "damaged.ckpt"), "--out", str(tmp_path / "export")]) == 2
@@ -142,12 +261,13 @@ def test_exactly_one_checkpoint_is_asked_for(words: list[str], capsys: pytest.Ca
     one_line(capsys)
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(
-    trained: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
+    linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(export, "open_data", lambda *_: pytest.fail("data were loaded"))
     (tmp_path / "file").touch()
-    assert main(["export", str(trained), "--out", str(tmp_path / "file" / "export")]) == 2
-    assert "--out" in one_line(capsys)
+    assert main(["export", str(linear), "--out", str(tmp_path / "file" / "export")]) == 2
+    assert "cannot be written" in one_line(capsys)
 
 
 def test_the_page_is_whole_and_asks_nothing_of_the_network(exported: Path) -> None:
@@ -157,10 +277,11 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(exported: Path) -> No
     assert not re.search(r"(src|href)=|https?:|@import|url\(", page)
 
 
-def test_no_name_of_a_run_becomes_a_tag(model: SoftmaxRegression, dataset: Dataset) -> None:
-    from softmax_regression.studies.export import to_page
-
-    evil, plain = to_page(model, dataset, "</script><script>alert(1)"), to_page(model, dataset, "plain")
+def test_no_name_of_a_run_becomes_a_tag(linear: Path, dataset: Dataset) -> None:
+    layers = [each for each in open_model(str(linear))[1].modules() if isinstance(each, torch.nn.Linear)]
+    evil, plain = (
+        export.to_page(layers, dataset, CLASSES, name) for name in ("</script><script>alert(1)", "plain")
+    )
     assert evil.count("<script") == plain.count("<script")
     assert evil.count("</script") == plain.count("</script")
 
@@ -192,11 +313,17 @@ def encoded(data: bytes) -> str:
     return json.dumps(b64encode(data).decode())
 
 
+def png(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return encoded(buffer.getvalue())
+
+
 @needs_browser
 def test_the_page_predicts_what_the_checkpoint_does(
-    exported: Path, model: SoftmaxRegression, dataset: Dataset, tmp_path: Path
+    exported: Path, model: LightningModule, dataset: Dataset, tmp_path: Path
 ) -> None:
-    images = dataset.test_images[:100]
+    images = dataset.test_images
     script = f"""const given = bytes({encoded(images.numpy().tobytes())}), found = [];
         for (let i = 0; i < given.length; i += 784) found.push(window.probabilities(given.slice(i, i + 784)));
         return found;"""
@@ -207,32 +334,58 @@ def test_the_page_predicts_what_the_checkpoint_does(
 
 @needs_browser
 def test_the_page_takes_pictures_nearly_as_predict_does(
-    exported: Path, dataset: Dataset, tmp_path: Path
+    linear: Path, both: object, dataset: Dataset, tmp_path: Path
 ) -> None:
     image = Image.fromarray(dataset.test_images[0].numpy())
     large = image.resize((336, 336), Image.Resampling.BICUBIC)
     photo = Image.new("RGB", (600, 500), "white")
     photo.paste((30, 60, 90), (50, 60), large)
     pictures = [image, Image.eval(image, lambda v: 255 - v), photo]
-    files = []
-    for picture in pictures:
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        files.append(encoded(buffer.getvalue()))
     script = f"""const found = [];
-        for (const file of [{", ".join(files)}]) found.push([...await fromPicture(new Blob([bytes(file)]))]);
-        await read(new File(["no picture"], "notes.txt"));
-        return [found, byId("answer").textContent];"""
-    found, message = in_browser(exported / "index.html", script, tmp_path)
+        for (const file of [{", ".join(map(png, pictures))}])
+            found.push([...await fromPicture(new Blob([bytes(file)]))]);
+        return found;"""
+    found = in_browser(linear / "export" / "index.html", script, tmp_path)
     for pixels, picture, most in zip(found, pictures, (0, 0, 4), strict=True):
         expected = to_fashion_mnist(picture).flatten().double().numpy()
         assert np.abs(np.array(pixels) - expected).mean() <= most
-    assert message.startswith("notes.txt: cannot be used (")
+
+
+@needs_browser
+def test_what_is_no_image_has_no_answer(exported: Path, dataset: Dataset, tmp_path: Path) -> None:
+    empty, image = Image.new("L", (28, 28)), Image.fromarray(dataset.test_images[0].numpy())
+    script = f"""const shown = () => [byId("answer").textContent, byId("maps").children.length,
+            [...byId("bars").children].map(bar => bar.lastChild.textContent + bar.className).join("")];
+        const file = data => new File([bytes(data)], "a.png"), seen = [shown()];
+        byId("clear").click();
+        byId("bars").firstChild.click();
+        seen.push(shown());
+        byId("examples").firstChild.click();
+        await read(new File(["no picture"], "notes.txt"));
+        seen.push(shown());
+        await read(file({png(image)}));
+        seen.push(shown());
+        await read(file({png(empty)}));
+        seen.push(shown());
+        const late = read(file({png(image)}));
+        byId("clear").click();
+        await late;
+        return [...seen, shown()];"""
+    first, cleared, failed, good, blank, late = in_browser(exported / "index.html", script, tmp_path)
+    for answer, maps, bars in (first, good):
+        assert "with a probability of" in answer
+        assert maps == 2
+        assert bars.count("%") == len(CLASSES)
+    starts = ("Nothing is drawn", "notes.txt: cannot be used (", "The image is empty", "Nothing is drawn")
+    for (answer, maps, bars), start in zip((cleared, failed, blank, late), starts, strict=True):
+        assert answer.startswith(start)
+        assert maps == 0
+        assert bars == ""
 
 
 @needs_browser
 def test_the_page_shows_the_answer_and_explains_the_class_that_is_clicked(
-    exported: Path, model: SoftmaxRegression, dataset: Dataset, tmp_path: Path
+    exported: Path, model: LightningModule, dataset: Dataset, tmp_path: Path
 ) -> None:
     script = """byId("examples").children[7].click();
         const bars = [...byId("bars").children], example = [...image];
@@ -240,6 +393,7 @@ def test_the_page_shows_the_answer_and_explains_the_class_that_is_clicked(
         bars[other].click();
         const best = bars.findIndex(bar => bar.className === "max");
         const captions = [...document.querySelectorAll("#maps figcaption")].map(c => c.textContent);
+        const maps = [best, other].map(k => [...explanation(image, k).pixels]);
         const frame = pad.getBoundingClientRect();
         const drawn = [];
         for (const y of [140, 40]) {
@@ -248,18 +402,25 @@ def test_the_page_shows_the_answer_and_explains_the_class_that_is_clicked(
             for (const x of [70, 210]) await draw({clientX: frame.left + x, clientY: frame.top + y});
             drawn.push([...image]);
         }
-        return [example, best, other, captions, ...drawn];"""
-    example, best, other, captions, drawn, above = in_browser(exported / "index.html", script, tmp_path)
+        return [example, best, other, captions, maps, ...drawn, byId("learned").hidden];"""
+    example, best, other, captions, maps, drawn, above, hidden = in_browser(
+        exported / "index.html", script, tmp_path
+    )
     x = torch.tensor(example, dtype=torch.uint8).view(1, 28, 28)
     assert any(torch.equal(x[0], image) for image in dataset.test_images)
-    logits = model(x)[0]
+    pixels = (x[:, None] / 255).requires_grad_()
+    logits = model(pixels)[0]
     assert best == logits.argmax()
-    for caption, k in zip(captions, (best, other), strict=True):
+    for caption, parts, k in zip(captions, maps, (best, other), strict=True):
+        slope = torch.autograd.grad(logits[k], pixels, retain_graph=True)[0]
+        np.testing.assert_allclose(parts, (pixels * slope).detach().flatten().numpy(), atol=1e-5)
         assert caption.startswith(CLASSES[k])
-        total, pixels, bias = (float(v.replace("−", "-")) for v in re.findall(r"[−\d]+\.\d+", caption))
-        assert total == pytest.approx(float(logits[k]), abs=0.006)
-        assert pixels + bias == pytest.approx(total, abs=0.016)
+        total, seen, bias = (float(v.replace("−", "-")) for v in re.findall(r"[−\d]+\.\d+", caption))
+        assert total == pytest.approx(float(logits[k].detach()), abs=0.006)
+        assert seen == pytest.approx(sum(parts), abs=0.006)
+        assert seen + bias == pytest.approx(total, abs=0.016)
     line = np.array(drawn).reshape(28, 28)
     assert line[12:15, 2:26].min() > 200  # a stroke from one side to the other, through the middle
     assert line[:11].max() == line[17:].max() == 0
     assert above == drawn  # wherever it was drawn
+    assert hidden == (type(model).__name__ == "MLP")  # a network has no templates

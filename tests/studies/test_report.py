@@ -51,6 +51,7 @@ def test_a_report_opens_with_the_options_and_explains_its_words(runs: list[Path]
     assert shown.index("model.lr") < shown.index("in nats") < shown.index("<table><tr><th></th>")
     assert "expected calibration error is" in shown
     assert "null" not in shown
+    assert "<td>none</td>" not in shown
     assert "trainer.callbacks" not in shown
     assert shown.count(f"Run {runs[1].name}") == 2  # title and heading
     assert "All options" in hidden

@@ -31,8 +31,7 @@ def load(
     images, labels = synthetic.draw(synthetic_size + test_size, seed=0)
     digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     train, test = slice(None, synthetic_size), slice(synthetic_size, None)
-    labels, origin = labels.long(), "generated (data.source=synthetic)"
-    names = FASHION_MNIST.class_names
+    labels, origin, names = labels.long(), "generated (data.source=synthetic)", files.class_names
     return Dataset(images[train], labels[train], images[test], labels[test], digest, origin, names)
 
 

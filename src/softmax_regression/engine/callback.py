@@ -1,16 +1,11 @@
 """The callback that puts the lean loop into a Trainer, and says what runs."""
 
-from types import ModuleType
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_lean: ModuleType | None
 try:
-    from softmax_regression.engine import lean as _lean
+    from softmax_regression.engine import lean
 except ImportError as error:  # a Lightning that names its parts in another way
-    _lean, _missing = None, str(error)
-else:
-    _missing = _lean.missing()
+    lean, missing = None, str(error)
 
 
 class Engine(Callback):
@@ -27,17 +22,12 @@ class Engine(Callback):
         self.enabled = enabled
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the lean loop in the place of Lightning's, unless the Trainer has a loop of somebody else's."""
-        if stage == "fit" and self.enabled and _lean and not _missing:
-            _lean.install(trainer)
+        """Put the lean loop in the place of Lightning's, unless the Trainer has one of somebody else's."""
+        if stage == "fit" and self.enabled and lean:
+            lean.install(trainer)
 
     def describe(self, trainer: Trainer) -> str:
         """Say which step trains: the lean one and the hooks that it calls, or Lightning's and why."""
-        if not self.enabled:
-            return "Lightning's own step (engine.enabled is false)"
-        if _lean is None or _missing:
-            return f"Lightning's own step (this version of it has no {_missing})"
-        if reason := _lean.why_not(trainer):
-            return f"Lightning's own step ({reason})"
-        called = _lean.called_each_step(trainer)
-        return "lean step" + (f", calling {', '.join(called)}" if called else "")
+        if self.enabled and lean:
+            return lean.describe(trainer)
+        return f"Lightning's own step ({missing if self.enabled else 'engine.enabled is false'})"

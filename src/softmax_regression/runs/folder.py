@@ -185,7 +185,8 @@ def open_model(which: str) -> tuple[Path, LightningModule]:
     path, saved = open_checkpoint(which)
     named = saved.get("run", {}).get("model", "softmax_regression.model.SoftmaxRegression")
     try:
-        model: LightningModule = find_class(named)(**saved.get("hyper_parameters", {}))
+        kind: type[Any] = find_class(named, find_run(path) or path)
+        model: LightningModule = kind(**saved.get("hyper_parameters", {}))
         model.load_state_dict(saved["state_dict"])
     except (TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -196,27 +197,31 @@ def open_model(which: str) -> tuple[Path, LightningModule]:
     return path, model.eval()
 
 
-def open_data(saved: dict[str, Any], dirs: Sequence[str] | None = None) -> LightningDataModule | None:
-    """Return the data that a checkpoint's run was made with, loaded; None if it had no data module.
+def open_data(
+    path: Path, dirs: Sequence[str] | None = None, stage: str = "fit"
+) -> LightningDataModule | None:
+    """Return the data that the run of a checkpoint was made with, set up; None if it had no data module.
 
     Args:
-        saved: What the checkpoint holds.
+        path: The checkpoint.
         dirs: Folders to look for the files in; None for those of the run.
+        stage: What they are set up for, `fit` or `test`.
 
     Raises:
         InputError: They cannot be had.
     """
+    saved = checkpoint.read(path)
     known = saved.get("run", {})
-    named, sha256 = known.get("data"), known.get("sha256")
-    if not named:
+    if not (named := known.get("data")):
         return None
     changed = {} if dirs is None else {"dirs": list(dirs)}
     try:
-        data: LightningDataModule = find_class(named)(**saved["datamodule_hyper_parameters"] | changed)
+        kind = find_class(named, find_run(path) or path)
+        data: Any = kind(**saved["datamodule_hyper_parameters"] | changed)
     except (KeyError, TypeError) as error:
-        raise InputError(f"{named}: is not what the run was made with ({error}); train anew") from error
+        raise InputError(f"{named}: not what the run was made with ({error}); train anew") from error
     data.prepare_data()
-    data.setup("fit")
-    if sha256 and sha256 != data.loaded.sha256:
+    data.setup(stage)
+    if known.get("sha256") and known["sha256"] != data.loaded.sha256:
         print("warning: these are not the images that the run was trained with", file=sys.stderr)
-    return data
+    return data  # type: ignore[no-any-return]

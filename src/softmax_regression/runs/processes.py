@@ -7,16 +7,17 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, distributed
+from torch import Tensor, accelerator, distributed
 from torch.distributed import DistError
 
-from softmax_regression.errors import LostProcessError
+from softmax_regression.errors import InputError, LostProcessError
 
 
 class ExactDDP(DDPStrategy):
@@ -36,20 +37,39 @@ class ExactDDP(DDPStrategy):
 
 
 TIMEOUT = timedelta(seconds=60)  # how long to wait for a process that does not come, or does not answer
+GRACE = 10.0  # seconds for the first process of a machine to say what all of them have found
 
 
 def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
+    """Return the number of CPU cores of this machine that the processes of a run may use together."""
+    if "SLURM_CPUS_ON_NODE" in os.environ:  # of which srun may bind each process to its own
+        return int(os.environ["SLURM_CPUS_ON_NODE"])
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def started() -> dict[str, int]:
-    """Return the devices of a node and the number of nodes, if torchrun or srun has started several."""
-    for world, nodes in ("WORLD_SIZE", "GROUP_WORLD_SIZE"), ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES"):
+    """Return the devices of a node and the number of nodes, if torchrun or srun has started several.
+
+    Raises:
+        InputError: They are more than the CPU cores of a machine that has no GPU.
+    """
+    for world, nodes, option in (
+        ("WORLD_SIZE", "GROUP_WORLD_SIZE", "torchrun --nproc_per_node"),
+        ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "srun --ntasks-per-node"),
+    ):
         total, num_nodes = (int(os.environ.get(name, 1)) for name in (world, nodes))
         if nodes in os.environ and total > 1:
-            return {"devices": total // num_nodes, "num_nodes": num_nodes}
+            devices, most = total // num_nodes, cores()
+            if devices > most and not accelerator.is_available():
+                raise InputError(f"{devices} processes: the machine has {most} CPU cores; {option} {most}")
+            return {"devices": devices, "num_nodes": num_nodes}
     return {}
+
+
+def speaks() -> bool:
+    """Whether this process says what is wrong: until they are joined, all of a machine find the same."""
+    local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
+    return local_rank == "0" or distributed.is_initialized()
 
 
 def _leave() -> None:
@@ -60,28 +80,25 @@ def _leave() -> None:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Let no process wait for ever for another, outlive the one that started it, or fail with a traceback.
-
-    Raises:
-        LostProcessError: The others cannot be reached, or no longer.
-    """
+    """Let no process wait for ever for another, outlive its starter, or be lost without a line."""
     for entry in StrategyRegistry.values():
         if entry["strategy"] is DDPStrategy:
-            entry["strategy"] = ExactDDP
-            entry["init_params"]["timeout"] = TIMEOUT
+            entry.update(strategy=ExactDDP, init_params=entry["init_params"] | {"timeout": TIMEOUT})
     # Says which process has ended before it kills the others.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     if "LOCAL_RANK" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: NCCL would wait for the dead
     try:
         yield
-        if distributed.is_available() and distributed.is_initialized():
+        if distributed.is_initialized():
             atexit.register(_leave)
-    except RuntimeError as error:
-        if not isinstance(error, DistError) and "gloo" not in str(error):
-            raise
-        reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". This is typically")[0]
-        raise LostProcessError(
-            f"process {getattr(rank_zero_only, 'rank', 0)}: {reason}; another has ended, never came, or "
-            "holds the port: see what it said, then go on with --resume"
-        ) from error
+    except Exception as error:
+        if isinstance(error, RuntimeError) and (isinstance(error, DistError) or "gloo" in str(error)):
+            reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". This is typically")[0]
+            raise LostProcessError(
+                f"process {getattr(rank_zero_only, 'rank', 0)}: {reason}; another has ended, never came, or "
+                "holds the port: see what it said, then go on with --resume"
+            ) from error
+        if not speaks() and os.environ.keys() & {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}:
+            time.sleep(GRACE)  # as soon as one process has ended, torchrun and srun end the others
+        raise

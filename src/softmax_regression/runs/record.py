@@ -60,7 +60,8 @@ def environment() -> dict[str, Any]:
         with suppress(ImportError):  # a copy of the folder that was never installed
             versions[name] = version(name)
     machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-    command = shlex.join(["python", *sys.argv])
+    installed = "softmax" in Path(sys.argv[0]).stem or Path(sys.argv[0]).parent.name == "softmax_regression"
+    command = shlex.join(["softmax-regression", *sys.argv[1:]] if installed else ["python", *sys.argv])
     return {"git": commit, "versions": versions, "machine": machine, "command": command}
 
 

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 
-from softmax_regression.errors import InputError, Interrupted, StorageError
+from softmax_regression.errors import InputError, Interrupted, StorageError, typed
 
 START = "start.ckpt"  # in a run's folder until its first save: the state before the first step
 Mode = Literal["min", "max"]
@@ -169,7 +168,7 @@ class LastCheckpoint(Checkpoint):
         """Draw on where the run left off, and take over the signals after Lightning has set its handlers."""
         device, rank = trainer.strategy.root_device, trainer.global_rank
         if len(self._random.get("cpu", ())) == trainer.world_size:
-            torch.set_rng_state(self._random["cpu"][rank])
+            torch.set_rng_state(self._random["cpu"][rank].clone())  # a row of another tensor crashes torch
             if "cuda" in self._random and device.type == "cuda":
                 torch.cuda.set_rng_state(self._random["cuda"][rank], device)
         names = ["SIGINT", "SIGTERM", "SIGHUP", *(["SIGUSR1"] if "SLURM_JOB_ID" in os.environ else [])]
@@ -179,6 +178,8 @@ class LastCheckpoint(Checkpoint):
                 each for each in signals if signal.getsignal(each) is not signal.SIG_IGN
             ]  # nohup's is not
             self._handlers = {number: signal.signal(number, self._on_signal) for number in heard}
+            if "SIGUSR1" in names:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
         self._step = trainer.global_step
         if self.folder and not self._step:
             trainer.save_checkpoint(self.folder / START, weights_only=False)
@@ -189,7 +190,7 @@ class LastCheckpoint(Checkpoint):
         self._signal = signal.Signals(number)
 
     def _remedy(self) -> str:
-        command = shlex.join(["python", "train.py", "fit", "--resume", str(self.folder)])
+        command = typed("train.py", "fit", "--resume", str(self.folder))
         return f"go on with `{command}`" if self.folder else "nothing was saved, for the run has no folder"
 
     def on_train_batch_end(

@@ -30,8 +30,9 @@ def own_modules(run: Path | None = None) -> list[str]:
     """
     here, run = Path.cwd(), run and run.resolve()
     paths = [*here.glob("*.py"), *(init.parent for init in here.glob("*/__init__.py"))]
-    mine = [path for path in paths if not run or (path not in (run, *run.parents) and run not in path.parents)]
-    specs = [PathFinder.find_spec(path.stem) for path in mine if path.stem.isidentifier()]
+    if run:
+        paths = [each for each in paths if each not in (run, *run.parents) and run not in each.parents]
+    specs = [PathFinder.find_spec(path.stem) for path in paths if path.stem.isidentifier()]
     # Not a library of the same name, which is what would be imported.
     return sorted(spec.name for spec in specs if spec and here in Path(spec.origin or "").parents)
 

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.engine import Engine
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, Interrupted
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.processes import cores
 from softmax_regression.studies.stacked import CHUNK, METRICS, Scores, Stack, mean_scores
@@ -24,6 +25,13 @@ Labelled = tuple[Tensor, Tensor]  # images (n, 28, 28) uint8, labels (n,) int64
 Each = Callable[[int, Mapping[str, Tensor]], bool]
 Ended = Callable[[int, Mapping[str, Tensor], Callable[[Tensor, Tensor], Scores]], bool]
 _RANDOM = threading.RLock()  # torch's global generator, one for all threads
+
+
+def options(model: type[LightningModule]) -> ArgumentParser:
+    """Return what knows the names, types and defaults of a class's hyperparameters, `**kwargs` too."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(model, "model")
+    return parser
 
 
 def stackable(model: type[LightningModule], hparams: Mapping[str, Any]) -> bool:
@@ -141,5 +149,7 @@ def pool(model: type[LightningModule], workers: int | None) -> Iterator[ThreadPo
     threads = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(cores() // n,))
     try:
         yield threads
+    except Interrupted as error:
+        raise Interrupted(error.exit_code - 128, "the same command goes on where it was") from error
     finally:
         threads.shutdown(cancel_futures=True)

@@ -6,7 +6,6 @@ helps? Every remedy is a choice among the same runs, made with validation data.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from inspect import signature
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
-from softmax_regression.studies.learning import Each, held_out, learn
+from softmax_regression.studies.learning import Each, held_out, learn, options
 from softmax_regression.studies.stacked import METRICS
 from softmax_regression.studies.sweep_plan import Params, Plan, count
 
@@ -79,7 +78,7 @@ class Arm(NamedTuple):
 
 def plan(design: Design, model: type[LightningModule], data: str) -> Plan:
     """Return the trials of a design in what the model has parameters for, those of large sets first."""
-    names = {*signature(model).parameters, "train_size", "epochs"}
+    names = {*vars(options(model).get_defaults().model), "train_size", "epochs"}
     trials = [
         {"train_size": n.images, "epochs": n.epochs, "lr": LR, "dropout": dropout, "weight_decay": decay}
         for n, dropout, decay in itertools.product(design.sizes[::-1], design.dropouts, design.decays)

@@ -5,7 +5,6 @@ Command: python study.py overfit
 
 import hashlib
 import json
-import shlex
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -19,10 +18,10 @@ from torch import Tensor
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.figures.drawings import learning_curves
-from softmax_regression.figures.page import Page, write_csv
-from softmax_regression.files import check_writable, locked
+from softmax_regression.figures.page import Page, check_output, write_csv
+from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.folder import environment
+from softmax_regression.runs.record import environment
 from softmax_regression.studies import overfit
 from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.learning import pool
@@ -40,6 +39,7 @@ def run(
     source: Literal["files", "synthetic"] = "files",
     dirs: Sequence[str] | None = None,
     workers: int | None = None,
+    force: bool = False,
     quick: bool = False,
 ) -> Path:
     """Train with and without remedies, on few images and on all, or go on with it; return the page.
@@ -51,12 +51,13 @@ def run(
         source: `files`, or `synthetic` for generated stand-ins.
         dirs: Folders to look for the files in.
         workers: Stacks trained at the same time, at most one a core; None for one a core.
+        force: Let it replace a page of somebody else's.
         quick: 50 and 100 images for a few epochs, to see that it works.
 
     Raises:
         InputError: There are too few images, or the page cannot be written.
     """
-    check_writable(out)
+    check_output(out / "index.html", force)
     design, sizes = (
         (overfit.QUICK, {"synthetic_size": 1000, "val_size": 500}) if quick else (overfit.FULL, {})
     )
@@ -86,7 +87,7 @@ def write(folder: Path, design: Design, plan: Plan, trials: Sequence[FrozenTrial
         _size(page, size, arms[size])
     page.heading("How to repeat it")
     manifest = {"data": origin, "design": design._asdict(), **environment()}
-    page.preformatted(shlex.join(manifest["command"]))
+    page.preformatted(manifest["command"])
     page.text("Every scoring of every run is in `runs.csv`.")
     page.preformatted(json.dumps(manifest, indent=2))
     every = {size.images: size.every for size in design.sizes}

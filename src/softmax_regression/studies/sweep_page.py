@@ -21,7 +21,7 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.figures.drawings import PALETTE, learning_curves
 from softmax_regression.figures.page import Page, write_csv
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.folder import environment
+from softmax_regression.runs.record import environment
 from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.sweep_plan import BOOK, COUNTS, Params, Plan, Value, count, describe, path_of
 
@@ -34,7 +34,7 @@ def write(
     trials: Sequence[FrozenTrial],
     test: dict[str, list[float]],
     data: FashionMNISTDataModule,
-    command: Sequence[str],
+    command: str,
 ) -> Path:
     """Write everything into the folder and return the path of the page.
 
@@ -62,7 +62,7 @@ def write(
         "The search, which goes on after an interruption; then the winner alone, trained by Lightning, which "
         f"comes to the validation loss {_last(complete[0])[0]:.4f} but for rounding and dropped pixels."
     )
-    page.preformatted(f"{shlex.join(command)}\n{_fit_command(plan, complete[0].params, data)}")
+    page.preformatted(f"{command}\n{_fit_command(plan, complete[0].params, data)}")
     page.text(f"All epochs are in `trials.csv`; TensorBoard lists the trials with `--logdir {folder}`.")
     manifest = {"data": data.loaded.origin, "plan": json.loads(plan.identity()), **environment()}
     page.preformatted(json.dumps(manifest | {"command": command}, indent=2))
@@ -80,31 +80,28 @@ def _above(trial: FrozenTrial, other: FrozenTrial) -> list[float]:
     return [a - b for a, b in zip(_last(trial), _last(other), strict=True)]
 
 
-def _spread(values: Sequence[float]) -> str:
-    """Return a mean with its interval, or the only value."""
-    return str(Interval.of(values)) if len(values) > 1 else f"{values[0]:.4f}"
-
-
 def _answer(page: Page, plan: Plan, complete: Sequence[FrozenTrial], test: dict[str, list[float]]) -> None:
     best, n = complete[0], len(plan.seeds)
     first = f"Of {len(complete)} configurations" if len(complete) > 1 else "The only configuration"
     text = f"{first}, with {n} seeds each: " if n > 1 else f"{first}, with one seed: "
-    text += f"`{describe(best.params)}` has the least validation loss, {_spread(_last(best))}"
+    text += f"`{describe(best.params)}` has the least validation loss, {Interval.of(_last(best))}"
     level = sum(Interval.of(_above(trial, best)).has_zero for trial in complete[1:])
     if n > 1:
         text += " (mean and 95 % interval over the seeds)"
         text += (
             f"; the seeds do not tell {level} others from it: 0 is in the interval of the paired difference"
         )
-    accuracy, loss = _spread(test["test/acc"]), _spread(test["test/loss"])
+    accuracy, loss = Interval.of(test["test/acc"]), Interval.of(test["test/loss"])
     page.text(f"{text}. The winner alone was tested, once: test accuracy {accuracy}, test loss {loss}.")
     for rank, trial in enumerate(complete, 1):
         if _is_book(trial) and trial is not best:
             page.text(
                 f"The book's recipe, `{describe(trial.params)}`, is number {rank}: its validation loss is "
-                f"{trial.value:.4f}, by {_spread(_above(trial, best))} above the best."
+                f"{trial.value:.4f}, by {Interval.of(_above(trial, best))} above the best."
             )
-    table = [[describe(t.params), _spread(_last(t)), _spread(_last(t, "val/acc"))] for t in complete[:5]]
+    table = [
+        [describe(t.params), Interval.of(_last(t)), Interval.of(_last(t, "val/acc"))] for t in complete[:5]
+    ]
     page.table(table, ["the best", "val/loss", "val/acc"])
 
 
@@ -129,7 +126,7 @@ def _figures(page: Page, plan: Plan, complete: Sequence[FrozenTrial]) -> None:
 def _landscape(names: Sequence[str], complete: Sequence[FrozenTrial], is_grid: bool) -> Figure:
     """Validation loss against each hyperparameter; of a grid in a line for each value of another one."""
     n = -(-len(names) // 3)
-    figure = Figure(figsize=(10, 4 * n), layout="constrained")
+    figure = Figure(figsize=(9, 4 * n), layout="constrained")
     axes = figure.subplots(n, min(3, len(names)), sharey=True, squeeze=False)
     for axis, name in itertools.zip_longest(axes.flat, names):
         if not name:
@@ -146,12 +143,13 @@ def _landscape(names: Sequence[str], complete: Sequence[FrozenTrial], is_grid: b
             line = "o-" if is_grid else "o"
             axis.errorbar(values, middle, np.transpose(ends), fmt=line, ms=4, color=shade, label=label)
         axis.set(xlabel=name, yscale="log")
+        axis.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
         axis.grid(alpha=0.3)
         numbers = [value for value in values if isinstance(value, int | float)]
         if numbers and 0 < 10 * min(numbers) < max(numbers):
             axis.set_xscale("log")
         if colour:
-            axis.legend(title=colour, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4, fontsize=8)
+            axis.legend(title=colour, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
     axes[0, 0].set_ylabel("validation loss (nats)")
     return figure
 
