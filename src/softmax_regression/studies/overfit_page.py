@@ -58,11 +58,9 @@ def run(
         InputError: There are too few images, or the page cannot be written.
     """
     check_output(out / "index.html", force)
-    design, sizes = (
-        (overfit.QUICK, {"synthetic_size": 1000, "val_size": 500}) if quick else (overfit.FULL, {})
-    )
+    design = overfit.QUICK if quick else overfit.FULL
     with pool(model, workers) as threads:
-        images = data(source=source, dirs=dirs, **sizes)
+        images = data(source=source, dirs=dirs, **(overfit.SMALL if quick else {}))
         plan = overfit.plan(design, model, images.loaded.sha256)
         if len(images.train_index) < (needed := design.sizes[-1].images):
             raise InputError(f"{len(images.train_index)} training images: need {needed}; use all")
@@ -139,17 +137,17 @@ def _moved(arm: Arm, scoring: int, metric: str) -> str:
 
 def _method(page: Page, plan: Plan) -> None:
     page.heading("What was done")
+    decays, dropouts = (plan.space.get(name, "none") for name in ("weight_decay", "dropout"))
     page.text(
         f"Minibatch SGD with the book's learning rate {LR} and batch size {BATCH_SIZE}, with "
         f"{len(plan.seeds)} seeds: a seed decides which images are drawn, balanced over the classes, the "
         "initial weights, the order and the dropped pixels. Training images are scored without dropout."
     )
     page.text(
-        f"Of weight decays {plan.space.get('weight_decay', 'none')} and dropouts of pixels "
-        f"{plan.space.get('dropout', 'none')} those with the least validation loss at the end are taken, the "
-        "mean over the seeds. Early stopping takes the model of least validation loss before "
-        f"{PATIENCE} scorings with none lower. The combination is the best pair of a decay and a dropout, "
-        "with early stopping. The test images chose nothing."
+        f"Of the weight decays {decays} and the dropouts of pixels {dropouts} those of least validation "
+        "loss at the end are taken, the mean over the seeds; early stopping takes the model of least validation "
+        f"loss before {PATIENCE} scorings with none lower; the combination is the best pair of a decay and a "
+        "dropout, stopped early. The test images chose nothing."
     )
     page.text(
         "± is half of Student's 95 % interval over the seeds, which have their validation and test images in "
