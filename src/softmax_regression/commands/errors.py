@@ -18,7 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
-from softmax_regression.runs.trust import REFUSED
+from softmax_regression.runs.trust import refused
 
 # What jsonargparse says.
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
@@ -72,8 +72,8 @@ def explain(message: str, known: Iterable[str] = ()) -> str:
         known: The options that there are, to find the one that was meant.
     """
     key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
-    if refused := _REFUSED.search(message):
-        return f"{key}: class {refused[1]} {REFUSED}"
+    if found := _REFUSED.search(message):
+        return f"{key}: {refused(found[1])}"
     if unknown := _UNKNOWN.search(message):
         option = unknown[1] or f"--{key and key + '.'}{unknown[2] or unknown[3]}"
         return f"{option}: no such option{_meant(option, known)}"
