@@ -8,10 +8,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
@@ -28,11 +31,16 @@ _TYPES = {
 }  # fmt: skip
 
 
+@cache
+def _nowhere() -> TextIO:
+    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 (open until the end)
+
+
 class Words:
     """A stream whose loss costs nothing: what a closed pipe or a full disk does not take is dropped."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream
+        self.stream = stream or _nowhere()
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # of letters that the locale does not have
 
@@ -41,11 +49,10 @@ class Words:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except (OSError, ValueError, AttributeError):
-            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (open until the end)
+        except (OSError, ValueError):
+            lost, self.stream = self.stream, _nowhere()
             with suppress(OSError, ValueError, AttributeError):  # or Python complains when it ends
-                os.dup2(nowhere.fileno(), self.stream.fileno())
-            self.stream = nowhere
+                os.dup2(self.stream.fileno(), lost.fileno())
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -94,7 +101,8 @@ def _of_options(error: BaseException) -> bool:
     while trace and trace.tb_next:
         trace = trace.tb_next
     module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace else ""
-    return module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
+    kinds = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError)
+    return isinstance(error, kinds) and module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
 
 
 def _line(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str, int] | None:
@@ -113,10 +121,8 @@ def _line(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str
             return f"error: {found}", StorageError.exit_code
         case KeyboardInterrupt():
             return "interrupted", 130
-        case (
-            MisconfigurationException() | ImportError() | ValueError() | TypeError() | RuntimeError() as found
-        ):
-            return (f"error: {explain(str(found))}", InputError.exit_code) if _of_options(found) else None
+        case Exception() as found if _of_options(found):
+            return f"error: {explain(str(found))}", InputError.exit_code
     return None
 
 
@@ -147,10 +153,11 @@ def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]] = 
         command: What to run.
         known: Returns the options that it knows, to find the one that a mistyped one meant.
     """
-    streams = sys.stdout, sys.stderr
+    streams, path = (sys.stdout, sys.stderr), sys.path.copy()
     sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)  # type: ignore[assignment]
     try:
         with _interruptible():
+            sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
             command()
     except BaseException as error:
         if (found := _line(error, known)) is None:
@@ -163,5 +170,5 @@ def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]] = 
             print(found[0], file=sys.stderr)
         return found[1]
     finally:
-        sys.stdout, sys.stderr = streams
+        (sys.stdout, sys.stderr), sys.path[:] = streams, path
     return 0

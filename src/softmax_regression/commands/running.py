@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import LightningModule
 
 from softmax_regression.commands import checks, outputs, resume
+from softmax_regression.errors import InputError
 from softmax_regression.files import locked, remove_debris
 from softmax_regression.runs.folder import RunLogger
 
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
 
 def _check(cli: "TrainCLI") -> None:
     """Refuse what cannot work, once the data are there."""
-    checks.devices(cli.trainer, cli.datamodule)
-    if cli.subcommand != "fit" or hasattr(cli.datamodule, "loaded"):
-        cli.datamodule.setup(cli.subcommand)  # on every process: while they are not joined, none waits
-    checks.classes(cli.model, cli.datamodule)
+    command, data = cli.subcommand, cli.datamodule
+    if command != "fit" and not cli.checkpoint:
+        raise InputError(f"{command}: needs a trained model; give --ckpt_path a run's folder, best or last")
+    checks.devices(cli.trainer, data)
+    if command != "fit" or hasattr(data, "loaded"):
+        data.setup(command)  # on every process: while they are not joined, none waits for another
+    checks.classes(cli.model, data)
     if cli.checkpoint:
-        path = cli.config[cli.subcommand].ckpt_path
-        checks.shapes(path, cli.model, cli.checkpoint["state_dict"])
+        checks.shapes(cli.config[command].ckpt_path, cli.model, cli.checkpoint["state_dict"])
 
 
 def fit(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:

@@ -44,16 +44,17 @@ FOREIGN_WARNINGS = (
     r"It is recommended to use `self.log\(.*, sync_dist=True\)`",  # torchmetrics has summed over the ranks
     "Checkpoint directory .* exists and is not empty",  # it does when a run is resumed
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
+    r"torch\.distributed\.nn\.functional\.\w+ is deprecated",  # which Lightning gathers with
     "The `srun` command is available on your system",  # which does not mean that it is wanted
     "The number of training batches .* is smaller than the logging interval",  # nothing is logged on a step
     "Trainer already configured with model summary callbacks",
     "The '(train|val|test|predict)_dataloader' does not have many workers",  # the images are in memory
     "`.*.configure_optimizers` will be overridden",  # as --optimizer asks for
 )
-CHATTER = (
+CHATTER = (  # what Lightning says of itself as it starts
     "GPU available", "TPU available", "HPU available", "💡 Tip", "`Trainer.fit` stopped", "Seed set to",
-    "LOCAL_RANK", "`weights_only` was not", "Restor", "Loaded model weights", "Using bfloat16", "Using 16bit",
-    "Initializing distributed", "[rank:", "-----", "SLURM auto-requeueing",
+    "LOCAL_RANK", "Restoring states", "Restored all states", "Loaded model weights", "`weights_only` was not",
+    "Initializing distributed", "[rank:", "-----", "Using bfloat16", "Using 16bit", "SLURM auto-",
 )  # fmt: skip
 
 
@@ -178,8 +179,6 @@ def main(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
     # A default of Lightning's classes may be an Enum of strings, as Timer's is; write what it says.
     yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
-    before = sys.path.copy()
-    sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
 
     def command() -> None:
         check_paths(args)
@@ -189,7 +188,4 @@ def main(args: Sequence[str] | None = None) -> int:
         with _quiet(), together():
             TrainCLI(args)
 
-    try:
-        return guarded(command, lambda: described(args, True).get_defaults().keys(branches=False))
-    finally:
-        sys.path[:] = before
+    return guarded(command, lambda: described(args, True).get_defaults().keys(branches=False))

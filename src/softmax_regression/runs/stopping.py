@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 
-from softmax_regression.errors import InputError, Interrupted, typed
+from softmax_regression.errors import InputError, Interrupted, StorageError, typed
 
 START = "start.ckpt"  # in a run's folder until its first save: the state before the first step
 Mode = Literal["min", "max"]
@@ -31,6 +31,12 @@ def folder_of(trainer: Trainer) -> Path | None:
     dirs = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     folder = trainer.strategy.broadcast(dirs[0]) if dirs else trainer.log_dir
     return Path(folder or trainer.default_root_dir)
+
+
+def check_there(run: Path) -> None:
+    """Refuse to write a run's folder anew, if somebody has moved or deleted it."""
+    if not run.is_dir():
+        raise StorageError(f"{run}: has been moved or deleted; put it back, then go on with --resume")
 
 
 class EarlyStopping(callbacks.EarlyStopping):

@@ -18,8 +18,8 @@ from torch import Tensor
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.figures.drawings import learning_curves
-from softmax_regression.figures.page import Page, write_csv
-from softmax_regression.files import check_writable, locked
+from softmax_regression.figures.page import Page, check_output, write_csv
+from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
 from softmax_regression.studies import overfit
@@ -39,6 +39,7 @@ def run(
     source: Literal["files", "synthetic"] = "files",
     dirs: Sequence[str] | None = None,
     workers: int | None = None,
+    force: bool = False,
     quick: bool = False,
 ) -> Path:
     """Train with and without remedies, on few images and on all, or go on with it; return the page.
@@ -50,17 +51,16 @@ def run(
         source: `files`, or `synthetic` for generated stand-ins.
         dirs: Folders to look for the files in.
         workers: Stacks trained at the same time, at most one a core; None for one a core.
+        force: Let it replace a page of somebody else's.
         quick: 50 and 100 images for a few epochs, to see that it works.
 
     Raises:
         InputError: There are too few images, or the page cannot be written.
     """
-    check_writable(out)
-    design, sizes = (
-        (overfit.QUICK, {"synthetic_size": 1000, "val_size": 500}) if quick else (overfit.FULL, {})
-    )
+    check_output(out / "index.html", force)
+    design = overfit.QUICK if quick else overfit.FULL
     with pool(model, workers) as threads:
-        images = data(source=source, dirs=dirs, **sizes)
+        images = data(source=source, dirs=dirs, **(overfit.SMALL if quick else {}))
         plan = overfit.plan(design, model, images.loaded.sha256)
         if len(images.train_index) < (needed := design.sizes[-1].images):
             raise InputError(f"{len(images.train_index)} training images: need {needed}; use all")
@@ -137,17 +137,17 @@ def _moved(arm: Arm, scoring: int, metric: str) -> str:
 
 def _method(page: Page, plan: Plan) -> None:
     page.heading("What was done")
+    decays, dropouts = (plan.space.get(name, "none") for name in ("weight_decay", "dropout"))
     page.text(
         f"Minibatch SGD with the book's learning rate {LR} and batch size {BATCH_SIZE}, with "
         f"{len(plan.seeds)} seeds: a seed decides which images are drawn, balanced over the classes, the "
         "initial weights, the order and the dropped pixels. Training images are scored without dropout."
     )
     page.text(
-        f"Of weight decays {plan.space.get('weight_decay', 'none')} and dropouts of pixels "
-        f"{plan.space.get('dropout', 'none')} those with the least validation loss at the end are taken, the "
-        "mean over the seeds. Early stopping takes the model of least validation loss before "
-        f"{PATIENCE} scorings with none lower. The combination is the best pair of a decay and a dropout, "
-        "with early stopping. The test images chose nothing."
+        f"Of the weight decays {decays} and the dropouts of pixels {dropouts} those of least validation "
+        "loss at the end are taken, the mean over the seeds; early stopping takes the model of least validation "
+        f"loss before {PATIENCE} scorings with none lower; the combination is the best pair of a decay and a "
+        "dropout, stopped early. The test images chose nothing."
     )
     page.text(
         "± is half of Student's 95 % interval over the seeds, which have their validation and test images in "

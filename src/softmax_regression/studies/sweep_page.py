@@ -161,11 +161,8 @@ def _is_book(trial: FrozenTrial) -> bool:
 def _fit_command(plan: Plan, params: Params, data: FashionMNISTDataModule) -> str:
     """Return the command that trains a trial alone, with the first seed."""
     options: dict[str, object] = {"seed_everything": plan.seeds[0]}
-    for name, chosen, usual in (
-        ("model", plan.model, SoftmaxRegression), ("data", type(data), FashionMNISTDataModule),
-    ):  # fmt: skip
-        if chosen is not usual:
-            options[name] = path_of(chosen)
+    options |= {"model": path_of(plan.model)} if plan.model is not SoftmaxRegression else {}
+    options |= {"data": path_of(type(data))} if type(data) is not FashionMNISTDataModule else {}
     usual = {name: p.default for name, p in signature(FashionMNISTDataModule).parameters.items()}
     options |= {f"data.{k}": v for k, v in data.hparams.items() if v != usual[k] and k not in params}
     for name, value in params.items():
