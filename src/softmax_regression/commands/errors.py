@@ -22,9 +22,13 @@ from softmax_regression.runs.trust import refused
 
 # What jsonargparse says.
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
-_UNKNOWN = re.compile(r"nrecognized arguments: (\S+)|[Oo]ption '(\S+)' is not acc|not accept option '(\S+)'")
-_REASON = re.compile(r"class_path '([^']*)':\s+(?!\s|Parser key)(.+)|(Import path does .+)|(Unable to .+) '")
-_EXPECTED = re.compile(r"Expected an? (?:<class '[\w.]*?(\w+)'>|typing\.Literal\[(.+?)\]|(dot import path))")
+_UNKNOWN = re.compile(r"nrecognized arguments: ([^\s=]+)|ption '(\S+)' is not acc|cept option '(\S+)'")
+_REASON = re.compile(
+    r"class_path '([^']*)':\s+(?!\s|Parser key)(.+)|(Import path does .+)|(Unable to load config \S+)"
+)
+_EXPECTED = re.compile(
+    r"Expected (?:a )?(?:<class '[\w.]*?(\w+)'>|typing\.Literal\[(.+?)\]|(dot import path))"
+)
 _TYPES = {
     "NoneType": "null", "Sequence": "a list", "Iterable": "a list", "list": "a list",
     "dot import path": "the name of a class with its module",

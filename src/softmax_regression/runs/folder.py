@@ -3,7 +3,7 @@
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.record import init_args, read_manifest
-from softmax_regression.runs.stopping import START
+from softmax_regression.runs.stopping import START, check_there
 from softmax_regression.runs.trust import find_class
 
 SHOWN = ("train/loss", "train/acc", "val/loss", "val/acc")  # the metrics of TensorBoard's page HPARAMS
@@ -92,6 +92,12 @@ class RunLogger(TensorBoardLogger):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
                 super().log_graph(model, input_array)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars, unless the run's folder is not there any more."""
+        check_there(Path(self.log_dir))
+        super().log_metrics(metrics, step)
 
     @rank_zero_only
     def save(self) -> None:

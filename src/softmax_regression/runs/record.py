@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.files import write
-from softmax_regression.runs.stopping import EarlyStopping, folder_of
+from softmax_regression.runs.stopping import EarlyStopping, check_there, folder_of
 from softmax_regression.runs.trust import refused
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "softmax-regression")
@@ -154,21 +154,15 @@ class RunRecord(Callback):
                 print(f"note: {refused(class_path(pl_module))}", file=sys.stderr)
 
     def _update(self, **entries: Any) -> None:
-        self._check_folder()
         if self.run:
+            check_there(self.run)
             update_manifest(self.run, **entries)
-
-    def _check_folder(self) -> None:
-        if self.run and not self.run.is_dir():
-            raise StorageError(
-                f"{self.run}: has been moved or deleted; put it back, then go on with --resume"
-            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record everything that is known before the first step."""
         if not self.run:
             return
-        self._check_folder()
+        check_there(self.run)
         write(str(self.config).encode(), self.run / "config.yaml")
         seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
         data = getattr(trainer.datamodule, "loaded", None)  # type: ignore[attr-defined]
@@ -195,7 +189,8 @@ class RunRecord(Callback):
         Raises:
             StorageError: The run's folder is not there any more.
         """
-        self._check_folder()
+        if self.run:
+            check_there(self.run)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["run"] = {
             "config": self.config,
