@@ -90,7 +90,7 @@ def together() -> Iterator[None]:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: NCCL would wait for the dead
     try:
         yield
-        if distributed.is_available() and distributed.is_initialized():
+        if distributed.is_initialized():
             atexit.register(_leave)
     except Exception as error:
         if isinstance(error, RuntimeError) and (isinstance(error, DistError) or "gloo" in str(error)):
