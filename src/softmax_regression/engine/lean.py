@@ -1,8 +1,7 @@
 """Lightning's training step, call for call and in its order, less the calls that nobody answers.
 
-Most of what Lightning adds to a small step is asking callbacks, module and profiler for hooks that do
-nothing. This loop looks up, as an epoch begins, who answers, and then does what Lightning 2.6 does with those
-calls only. All private names of Lightning that it needs stand in this module.
+Lightning asks callbacks, module and profiler for each hook of a step. This loop looks up, as an epoch begins,
+who answers, and does what Lightning 2.6 does with those calls only. All private names it needs stand here.
 """
 
 from collections import OrderedDict
@@ -36,7 +35,7 @@ def why_not(trainer: Trainer) -> str | None:
         return f"of another version: {error}"
     reasons = {
         "another package's loop": type(trainer.fit_loop.epoch_loop) not in (LeanLoop, _TrainingEpochLoop),
-        "a profiler measures it": type(trainer.profiler) is not profilers.PassThroughProfiler,
+        "a profiler measures it": type(trainer.profiler) is not profilers.PassThroughProfiler,  # type: ignore[attr-defined]
         type(trainer.strategy).__name__: type(trainer.strategy) is not strategies.SingleDeviceStrategy,
         "dataloader_iter": isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher),
     }
@@ -47,7 +46,7 @@ def describe(trainer: Trainer) -> str:
     """Say which step trains: the lean one and whom it calls, or Lightning's and why."""
     if reason := why_not(trainer):
         return f"Lightning's own step ({reason})"
-    owners, hooks = (*trainer.callbacks, trainer.lightning_module), f"{BATCH} {AFTER} {REST}"
+    owners, hooks = (*trainer.callbacks, trainer.lightning_module), f"{BATCH} {AFTER} {REST}"  # type: ignore[attr-defined]
     called = [f"{type(owner).__name__}.{hook}" for owner in owners for hook in _own(owner, hooks)]
     return "lean step" + (f", calling {', '.join(called)}" if called else "")
 
@@ -75,7 +74,7 @@ class LeanLoop(_TrainingEpochLoop):
         module, precision = trainer.lightning_module, type(trainer.precision_plugin)
         self.module, self.fx, loader = module, vars(module), data_fetcher.iterator
         if self.lean and loader is data_fetcher.combined_loader and loader.iterables is loader.flattened[0]:
-            data_fetcher.iterator = zip(loader._iterator.iterators[0], count(), repeat(0))  # one: as it is
+            data_fetcher.iterator = zip(loader._iterator.iterators[0], count(), repeat(0))  # type: ignore[union-attr]
         self.answers = {h: [getattr(c, h) for c in trainer.callbacks if _own(c, h)] for h in BATCH.split()}
         self.own = {hook: getattr(module, hook) for hook in _own(module, BATCH)}
         moves = _own(module, MOVES) or (trainer.datamodule and _own(trainer.datamodule, MOVES))
@@ -104,17 +103,18 @@ class LeanLoop(_TrainingEpochLoop):
         if not self.lean or self.restarting or self.val_loop.restarting:
             super().advance(data_fetcher)
             return
-        trainer, progress, results = self.trainer, self.batch_progress, self._results
+        trainer, progress, device = self.trainer, self.batch_progress, self.trainer.strategy.root_device
         batch, _, _ = next(data_fetcher)
         batch_idx = progress.current.ready
         progress.is_last_batch = data_fetcher.done
-        parts, device = batch if type(batch) in (tuple, list) else (batch,), trainer.strategy.root_device
+        batch = [*batch] if type(batch) is list else batch  # a new one, as from Lightning
+        parts = batch if type(batch) in (tuple, list) else (batch,)
         if not (self.in_place and all(type(part) is Tensor and part.device == device for part in parts)):
             batch = trainer.precision_plugin.convert_input(batch)
             batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
             batch = self._run("batch_to_device", trainer.strategy.batch_to_device, batch, dataloader_idx=0)
         progress.increment_ready()
-        connector, output, skip = trainer._logger_connector, None, False
+        connector, results, output, skip = trainer._logger_connector, self._results, None, False
         connector._first_loop_iter = connector._first_loop_iter is None
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None
         if batch is None:
