@@ -48,6 +48,8 @@ class EpochScores(nn.Module):
             self._score()
 
     def _score(self) -> None:
+        # Sums that do not show where a run was interrupted; `to(device)` makes torchmetrics forget the type.
+        self.loss.set_dtype(torch.float32 if self.loss.device.type == "mps" else torch.float64)
         if not self._waiting:
             return
         logits, y, losses = zip(*self._waiting, strict=True)

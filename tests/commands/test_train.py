@@ -128,7 +128,9 @@ def test_without_validation_images_it_says_what_is_off_and_trains(capsys: pytest
 
 
 @pytest.mark.parametrize("place", [0, -1])
-@pytest.mark.parametrize("form", [["--config", "x.yaml"], ["--config=x.yaml"], ["-c", "x.yaml"], ["-cx.yaml"]])
+@pytest.mark.parametrize(
+    "form", [["--config", "x.yaml"], ["--config=x.yaml"], ["-c", "x.yaml"], ["-cx.yaml"]]
+)
 def test_a_flag_wins_over_a_file_wherever_it_stands(form: list[str], place: int) -> None:
     Path("x.yaml").write_text("model: {lr: 0.5, momentum: 0.5}")
     flags = ["--model.lr=0.25"]
@@ -172,7 +174,18 @@ def test_several_loggers_write_each_their_own() -> None:
     assert fit(f"--trainer.logger={loggers}", "--trainer.max_epochs=1") == 0
     assert (only_run() / "checkpoints" / "last.ckpt").exists()
     assert "val/loss" in (only_run(Path("csv")) / "metrics.csv").read_text()
-    assert main(["test", "--ckpt_path", str(only_run()), "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=t"]) == 0
+    assert (
+        main(
+            [
+                "test",
+                "--ckpt_path",
+                str(only_run()),
+                "--trainer.logger=CSVLogger",
+                "--trainer.logger.save_dir=t",
+            ]
+        )
+        == 0
+    )
     assert "test/acc" in (only_run(Path("t")) / "metrics.csv").read_text()
 
 
@@ -182,7 +195,9 @@ def test_a_checkpoint_io_of_the_users_own_is_used_as_it_is() -> None:
     assert b"sha256=" not in (only_run() / "checkpoints" / "last.ckpt").read_bytes()[-100:]  # which ours adds
 
 
-def test_a_profiler_and_a_summary_print(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_profiler_and_a_summary_print(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "lightning.pytorch")
     options = ("--trainer.profiler=simple", "--trainer.enable_model_summary=true", "--trainer.max_epochs=1")
     assert fit(*options) == 0
@@ -207,7 +222,10 @@ def test_test_names_what_it_scores_and_keeps_the_metrics(
 
 def test_a_score_of_a_part_is_not_kept(run: Path) -> None:
     before = manifest(run)
-    assert main(["test", "--ckpt_path", str(run), "--data.eval_batch_size=10", "--trainer.limit_test_batches=1"]) == 0
+    assert (
+        main(["test", "--ckpt_path", str(run), "--data.eval_batch_size=10", "--trainer.limit_test_batches=1"])
+        == 0
+    )
     assert manifest(run) == before
 
 
@@ -293,7 +311,11 @@ def test_help_shows_ours_first_and_lightnings_on_demand(capsys: pytest.CaptureFi
     assert "--trainer.max_epochs" not in text
     assert main(["fit", "--help-all"]) == 0
     text = capsys.readouterr().out
-    assert text.index("--model.lr") < text.index("--early_stopping.patience") < text.index("--trainer.max_epochs")
+    assert (
+        text.index("--model.lr")
+        < text.index("--early_stopping.patience")
+        < text.index("--trainer.max_epochs")
+    )
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--print_config"])
     assert "max_epochs: 10" in capsys.readouterr().out
@@ -333,7 +355,9 @@ def test_a_terminal_says_at_once_what_takes_long(script: str) -> None:
     shutil.copy(ROOT / script, script)
     command = f"{sys.executable} {script}"
     environment = os.environ | {"PYTHONPATH": "fake"}
-    shown = subprocess.run(["script", "-qec", command, "/dev/null"], env=environment, capture_output=True, text=True)
+    shown = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], env=environment, capture_output=True, text=True
+    )
     assert shown.stdout.split("\n") == ["importing torch and lightning ...", "imported", "\x1b[K"]
     piped = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert (piped.stdout, piped.stderr) == ("imported\n", "")

@@ -158,7 +158,7 @@ def trained(
         enable_model_summary=False, callbacks=[Engine(engine), *([calls] if watch else [])], **kept,
     )  # fmt: skip
     trainer.fit(module, data) if not isinstance(data, tuple) else trainer.fit(module, *data)
-    assert type(trainer.fit_loop.epoch_loop).__name__ == ("LeanEpochLoop" if engine else "_TrainingEpochLoop")
+    assert type(trainer.fit_loop.epoch_loop).__name__ == ("LeanLoop" if engine else "_TrainingEpochLoop")
     trainer.save_checkpoint(tmp_path / "whole.ckpt")
     whole = torch.load(tmp_path / "whole.ckpt", weights_only=False)
     metrics = {name: value for name, value in trainer.callback_metrics.items()}

@@ -13,9 +13,9 @@ from softmax_regression.errors import InputError, StorageError
 from softmax_regression.figures.page import Page
 from softmax_regression.files import locked
 from softmax_regression.studies import overfit, overfit_page
-from softmax_regression.studies.overfit import FULL, METRICS, Curves, Design, Size, choose_arms, early_stop
+from softmax_regression.studies.overfit import FULL, Curves, Design, Size, choose_arms, early_stop
 from softmax_regression.studies.overfit_page import conclusion, difference
-from softmax_regression.studies.stacked import Scores, Stack
+from softmax_regression.studies.stacked import METRICS, Scores, Stack
 
 SIZE = Size(100, 4, 1)
 TINY = Design((Size(30, 4, 2), Size(60, 2, 1)), (0.0, 0.5), (0.0, 0.1), 2)
@@ -124,7 +124,7 @@ def test_what_was_finished_before_an_interruption_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overfit_page.run(tmp_path / "whole", source="synthetic", quick=True, workers=1)
-    train_epoch, calls = Stack.train_epoch, []
+    train_epoch, calls = Stack.train_epoch, list[int]()
 
     def counted(self: Stack, limit: int = 15) -> Scores:
         if len(calls) == limit:

@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError, StorageError
+from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.studies import sweep, sweep_trials
 from softmax_regression.studies.learning import pool
@@ -98,9 +99,9 @@ def test_machines_take_different_groups_and_wait_for_each_other(capsys: pytest.C
         assert {trial.params["batch_size"] for trial in taken} == {16}
         own = mine.groups()
         assert {trial.params["batch_size"] for trial in next(own)} == {64}
-        for trial in mine.study.get_trials(deepcopy=False):
-            if trial.user_attrs["machine"] == mine.machine:
-                mine.study.tell(trial.number, 0.5)
+        for frozen in mine.study.get_trials(deepcopy=False):
+            if frozen.user_attrs["machine"] == mine.machine:
+                mine.study.tell(frozen.number, 0.5)
         assert mine._others() == {theirs.machine}
         for trial in taken:
             theirs.finish(trial, 0.25, history={})
@@ -229,7 +230,7 @@ def test_a_database_that_is_lost_is_an_error_of_storage(monkeypatch: pytest.Monk
 def test_two_processes_that_share_a_folder_and_a_database_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["study.py", "sweep", f"--storage={SQLITE}"])
     space: Any = {"lr": [0.1, 0.3]}
-    with sweep.locked(Path(), None):  # as if the other one wrote its page elsewhere
+    with locked(Path(), None):  # as if the other one wrote its page elsewhere
         first = sweep.run(space, source="synthetic", storage=SQLITE, quick=True)
     assert first == sweep.run(space, source="synthetic", storage=SQLITE, quick=True)
 
@@ -278,7 +279,7 @@ def database(server: str) -> Callable[[str], str]:
 
     def make(name: str) -> str:
         with psycopg.connect(f"{server}/postgres", autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]
+            connection.execute(f"CREATE DATABASE {name}")
         return f"{server}/{name}"
 
     return make

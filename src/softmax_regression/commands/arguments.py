@@ -88,12 +88,20 @@ def check_file(path: str) -> None:
         raise InputError(f"{path}: configurations are files, not URLs; download it and read it first")
     try:
         if not S_ISREG(Path(path).stat().st_mode):
-            raise ValueError("no regular file")
-        text = Path(path).read_text(encoding="utf-8")
+            raise OSError("no regular file")
+        check_text(Path(path).read_text(encoding="utf-8"), path)
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: not a configuration ({reason}); give a YAML file as in conf/") from error
+
+
+def check_text(text: str, source: str) -> None:
+    """Refuse a configuration that is empty, no YAML, or a bomb."""
+    try:
         if (aliases := sum(isinstance(each, yaml.AliasEvent) for each in yaml.parse(text))) > MAX_ALIASES:
             raise ValueError(f"{aliases} aliases, more than {MAX_ALIASES}")
         if not isinstance(yaml.safe_load(text), dict):
             raise ValueError("it holds no options")
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise InputError(f"{path}: not a configuration ({reason}); give a YAML file as in conf/") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{source}: not a configuration ({reason}); give a YAML file as in conf/") from error

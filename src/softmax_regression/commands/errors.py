@@ -18,13 +18,17 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
-from softmax_regression.runs.trust import REFUSED
+from softmax_regression.runs.trust import refused
 
 # What jsonargparse says.
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
-_UNKNOWN = re.compile(r"nrecognized arguments: (\S+)|[Oo]ption '(\S+)' is not acc|not accept option '(\S+)'")
-_REASON = re.compile(r"class_path '([^']*)':\s+(?!\s|Parser key)(.+)|(Import path does .+)|(Unable to .+) '")
-_EXPECTED = re.compile(r"Expected an? (?:<class '[\w.]*?(\w+)'>|typing\.Literal\[(.+?)\]|(dot import path))")
+_UNKNOWN = re.compile(r"nrecognized arguments: ([^\s=]+)|ption '(\S+)' is not acc|cept option '(\S+)'")
+_REASON = re.compile(
+    r"class_path '([^']*)':\s+(?!\s|Parser key)(.+)|(Import path does .+)|(Unable to load config \S+)"
+)
+_EXPECTED = re.compile(
+    r"Expected (?:a )?(?:<class '[\w.]*?(\w+)'>|typing\.Literal\[(.+?)\]|(dot import path))"
+)
 _TYPES = {
     "NoneType": "null", "Sequence": "a list", "Iterable": "a list", "list": "a list",
     "dot import path": "the name of a class with its module",
@@ -68,8 +72,8 @@ def explain(message: str, known: Iterable[str] = ()) -> str:
         known: The options that there are, to find the one that was meant.
     """
     key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
-    if refused := _REFUSED.search(message):
-        return f"{key}: class {refused[1]} {REFUSED}"
+    if found := _REFUSED.search(message):
+        return f"{key}: {refused(found[1])}"
     if unknown := _UNKNOWN.search(message):
         option = unknown[1] or f"--{key and key + '.'}{unknown[2] or unknown[3]}"
         return f"{option}: no such option{_meant(option, known)}"

@@ -34,9 +34,7 @@ def summary(trainer: Trainer, run: Path | None) -> str:
     epochs = {name: row.get("epoch", trainer.current_epoch) for name, row in rows.items()}
     lines = [f"{words[name]} {epochs[name]}: {metrics_text(row)}" for name, row in rows.items() if row]
     if not run:
-        return "\n".join(
-            [stop_reason(trainer), *lines, "nothing kept: no logger, no folder"]
-        )
+        return "\n".join([stop_reason(trainer), *lines, "nothing kept: no logger, no folder"])
     commands = (
         typed("train.py", "test", "--ckpt_path", str(run)),
         typed("study.py", "report", str(run)),

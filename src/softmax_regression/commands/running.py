@@ -1,11 +1,13 @@
 """How the commands of `train.py` run, once everything is made: methods of `train.TrainCLI`."""
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
 
+from softmax_regression.classifier import Classifier
 from softmax_regression.commands import checks, outputs, resume
 from softmax_regression.errors import InputError
 from softmax_regression.files import locked, remove_debris
@@ -78,6 +80,8 @@ def predict(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     path = outputs.predictions_path(cli)
     outputs.say_what_is_scored(cli)
     _detached(cli)
+    if type(model).predict_step is LightningModule.predict_step:  # which gives the labels to `forward`, too
+        model.predict_step = partial(Classifier.predict_step, model)  # type: ignore[arg-type, method-assign]
     batches = cli.trainer.predict(model, **kwargs | {"return_predictions": True})
     if not cli.trainer.fast_dev_run:
         outputs.write_predictions(path, cli.datamodule, batches or [])

@@ -42,7 +42,9 @@ STUDIES = {
 
 def _parser(chosen: str | None) -> ArgumentParser:
     """Return the parser; only the chosen study is imported."""
-    parser = ArgumentParser(prog="study.py", description="Studies of softmax regression.", exit_on_error=False)
+    parser = ArgumentParser(
+        prog="study.py", description="Studies of softmax regression.", exit_on_error=False
+    )
     commands = parser.add_subcommands(metavar="STUDY")
     for name, study in STUDIES.items():
         command = ArgumentParser(exit_on_error=False, default_config_files=[str(CONF / f"{name}.yaml")])
@@ -62,7 +64,11 @@ def main(args: Sequence[str] | None = None) -> int:
     chosen = next((arg for arg in args if arg in STUDIES), None)
 
     def known() -> dict[str, Any]:
-        return {n: p.default for n, p in signature(STUDIES[chosen].function()).parameters.items()} if chosen else {}
+        return (
+            {n: p.default for n, p in signature(STUDIES[chosen].function()).parameters.items()}
+            if chosen
+            else {}
+        )
 
     def command() -> None:
         check_paths(args)

@@ -24,6 +24,7 @@ from softmax_regression.commands.arguments import (
     CONF,
     arranged,
     check_paths,
+    check_text,
     named_by_user,
     option,
     with_own_defaults,
@@ -97,6 +98,8 @@ class TrainCLI(LightningCLI):
         self.run = find_run(path)
         trust.enforce(named_by_user(args), self.run or path)
         config = resume.config_of(self.run, path, self.checkpoint)
+        if not Path(self.run or path, "config.yaml").is_file():
+            check_text(config[-1], str(path))  # which the checkpoint brings along
         return [*before, *config, *after, "--ckpt_path", str(path)]
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -5,14 +5,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 try:
     from softmax_regression.engine import lean
 except ImportError as error:  # a Lightning that names its parts in another way
-    lean, missing = None, str(error)
+    lean, missing = None, str(error)  # type: ignore[assignment]
 
 
 class Engine(Callback):
-    """Train any LightningModule by Lightning's step without the calls that nobody answers, see `engine.lean`.
-
-    Weights, metrics, checkpoints, random numbers and the calls of every hook are those of Lightning's own
-    loop; only the time between them is shorter.
+    """Train any LightningModule by Lightning's step without the calls that nobody answers, to the same bits.
 
     Args:
         enabled: False to train by Lightning's own loop.
@@ -22,12 +19,12 @@ class Engine(Callback):
         self.enabled = enabled
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the lean loop in the place of Lightning's, unless the Trainer has one of somebody else's."""
+        """Put the lean loop in the place of Lightning's, unless there is a reason not to."""
         if stage == "fit" and self.enabled and lean:
             lean.install(trainer)
 
     def describe(self, trainer: Trainer) -> str:
-        """Say which step trains: the lean one and the hooks that it calls, or Lightning's and why."""
+        """Say which step trains: the lean one and whom it calls, or Lightning's and why."""
         if self.enabled and lean:
             return lean.describe(trainer)
         return f"Lightning's own step ({missing if self.enabled else 'engine.enabled is false'})"

@@ -1,8 +1,7 @@
 """Lightning's training step, call for call and in its order, less the calls that nobody answers.
 
-Nearly all that Lightning adds to a small step goes into asking callbacks, module and profiler for hooks that do
-nothing. This loop looks up, once an epoch, who answers, and then does what Lightning 2.6 does with those calls
-only. All private names of Lightning that the step needs stand in this module.
+Lightning asks callbacks, module and profiler for each hook of a step. This loop looks up, as an epoch begins,
+who answers, and does what Lightning 2.6 does with those calls only. All private names it needs stand here.
 """
 
 from collections import OrderedDict
@@ -12,18 +11,18 @@ from operator import attrgetter
 from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, profilers, strategies
-from lightning.pytorch.loops import _TrainingEpochLoop
 from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import Tensor
 
 BATCH = "on_train_batch_start on_train_batch_end"  # called directly
 AFTER = "on_before_optimizer_step configure_gradient_clipping clip_gradients"  # by the precision plugin
-OTHER = "on_before_zero_grad on_before_backward on_after_backward optimizer_step optimizer_zero_grad backward"
+REST = "on_before_zero_grad on_before_backward on_after_backward optimizer_step optimizer_zero_grad backward"
 MOVES = "on_before_batch_transfer transfer_batch_to_device on_after_batch_transfer"
-NEEDED = """_logger_connector._first_loop_iter fit_loop._data_fetcher lightning_module._current_fx_name
-    lightning_module._on_before_batch_transfer precision_plugin._wrap_closure strategy._lightning_optimizers"""
+NEEDED = """_logger_connector._first_loop_iter strategy._lightning_optimizers precision_plugin._wrap_closure
+    fit_loop._data_fetcher lightning_module._current_fx_name lightning_module._on_before_batch_transfer"""
 OF_LOOP = """_batches_that_stepped _build_kwargs _num_ready_batches_reached _results _should_accumulate
     _warning_cache automatic_optimization._skip_backward batch_progress update_lr_schedulers"""
 
@@ -35,9 +34,8 @@ def why_not(trainer: Trainer) -> str | None:
     except AttributeError as error:
         return f"of another version: {error}"
     reasons = {
-        "another package's loop": type(trainer.fit_loop.epoch_loop)
-        not in (LeanEpochLoop, _TrainingEpochLoop),
-        "a profiler measures it": type(trainer.profiler) is not profilers.PassThroughProfiler,
+        "another package's loop": type(trainer.fit_loop.epoch_loop) not in (LeanLoop, _TrainingEpochLoop),
+        "a profiler measures it": type(trainer.profiler) is not profilers.PassThroughProfiler,  # type: ignore[attr-defined]
         type(trainer.strategy).__name__: type(trainer.strategy) is not strategies.SingleDeviceStrategy,
         "dataloader_iter": isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher),
     }
@@ -48,7 +46,7 @@ def describe(trainer: Trainer) -> str:
     """Say which step trains: the lean one and whom it calls, or Lightning's and why."""
     if reason := why_not(trainer):
         return f"Lightning's own step ({reason})"
-    owners, hooks = (*trainer.callbacks, trainer.lightning_module), f"{BATCH} {AFTER} {OTHER}"
+    owners, hooks = (*trainer.callbacks, trainer.lightning_module), f"{BATCH} {AFTER} {REST}"  # type: ignore[attr-defined]
     called = [f"{type(owner).__name__}.{hook}" for owner in owners for hook in _own(owner, hooks)]
     return "lean step" + (f", calling {', '.join(called)}" if called else "")
 
@@ -56,7 +54,7 @@ def describe(trainer: Trainer) -> str:
 def install(trainer: Trainer) -> None:
     """Let a Trainer train by the lean loop; the object stays, and with it counters and state."""
     if why_not(trainer) is None:
-        trainer.fit_loop.epoch_loop.__class__ = LeanEpochLoop
+        trainer.fit_loop.epoch_loop.__class__ = LeanLoop
 
 
 def _own(owner: Any, names: str) -> list[str]:
@@ -66,30 +64,24 @@ def _own(owner: Any, names: str) -> list[str]:
     return [n for n in known if n in vars(owner) or getattr(type(owner), n) is not getattr(base, n, None)]
 
 
-class LeanEpochLoop(_TrainingEpochLoop):
+class LeanLoop(_TrainingEpochLoop):
     """Lightning's loop over an epoch with a lean `advance`."""
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Look up, as an epoch begins, who answers what."""
         super().on_run_start(data_fetcher)
         trainer, self.lean = self.trainer, why_not(self.trainer) is None
-        module, precision, loader = (
-            trainer.lightning_module,
-            type(trainer.precision_plugin),
-            data_fetcher.iterator,
-        )
+        module, precision = trainer.lightning_module, type(trainer.precision_plugin)
+        self.module, self.fx, loader = module, vars(module), data_fetcher.iterator
         if self.lean and loader is data_fetcher.combined_loader and loader.iterables is loader.flattened[0]:
-            data_fetcher.iterator = zip(
-                loader._iterator.iterators[0], count(), repeat(0)
-            )  # nothing to combine
-        self.module, self.fx, owners = module, vars(module), (*trainer.callbacks, module)
+            data_fetcher.iterator = zip(loader._iterator.iterators[0], count(), repeat(0))  # type: ignore[union-attr]
         self.answers = {h: [getattr(c, h) for c in trainer.callbacks if _own(c, h)] for h in BATCH.split()}
         self.own = {hook: getattr(module, hook) for hook in _own(module, BATCH)}
         moves = _own(module, MOVES) or (trainer.datamodule and _own(trainer.datamodule, MOVES))
         self.in_place = not moves and precision in (Precision, MixedPrecision)
-        self.own_update = precision is Precision and not any(_own(owner, OTHER) for owner in owners)
-        self.own_update &= trainer.strategy.model is module and not self.automatic_optimization._skip_backward
-        self.after = any(_own(owner, AFTER) for owner in owners)
+        self.updates = precision is Precision and not any(_own(o, REST) for o in (*trainer.callbacks, module))
+        self.updates &= trainer.strategy.model is module and not self.automatic_optimization._skip_backward
+        self.after = any(_own(owner, AFTER) for owner in (*trainer.callbacks, module))
         self.takes = len(self._build_kwargs(OrderedDict(), None, 0))  # arguments of training_step
 
     def _call(self, hook: str, *args: Any) -> Any:  # callbacks first; what the module says counts
@@ -111,17 +103,18 @@ class LeanEpochLoop(_TrainingEpochLoop):
         if not self.lean or self.restarting or self.val_loop.restarting:
             super().advance(data_fetcher)
             return
-        trainer, progress, results = self.trainer, self.batch_progress, self._results
+        trainer, progress, device = self.trainer, self.batch_progress, self.trainer.strategy.root_device
         batch, _, _ = next(data_fetcher)
         batch_idx = progress.current.ready
         progress.is_last_batch = data_fetcher.done
-        parts, device = batch if type(batch) in (tuple, list) else (batch,), trainer.strategy.root_device
+        batch = [*batch] if type(batch) is list else batch  # a new one, as from Lightning
+        parts = batch if type(batch) in (tuple, list) else (batch,)
         if not (self.in_place and all(type(part) is Tensor and part.device == device for part in parts)):
             batch = trainer.precision_plugin.convert_input(batch)
             batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
             batch = self._run("batch_to_device", trainer.strategy.batch_to_device, batch, dataloader_idx=0)
         progress.increment_ready()
-        connector, output, skip = trainer._logger_connector, None, False
+        connector, results, output, skip = trainer._logger_connector, self._results, None, False
         connector._first_loop_iter = connector._first_loop_iter is None
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None
         if batch is None:
@@ -152,7 +145,7 @@ class LeanEpochLoop(_TrainingEpochLoop):
         trainer, module, parts = self.trainer, self.module, self.trainer.accumulate_grad_batches
         if not module.automatic_optimization:
             return self.manual_optimization.run(self._build_kwargs(OrderedDict(), batch, batch_idx))
-        if not self.own_update:
+        if not self.updates:
             kwargs = self._build_kwargs(OrderedDict(), batch, batch_idx)
             return self.automatic_optimization.run(trainer.optimizers[0], batch_idx, kwargs)
         optimizer = trainer.strategy._lightning_optimizers[0]._optimizer

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression.errors import InputError, Interrupted, StorageError, typed
 
@@ -154,11 +155,12 @@ class LastCheckpoint(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random numbers of each process, (ranks, bytes) uint8."""
         assert self._strategy is not None
-        device, gather = self._strategy.root_device, self._strategy.all_gather
+        device, several = self._strategy.root_device, torch.distributed.is_initialized()
+        gather = gather_all_tensors if several else lambda state: [state]  # torch deprecates Lightning's
         states = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(device)
-        return {name: gather(each.to(device)).reshape(-1, len(each)).cpu() for name, each in states.items()}
+        return {name: torch.stack(gather(state.to(device))).cpu() for name, state in states.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of the random numbers until training goes on."""

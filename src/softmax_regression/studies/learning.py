@@ -24,6 +24,10 @@ from softmax_regression.studies.stacked import CHUNK, METRICS, Scores, Stack, me
 Labelled = tuple[Tensor, Tensor]  # images (n, 28, 28) uint8, labels (n,) int64
 Each = Callable[[int, Mapping[str, Tensor]], bool]
 Ended = Callable[[int, Mapping[str, Tensor], Callable[[Tensor, Tensor], Scores]], bool]
+PLAIN: dict[str, Any] = {
+    "devices": 1, "logger": False, "num_sanity_val_steps": 0,
+    "enable_progress_bar": False, "enable_model_summary": False,
+}  # fmt: skip
 _RANDOM = threading.RLock()  # torch's global generator, one for all threads
 
 
@@ -63,8 +67,7 @@ def learn(
         loader: The training minibatches.
         epochs: How many.
         seed: Decides the initial weights, and what is random in training.
-        sets: Stage -> what to score; Lightning validates with `val`. Where `train` is not among them, its
-            scores are the means over the minibatches of the epoch, if the model keeps them.
+        sets: Stage -> what to score. Without `train` its scores are the means over the epoch's minibatches.
         every: Score after so many epochs.
         each: Called with the epoch, from 1, and its scores, metric -> (m,); False ends it.
 
@@ -90,9 +93,13 @@ def learn(
             if not ended(epoch, dict(zip(METRICS, stack.train_epoch(), strict=False)), stack.score):
                 break
     else:
-        (hparams,) = variants
+        (hparams,), (images, labels) = variants, sets["val"]
+        val = Minibatches(images, labels, torch.arange(len(labels)), CHUNK)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it names the devices each time
         with _seeded(seed):
-            _fit(model(**hparams), loader, epochs, sets["val"], ended)
+            module = model(**hparams)
+            trainer = Trainer(max_epochs=epochs, callbacks=[Engine(), _EpochEnd(ended)], **PLAIN)
+            trainer.fit(module, loader, {"val": val})
     return {name: torch.stack([row[name] for row in rows], -1) for name in rows[-1]}
 
 
@@ -102,15 +109,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with _RANDOM, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _fit(module: LightningModule, loader: Minibatches, epochs: int, val: Labelled, ended: Ended) -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it names the devices each time
-    silent: dict[str, Any] = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(
-        max_epochs=epochs, devices=1, callbacks=[Engine(), _EpochEnd(ended)], num_sanity_val_steps=0, **silent
-    )
-    trainer.fit(module, loader, {"val": Minibatches(*val, torch.arange(len(val[1])), CHUNK)})
 
 
 class _EpochEnd(Checkpoint):

@@ -6,7 +6,7 @@ helps? Every remedy is a choice among the same runs, made with validation data.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -52,6 +52,7 @@ FULL = Design(
     5,
 )
 QUICK = Design((Size(50, 60, 6), Size(100, 40, 4)), (0.0, 0.5), (0.0, 0.01), 2)
+SMALL: dict[str, Any] = {"synthetic_size": 1000, "val_size": 500}
 Curves = Mapping[tuple[float, float], Tensor]  # dropout, weight decay -> (seeds, METRICS, scorings) float64
 
 
@@ -79,7 +80,7 @@ class Arm(NamedTuple):
 def plan(design: Design, model: type[LightningModule], data: str) -> Plan:
     """Return the trials of a design in what the model has parameters for, those of large sets first."""
     names = {*vars(options(model).get_defaults().model), "train_size", "epochs"}
-    trials = [
+    trials: list[Params] = [
         {"train_size": n.images, "epochs": n.epochs, "lr": LR, "dropout": dropout, "weight_decay": decay}
         for n, dropout, decay in itertools.product(design.sizes[::-1], design.dropouts, design.decays)
     ]

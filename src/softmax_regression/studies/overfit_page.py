@@ -58,11 +58,9 @@ def run(
         InputError: There are too few images, or the page cannot be written.
     """
     check_output(out / "index.html", force)
-    design, sizes = (
-        (overfit.QUICK, {"synthetic_size": 1000, "val_size": 500}) if quick else (overfit.FULL, {})
-    )
+    design = overfit.QUICK if quick else overfit.FULL
     with pool(model, workers) as threads:
-        images = data(source=source, dirs=dirs, **sizes)
+        images = data(source=source, dirs=dirs, **(overfit.SMALL if quick else {}))
         plan = overfit.plan(design, model, images.loaded.sha256)
         if len(images.train_index) < (needed := design.sizes[-1].images):
             raise InputError(f"{len(images.train_index)} training images: need {needed}; use all")
@@ -82,7 +80,7 @@ def write(folder: Path, design: Design, plan: Plan, trials: Sequence[FrozenTrial
     arms = {size: overfit.choose_arms(overfit.curves(trials, size)) for size in design.sizes}
     for size in design.sizes:
         page.text(conclusion(size, arms[size]))
-    _method(page, plan)
+    _method(page, plan, origin)
     for size in design.sizes:
         _size(page, size, arms[size])
     page.heading("How to repeat it")
@@ -137,23 +135,24 @@ def _moved(arm: Arm, scoring: int, metric: str) -> str:
     return f"{'rises' if change.mean > 0 else 'falls'} by {abs(change.mean):.4f} ± {change.half:.4f}"
 
 
-def _method(page: Page, plan: Plan) -> None:
+def _method(page: Page, plan: Plan, origin: str) -> None:
     page.heading("What was done")
+    decays, dropouts = (plan.space.get(name, "none") for name in ("weight_decay", "dropout"))
     page.text(
         f"Minibatch SGD with the book's learning rate {LR} and batch size {BATCH_SIZE}, with "
         f"{len(plan.seeds)} seeds: a seed decides which images are drawn, balanced over the classes, the "
         "initial weights, the order and the dropped pixels. Training images are scored without dropout."
     )
     page.text(
-        f"Of weight decays {plan.space.get('weight_decay', 'none')} and dropouts of pixels "
-        f"{plan.space.get('dropout', 'none')} those with the least validation loss at the end are taken, the "
-        "mean over the seeds. Early stopping takes the model of least validation loss before "
-        f"{PATIENCE} scorings with none lower. The combination is the best pair of a decay and a dropout, "
-        "with early stopping. The test images chose nothing."
+        f"Of the weight decays {decays} and the dropouts of pixels {dropouts} those of least validation "
+        "loss at the end are taken, the mean over the seeds; early stopping takes the model of least "
+        f"validation loss before {PATIENCE} scorings with none lower; the combination is the best pair of a "
+        "decay and a dropout, stopped early. The test images chose nothing."
     )
     page.text(
         "± is half of Student's 95 % interval over the seeds, which have their validation and test images in "
-        "common; differences are paired by seed. Bands in the figures go from the least to the greatest seed."
+        "common; differences are paired by seed. Bands in the figures go from the least to the greatest "
+        f"seed. Data: {origin}."
     )
 
 
@@ -163,8 +162,9 @@ def _size(page: Page, size: Size, arms: Sequence[Arm]) -> None:
     table, against = [_row(size, arm, arms[0]) for arm in arms], "against none"
     page.table(table, ["arm", "best epoch", "test − train loss", "test/loss", against, "test/acc", against])
     page.figure(learning_curves({"none": _curves(size, arms[0])}), name, f"No remedy, {images}.")
-    distinct = {(arm.dropout, arm.decay): arm for arm in arms[::-1]}  # early stopping is a point on none
-    others = {_label(arm): _curves(size, arm, ("val", "test")) for arm in list(distinct.values())[::-1]}
+    first = {(arm.dropout, arm.decay): arm for arm in arms[::-1]}  # early stopping is a point on none
+    distinct = [arm for arm in arms if arm is first[arm.dropout, arm.decay]]
+    others = {_label(arm): _curves(size, arm, ("val", "test")) for arm in distinct}
     page.figure(learning_curves(others), f"{name}-remedies", f"The remedies, {images}.")
 
 

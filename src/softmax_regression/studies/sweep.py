@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from lightning.pytorch import LightningModule
@@ -41,7 +41,7 @@ from softmax_regression.studies.sweep_plan import Params, Plan, Range, Value, co
 from softmax_regression.studies.sweep_trials import SILENCE, Trials, is_lost, one_line, open_storage, shown
 
 Train = Callable[[Params, Sequence[Params], int, Each], dict[str, Tensor]]
-QUICK = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
+QUICK: dict[str, Any] = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
 
 
 def run(
@@ -131,8 +131,7 @@ class Sweep:
     Args:
         plan: What to search.
         folder: Locked for this process, unless there is a database.
-        train: Trains the models of trials that have all else in common, as the first argument, with a seed,
-            see `learn`.
+        train: Trains models as the parameters of a trial say, with a seed, see `learn`.
         storage: URL of a database, or None for a journal in the folder.
         silence: Seconds without a sign of life after which the trials of another machine are taken over.
 

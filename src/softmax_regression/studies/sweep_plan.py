@@ -107,8 +107,8 @@ class Plan:
     def group(self, params: Params) -> str:
         """Return what trials must have in common to be trained at once."""
         free = STACKABLE if params.get("schedule") == "cosine" else (*STACKABLE, "epochs")
-        free = free if stackable(self.model, params) else ()
-        return json.dumps({name: value for name, value in params.items() if name not in free})
+        alone = not stackable(self.model, params)
+        return json.dumps({name: value for name, value in params.items() if alone or name not in free})
 
     def identity(self) -> str:
         """Return the plan as JSON."""
