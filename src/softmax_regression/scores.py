@@ -33,10 +33,10 @@ class EpochScores(nn.Module):
         That is exact for float32 losses, so that a save in the midst of an epoch changes no bit of the sum.
         """
         device = fn(torch.zeros(0, device=self.loss.device)).device
-        wide = torch.float32 if device.type == "mps" else torch.float64  # which that one does not have
-        self.loss.set_dtype(wide)
+        if device != self.loss.device:
+            self.loss.set_dtype(torch.float32)  # one of the two may have no other
         self.loss.to(device)
-        self.loss.set_dtype(wide)  # torchmetrics forgets it on the way
+        self.loss.set_dtype(_widest(device))  # torchmetrics forgets it on the way
         self.others.to(device)
         return self
 
@@ -48,7 +48,7 @@ class EpochScores(nn.Module):
 
     def _score(self) -> None:
         # Sums that do not show where a run was interrupted; `to(device)` makes torchmetrics forget the type.
-        self.loss.set_dtype(torch.float32 if self.loss.device.type == "mps" else torch.float64)
+        self.loss.set_dtype(_widest(self.loss.device))
         if not self._waiting:
             return
         logits, y, losses = zip(*self._waiting, strict=True)
@@ -90,3 +90,7 @@ class EpochScores(nn.Module):
             for key, ranks in sums.get(name, {}).items():
                 same = len(ranks) == world_size
                 setattr(metric, key, ranks[rank] if same else ranks.sum(0) * (rank == 0))
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
