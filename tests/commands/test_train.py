@@ -100,6 +100,7 @@ def test_two_runs_with_one_seed_have_the_same_bits_and_folders_of_their_own() ->
 def test_fit_prints_a_line_an_epoch_and_commands_that_can_be_pasted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    Path("train.py").touch()
     assert fit("--trainer.logger.save_dir=my logs") == 0
     out, err = capsys.readouterr()
     assert err == ""
