@@ -1,12 +1,15 @@
 """How the commands of `train.py` run, once everything is made: methods of `train.TrainCLI`."""
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
 
+from softmax_regression.classifier import Classifier
 from softmax_regression.commands import checks, outputs, resume
+from softmax_regression.errors import InputError
 from softmax_regression.files import locked, remove_debris
 from softmax_regression.runs.folder import RunLogger
 
@@ -16,13 +19,15 @@ if TYPE_CHECKING:
 
 def _check(cli: "TrainCLI") -> None:
     """Refuse what cannot work, once the data are there."""
-    checks.devices(cli.trainer, cli.datamodule)
-    if cli.subcommand != "fit" or hasattr(cli.datamodule, "loaded"):
-        cli.datamodule.setup(cli.subcommand)  # on every process: while they are not joined, none waits
-    checks.classes(cli.model, cli.datamodule)
+    command, data = cli.subcommand, cli.datamodule
+    if command != "fit" and not cli.checkpoint:
+        raise InputError(f"{command}: needs a trained model; give --ckpt_path a run's folder, best or last")
+    checks.devices(cli.trainer, data)
+    if command != "fit" or hasattr(data, "loaded"):
+        data.setup(command)  # on every process: while they are not joined, none waits for another
+    checks.classes(cli.model, data)
     if cli.checkpoint:
-        path = cli.config[cli.subcommand].ckpt_path
-        checks.shapes(path, cli.model, cli.checkpoint["state_dict"])
+        checks.shapes(cli.config[command].ckpt_path, cli.model, cli.checkpoint["state_dict"])
 
 
 def fit(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
@@ -54,8 +59,9 @@ def fit(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     outputs.say(trainer, outputs.summary(trainer, Path(log_dir) if log_dir else None))
 
 
-def _detached(cli: "TrainCLI") -> None:
-    """Keep a run's scalars those of its training; the figures find its folder."""
+def _before_scoring(cli: "TrainCLI") -> None:
+    """Say what is scored; a run's scalars stay those of its training, while the figures find its folder."""
+    outputs.say_what_is_scored(cli)
     cli.trainer.loggers = [each for each in cli.trainer.loggers if not isinstance(each, RunLogger)]
     cli.config_init[cli.subcommand].figures.run = cli.run
 
@@ -63,8 +69,7 @@ def _detached(cli: "TrainCLI") -> None:
 def evaluate(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     """Print the metrics of the test or the validation images, and keep them in the run's manifest."""
     _check(cli)
-    outputs.say_what_is_scored(cli)
-    _detached(cli)
+    _before_scoring(cli)
     results = getattr(cli.trainer, cli.subcommand)(model, **kwargs | {"verbose": False})
     outputs.keep(cli.run, cli.subcommand, results, cli.trainer)
 
@@ -73,8 +78,9 @@ def predict(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     """Write the predictions as a CSV."""
     _check(cli)
     path = outputs.predictions_path(cli)
-    outputs.say_what_is_scored(cli)
-    _detached(cli)
+    _before_scoring(cli)
+    if type(model).predict_step is LightningModule.predict_step:  # which gives the labels to `forward`, too
+        model.predict_step = partial(Classifier.predict_step, model)  # type: ignore[arg-type, method-assign]
     batches = cli.trainer.predict(model, **kwargs | {"return_predictions": True})
     if not cli.trainer.fast_dev_run:
         outputs.write_predictions(path, cli.datamodule, batches or [])

@@ -19,15 +19,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from softmax_regression.commands import checks, resume, running
-from softmax_regression.commands.arguments import (
-    CONF,
-    arranged,
-    check_paths,
-    named_by_user,
-    option,
-    with_own_defaults,
-)  # fmt: skip
+from softmax_regression.commands import arguments, checks, resume, running
 from softmax_regression.commands.errors import guarded
 from softmax_regression.commands.options import COMMANDS, STANDING, add_own, described
 from softmax_regression.errors import InputError
@@ -44,16 +36,17 @@ FOREIGN_WARNINGS = (
     r"It is recommended to use `self.log\(.*, sync_dist=True\)`",  # torchmetrics has summed over the ranks
     "Checkpoint directory .* exists and is not empty",  # it does when a run is resumed
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
+    r"torch\.distributed\.nn\.functional\.\w+ is deprecated",  # which Lightning gathers with
     "The `srun` command is available on your system",  # which does not mean that it is wanted
     "The number of training batches .* is smaller than the logging interval",  # nothing is logged on a step
     "Trainer already configured with model summary callbacks",
     "The '(train|val|test|predict)_dataloader' does not have many workers",  # the images are in memory
     "`.*.configure_optimizers` will be overridden",  # as --optimizer asks for
 )
-CHATTER = (
+CHATTER = (  # what Lightning says of itself as it starts
     "GPU available", "TPU available", "HPU available", "💡 Tip", "`Trainer.fit` stopped", "Seed set to",
-    "LOCAL_RANK", "`weights_only` was not", "Restor", "Loaded model weights", "Using bfloat16", "Using 16bit",
-    "Initializing distributed", "[rank:", "-----", "SLURM auto-requeueing",
+    "LOCAL_RANK", "Restoring states", "Restored all states", "Loaded model weights", "`weights_only` was not",
+    "Initializing distributed", "[rank:", "-----", "Using bfloat16", "Using 16bit", "SLURM auto-",
 )  # fmt: skip
 
 
@@ -68,7 +61,7 @@ class TrainCLI(LightningCLI):
         self.run: Path | None = None
         self.checkpoint: dict[str, Any] = {}
         common = {"exit_on_error": False, "allow_abbrev": False}
-        default = {"default_config_files": [str(CONF / "default.yaml")], **common}
+        default = {"default_config_files": [str(arguments.CONF / "default.yaml")], **common}
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -84,18 +77,19 @@ class TrainCLI(LightningCLI):
     def _of_run(self, args: Sequence[str]) -> list[str]:
         """Put the configuration of the run that a checkpoint belongs to before all other options."""
         split = next((i + 1 for i, arg in enumerate(args) if arg in COMMANDS), len(args))
-        before, after = list(args[:split]), arranged(args[split:])
-        resumed, named = option(args, "resume"), option(args, "ckpt_path")
+        before, after = list(args[:split]), arguments.arranged(args[split:])
+        resumed, named = (arguments.option(args, name) for name in ("resume", "ckpt_path"))
         if resumed and named:
             raise InputError(f"--resume {resumed} --ckpt_path {named}: name one checkpoint; drop one of them")
-        given = resumed or named
-        if given is None or not before:
-            trust.enforce(named_by_user(args))
-            return [*before, *with_own_defaults(args), *after]
+        if not (given := resumed or named) or not before:
+            trust.enforce(arguments.named_by_user(args))
+            return [*before, *arguments.with_own_defaults(args), *after]
         path, self.checkpoint = open_checkpoint(given, prefer="last" if before[-1] == "fit" else "best")
         self.run = find_run(path)
-        trust.enforce(named_by_user(args), self.run or path)
+        trust.enforce(arguments.named_by_user(args), self.run or path)
         config = resume.config_of(self.run, path, self.checkpoint)
+        if not Path(self.run or path, "config.yaml").is_file():
+            arguments.check_text(config[-1], str(path))  # which the checkpoint brings along
         return [*before, *config, *after, "--ckpt_path", str(path)]
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -156,8 +150,8 @@ def _quiet() -> Iterator[None]:
     def told(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(CHATTER)
 
-    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
-    handlers, before = [each for logger in loggers for each in logger.handlers], threading.excepthook
+    names, before = ("lightning.pytorch", "lightning.fabric"), threading.excepthook
+    handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
     threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else before(args)
     try:
         for handler in handlers:
@@ -178,18 +172,13 @@ def main(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
     # A default of Lightning's classes may be an Enum of strings, as Timer's is; write what it says.
     yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
-    before = sys.path.copy()
-    sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
 
     def command() -> None:
-        check_paths(args)
+        arguments.check_paths(args)
         if {"-h", "--help", "--help-all"} & set(args) and set(COMMANDS) & set(args):
             print(described(args, "--help-all" in args).format_help())
             return
         with _quiet(), together():
             TrainCLI(args)
 
-    try:
-        return guarded(command, lambda: described(args, True).get_defaults().keys(branches=False))
-    finally:
-        sys.path[:] = before
+    return guarded(command, lambda: described(args, True).get_defaults().keys(branches=False))

@@ -17,8 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
+from torchmetrics.utilities.distributed import gather_all_tensors
 
-from softmax_regression.errors import InputError, Interrupted, typed
+from softmax_regression.errors import InputError, Interrupted, StorageError, typed
 
 START = "start.ckpt"  # in a run's folder until its first save: the state before the first step
 Mode = Literal["min", "max"]
@@ -31,6 +32,12 @@ def folder_of(trainer: Trainer) -> Path | None:
     dirs = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     folder = trainer.strategy.broadcast(dirs[0]) if dirs else trainer.log_dir
     return Path(folder or trainer.default_root_dir)
+
+
+def check_there(run: Path) -> None:
+    """Refuse to write a run's folder anew, if somebody has moved or deleted it."""
+    if not run.is_dir():
+        raise StorageError(f"{run}: has been moved or deleted; put it back, then go on with --resume")
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -148,11 +155,12 @@ class LastCheckpoint(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random numbers of each process, (ranks, bytes) uint8."""
         assert self._strategy is not None
-        device, gather = self._strategy.root_device, self._strategy.all_gather
+        device, several = self._strategy.root_device, torch.distributed.is_initialized()
+        gather = gather_all_tensors if several else lambda state: [state]  # torch deprecates Lightning's
         states = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(device)
-        return {name: gather(each.to(device)).reshape(-1, len(each)).cpu() for name, each in states.items()}
+        return {name: torch.stack(gather(state.to(device))).cpu() for name, state in states.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of the random numbers until training goes on."""

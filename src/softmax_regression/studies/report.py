@@ -224,7 +224,9 @@ def _metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _cells(row: Mapping[str, Any], metrics: Sequence[str]) -> list[object]:
-    return [row.get("epoch", ""), *(f"{row[m]:.4f}" if m in row else "" for m in metrics)]
+    values = [row.get(metric) for metric in metrics]
+    words = ["" if v is None else f"{v:.4f}" if abs(v) < 1e6 else f"{v:.4g}" for v in values]
+    return [row.get("epoch", ""), *words]
 
 
 def _options(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
