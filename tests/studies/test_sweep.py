@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -84,17 +85,16 @@ def search(data: FashionMNISTDataModule, name: str, plan: Plan, workers: int = 1
 
 def search_until(write: int, data: FashionMNISTDataModule, name: str, plan: Plan) -> None:
     """Search, and die in the middle of a write to the journal, with its lock held."""
-    append_logs, count = JournalFileBackend.append_logs, iter(range(write))
+    append_logs, count, dead = JournalFileBackend.append_logs, iter(range(write)), threading.Event()
 
     def append(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
         path = Path(self._file_path)
-        lock = path.with_name(f"{path.name}.lock")
-        if lock.is_symlink():
-            raise Killed
-        if next(count, None) is None:
-            lock.symlink_to(path)
+        if not dead.is_set() and next(count, None) is None:
+            dead.set()
+            path.with_name(f"{path.name}.lock").touch()
             with path.open("a") as file:
                 file.write('{"op_code": 5, "tri')
+        if dead.is_set():
             raise Killed
         append_logs(self, logs)
 
