@@ -1,7 +1,7 @@
 """Exact metrics over the images of an epoch, at next to no cost for a step."""
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -27,19 +27,6 @@ class EpochScores(nn.Module):
         self.loss = MeanMetric(nan_strategy="disable")
         self.others = MetricCollection(dict(metrics), compute_groups=False)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EpochScores":
-        """Go where the module goes, but sum in float64 whatever the weights become.
-
-        That is exact for float32 losses, so that a save in the midst of an epoch changes no bit of the sum.
-        """
-        device = fn(torch.zeros(0, device=self.loss.device)).device
-        wide = torch.float32 if device.type == "mps" else torch.float64  # which that one does not have
-        self.loss.set_dtype(wide)
-        self.loss.to(device)
-        self.loss.set_dtype(wide)  # torchmetrics forgets it on the way
-        self.others.to(device)
-        return self
 
     def update(self, logits: Tensor, y: Tensor, loss: Tensor) -> None:
         """Take the logits (n, k), classes (n,) and mean loss of a minibatch, without a gradient."""

@@ -83,9 +83,9 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     def __init__(self, monitor: str | None = "val/loss", mode: Mode = "min") -> None:
         of_training = True if monitor and monitor.startswith("train") else None
-        options: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
-        options |= {"save_top_k": 1 if monitor else 0, "save_on_train_epoch_end": of_training}
-        super().__init__(filename="best", monitor=monitor, mode=mode, **options)
+        named: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
+        kept: dict[str, Any] = {"save_top_k": 1 if monitor else 0, "save_on_train_epoch_end": of_training}
+        super().__init__(filename="best", monitor=monitor, mode=mode, **named, **kept)
 
     def switch_off(self) -> None:
         """Keep none."""
@@ -93,8 +93,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder; a run without one keeps nothing."""
-        folder = folder_of(trainer) if stage == "fit" else None
-        if folder:
+        if stage == "fit" and (folder := folder_of(trainer)):
             self.dirpath = str(folder / "checkpoints")
         elif stage == "fit":
             self.save_top_k = 0
