@@ -1,7 +1,7 @@
 """Exact metrics over the images of an epoch, at next to no cost for a step."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,19 @@ class EpochScores(nn.Module):
         self.others = MetricCollection(dict(metrics), compute_groups=False)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EpochScores":
+        """Go where the module goes, but sum in float64 whatever the weights become.
+
+        That is exact for float32 losses, so that a save in the midst of an epoch changes no bit of the sum.
+        """
+        device = fn(torch.zeros(0, device=self.loss.device)).device
+        if device != self.loss.device:
+            self.loss.set_dtype(torch.float32)  # one of the two may have no other
+        self.loss.to(device)
+        self.loss.set_dtype(_widest(device))  # torchmetrics forgets it on the way
+        self.others.to(device)
+        return self
+
     def update(self, logits: Tensor, y: Tensor, loss: Tensor) -> None:
         """Take the logits (n, k), classes (n,) and mean loss of a minibatch, without a gradient."""
         self._waiting.append((logits, y, loss))
@@ -36,7 +49,7 @@ class EpochScores(nn.Module):
 
     def _score(self) -> None:
         # Sums that do not show where a run was interrupted; `to(device)` makes torchmetrics forget the type.
-        self.loss.set_dtype(torch.float32 if self.loss.device.type == "mps" else torch.float64)
+        self.loss.set_dtype(_widest(self.loss.device))
         if not self._waiting:
             return
         logits, y, losses = zip(*self._waiting, strict=True)
@@ -88,3 +101,7 @@ class EpochScores(nn.Module):
 def _joined(state: Tensor | list[Tensor]) -> Tensor:
     """Return the state of a metric as one tensor; that of an area under a curve is a list of batches."""
     return state if isinstance(state, Tensor) else torch.cat(state) if state else torch.zeros(0)
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

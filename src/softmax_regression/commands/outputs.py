@@ -34,14 +34,13 @@ def summary(trainer: Trainer, run: Path | None) -> str:
     epochs = {name: row.get("epoch", trainer.current_epoch) for name, row in rows.items()}
     lines = [f"{words[name]} {epochs[name]}: {metrics_text(row)}" for name, row in rows.items() if row]
     if not run:
-        return "\n".join([stop_reason(trainer), *lines, "nothing kept: no logger, no folder"])
-    commands = (
-        typed("train.py", "test", "--ckpt_path", str(run)),
-        typed("study.py", "report", str(run)),
-        shlex.join(["tensorboard", "--logdir", str(run.parent.parent)]),
-    )
-    lines += [f"checkpoints: {run / 'checkpoints'}", "next:", *(f"  {each}" for each in commands)]
-    return "\n".join([stop_reason(trainer), *lines])
+        return "\n".join([stop_reason(trainer), *lines, "nothing is kept: there is no logger"])
+    return "\n".join([
+        stop_reason(trainer), *lines, f"checkpoints: {run / 'checkpoints'}", "next:",
+        f"  {typed('train.py', 'test', '--ckpt_path', str(run))}",
+        f"  {typed('study.py', 'report', str(run))}",
+        f"  {shlex.join(['tensorboard', '--logdir', str(run.parent.parent)])}",
+    ])  # fmt: skip
 
 
 def say_what_is_scored(cli: "TrainCLI") -> None:
@@ -89,20 +88,13 @@ def predictions_path(cli: "TrainCLI") -> Path:
 
 
 def write_predictions(path: Path, data: Any, batches: Sequence[Any]) -> None:
-    """Write the predictions as CSV: index, label if known, predicted class, probability, all probabilities.
-
-    Args:
-        path: The file.
-        data: Where the images came from, in the order of the predictions.
-        batches: What `predict_step` returned.
-    """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    classes, photos = data.class_names, getattr(data, "photos", None)
+    """Write as CSV what `predict_step` returned: index, label or photo, predicted class, probabilities."""
+    file, photos, classes = io.StringIO(), getattr(data, "photos", None), data.class_names
     if photos is None:
         kind, names = "label", [classes[y] for y in data.loaded.test_labels.tolist()]
     else:
         kind, names = "image", [str(each) for each in photos[1]]
+    writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["index", kind, "predicted", "probability", *classes])
     columns = [[value for batch in batches for value in batch[key].tolist()] for key in batches[0]]
     for index, (name, predicted, p, all_p) in enumerate(zip(names, *columns, strict=False)):

@@ -39,7 +39,7 @@ class RunLogger(TensorBoardLogger):
 
     @property
     def version(self) -> str:
-        """The name of the run; asked for the first time, it makes the folder, under a name no other run has."""
+        """The name of the run, which no other run has; asked for the first time, it makes the folder."""
         if self._version is None:
             self._version = self._claim() if getattr(rank_zero_only, "rank", 0) == 0 else "of-rank-zero"
         return str(self._version)

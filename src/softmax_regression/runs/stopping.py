@@ -175,9 +175,8 @@ class LastCheckpoint(Checkpoint):
         names = ["SIGINT", "SIGTERM", "SIGHUP", *(["SIGUSR1"] if "SLURM_JOB_ID" in os.environ else [])]
         signals = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks some
         if threading.current_thread() is threading.main_thread():
-            heard = [
-                each for each in signals if signal.getsignal(each) is not signal.SIG_IGN
-            ]  # nohup's is not
+            # What nohup lets a process ignore stays ignored.
+            heard = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
             self._handlers = {number: signal.signal(number, self._on_signal) for number in heard}
             if "SIGUSR1" in names:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
