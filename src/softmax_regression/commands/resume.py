@@ -63,11 +63,7 @@ def _options(text: str) -> dict[str, Any]:
 
 
 def check(run: Path | None, saved: dict[str, Any], cli: "TrainCLI") -> None:
-    """Refuse flags that contradict the checkpoint; further callbacks do not.
-
-    Raises:
-        InputError: One does.
-    """
+    """Refuse flags that contradict the checkpoint, which further callbacks do not, and other data."""
     known = {"config": "{}"} | saved.get("run", {})
     (record,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, RunRecord))
     before = {name: known.get(name) for name in ("model", "data")} | _options(known["config"])

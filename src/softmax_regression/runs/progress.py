@@ -52,18 +52,17 @@ class EpochProgress(ProgressBar):
 
     _written = 0.0
 
-    def enable(self) -> None:
-        """Do nothing: whether to write is decided by rank and terminal."""
-
     def disable(self) -> None:
-        """Do nothing, see `enable`; Lightning calls this on all ranks but one."""
+        """Do nothing: rank and terminal decide whether to write."""
+
+    enable = disable
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the run trains on; in a terminal, be called at each step from now on."""
         self._began, self._shown = time.perf_counter(), trainer.current_epoch
         if trainer.is_global_zero:
             print(device_choice(trainer), flush=True)
-            if sys.stderr is not None and getattr(sys.stderr, "isatty", bool)():
+            if getattr(sys.stderr, "isatty", bool)():  # there may be no stderr
                 self.on_train_batch_end = self._write_position  # type: ignore[method-assign]
 
     def _write_position(self, trainer: Trainer, *_: Any) -> None:

@@ -162,8 +162,6 @@ class RunRecord(Callback):
         """Record everything that is known before the first step."""
         if not self.run:
             return
-        check_there(self.run)
-        write(str(self.config).encode(), self.run / "config.yaml")
         seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
         data = getattr(trainer.datamodule, "loaded", None)  # type: ignore[attr-defined]
         known: dict[str, Any] = {"status": "running", "stopped": None, "seed": seed and int(seed)}
@@ -173,6 +171,7 @@ class RunRecord(Callback):
         known["threads"] = torch.get_num_threads()
         known["data"] = {"origin": data.origin, "sha256": data.sha256} if data else {}
         self._update(**known, **environment())
+        write(str(self.config).encode(), self.run / "config.yaml")
         self._start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,11 +183,7 @@ class RunRecord(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the configuration, the classes of model and data, and what was trained on.
-
-        Raises:
-            StorageError: The run's folder is not there any more.
-        """
+        """Add the configuration, the classes of model and data, and what was trained on."""
         if self.run:
             check_there(self.run)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
