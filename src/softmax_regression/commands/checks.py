@@ -62,12 +62,12 @@ def monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule
         name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
         if monitor is None or monitor in logged or getattr(callback, "patience", 1) == 0:
             continue
-        ours = isinstance(callback, EarlyStopping | BestCheckpoint)
-        if not ours or not unseen or not monitor.startswith("val/"):
+        if unseen and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
+            callback.switch_off()
+            if trainer.is_global_zero:
+                print(f"{name} is off: no validation images, so nothing logs {monitor}")
+        else:
             raise InputError(f"monitor={monitor} of {name}: nothing logs it; expected {' or '.join(logged)}")
-        if trainer.is_global_zero:
-            print(f"{name} is off: no validation images, so nothing logs {monitor}")
-        callback.switch_off()
 
 
 def classes(model: LightningModule, data: LightningDataModule) -> None:

@@ -138,7 +138,7 @@ def _interruptible() -> Iterator[None]:
 def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]]) -> int:
     """Run a command, which knows some options, and return its exit code; a user's mistake is one line."""
     streams, path = (sys.stdout, sys.stderr), sys.path.copy()
-    sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)
     try:
         with _interruptible():
             sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
