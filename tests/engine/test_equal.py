@@ -2,46 +2,50 @@
 
 import itertools
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.demos.boring_classes import BoringModel, ManualOptimBoringModel
+from examples.mlp import MLP
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.demos import boring_classes as demos
+from lightning.pytorch.demos.transformer import LightningTransformer
+from twins import ALL, BATCH, trained, twins
 from torch import Tensor, nn
+from torch.optim import SGD, lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from examples.mlp import MLP
-from softmax_regression import Engine, FashionMNISTDataModule, SoftmaxRegression
+from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
+
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 class Mixed(LightningModule):
-    """BatchNorm and dropout, an update by an optimizer of the test's choice, and something logged on each step."""
+    """BatchNorm and dropout, something logged on each step, and an output with more than the loss."""
 
-    def __init__(self, optimizer: Callable[..., Any] | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.net = nn.Sequential(
-            nn.Flatten(), nn.Linear(784, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 10)
-        )
-        self.optimizer = optimizer or (lambda module: torch.optim.SGD(module.parameters(), 0.1))
+        layers = nn.Linear(784, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 10)
+        self.net = nn.Sequential(nn.Flatten(), *layers)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        x, y = batch
-        loss = F.cross_entropy(self.net(x), y)
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
         self.log("loss", loss, on_step=True, on_epoch=True)
         return {"loss": loss, "extra": batch_idx}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, y = batch
-        self.log("val_loss", F.cross_entropy(self.net(x), y))
+        self.log("val/loss", F.cross_entropy(self.net(batch[0]), batch[1]))
 
     def configure_optimizers(self) -> Any:
-        return self.optimizer(self)
+        return SGD(self.parameters(), 0.1)
 
 
-class TwoByHand(Mixed):
+class ByHand(Mixed):
     """Manual optimization of two optimizers, every other step one of them."""
 
     def __init__(self) -> None:
@@ -49,181 +53,131 @@ class TwoByHand(Mixed):
         self.automatic_optimization = False
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
+        loss, schedules = F.cross_entropy(self.net(batch[0]), batch[1]), self.lr_schedulers()
         optimizer = self.optimizers()[batch_idx % 2]  # type: ignore[index]
         optimizer.zero_grad()
-        self.manual_backward(F.cross_entropy(self.net(batch[0]), batch[1]))
+        self.manual_backward(loss)
         optimizer.step()
-
-    def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.net[1].parameters(), 0.1), torch.optim.Adam(self.net[4].parameters())
-
-
-def scheduled(kind: str) -> Callable[[LightningModule], Any]:
-    def optimizer(module: LightningModule) -> Any:
-        sgd = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
-        if kind == "one-cycle":
-            steps = int(module.trainer.estimated_stepping_batches)
-            schedule: Any = torch.optim.lr_scheduler.OneCycleLR(sgd, 0.2, total_steps=steps)
-            return [sgd], [{"scheduler": schedule, "interval": "step"}]
-        if kind == "step":
-            return [sgd], [torch.optim.lr_scheduler.StepLR(sgd, 1, 0.5)]
-        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(sgd, patience=0)
-        monitored = {"scheduler": schedule, "monitor": "val_loss" if kind == "plateau" else "loss_step"}
-        return {
-            "optimizer": sgd,
-            "lr_scheduler": monitored | ({"interval": "step"} if kind == "plateau-step" else {}),
-        }
-
-    return optimizer
+        for schedule in schedules if isinstance(schedules, list) else []:
+            schedule.step(*[loss.detach()] * isinstance(schedule, lr_scheduler.ReduceLROnPlateau))
 
 
-MODULES: dict[str, Callable[[], LightningModule]] = {
-    "linear": SoftmaxRegression,
-    "linear, momentum and cosine": lambda: SoftmaxRegression(momentum=0.9, schedule="cosine", dropout=0.2),
-    "MLP": MLP,
-    "BatchNorm and dropout": Mixed,
-    "Adam": lambda: Mixed(lambda module: torch.optim.Adam(module.parameters())),
-    "LBFGS": lambda: Mixed(lambda module: torch.optim.LBFGS(module.parameters(), max_iter=3)),
-    "two optimizers by hand": TwoByHand,
-    **{
-        kind: (lambda kind=kind: Mixed(scheduled(kind)))
-        for kind in ("one-cycle", "step", "plateau", "plateau-step")
-    },
+MODULES = {"linear": SoftmaxRegression, "MLP": MLP, "BatchNorm and dropout": Mixed, "by hand": ByHand}
+OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[[Any, int], Any] | None]] = {
+    "SGD": (lambda p: SGD(p, 0.1), None),
+    "momentum": (lambda p: SGD(p, 0.1, 0.9), None),
+    "Adam": (torch.optim.Adam, None),
+    "cosine": (lambda p: SGD(p, 0.1), lambda o, steps: lr_scheduler.CosineAnnealingLR(o, steps)),
+    "OneCycle": (lambda p: SGD(p, 0.1, 0.9), lambda o, steps: lr_scheduler.OneCycleLR(o, 0.2, steps + 1)),
+    "plateau": (lambda p: SGD(p, 0.1), lambda o, _: lr_scheduler.ReduceLROnPlateau(o, patience=0)),
+    "bf16-mixed": (lambda p: SGD(p, 0.1), None),
 }
-OPTIONS: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "max_steps": {"max_steps": 11, "max_epochs": -1},
+    "max_steps": {"max_steps": 9, "max_epochs": -1},
     "val_check_interval": {"val_check_interval": 3},
-    "val_check_interval 0.25": {"val_check_interval": 0.25},
-    "every 5 minibatches of all": {"val_check_interval": 5, "check_val_every_n_epoch": None},
     "limits": {"limit_train_batches": 5, "limit_val_batches": 1},
     "accumulation": {"accumulate_grad_batches": 3},
     "clipping": {"gradient_clip_val": 0.05},
-    "bf16-mixed": {"precision": "bf16-mixed"},
-    "64-true": {"precision": "64-true"},
-    "detect_anomaly": {"detect_anomaly": True},
-    "overfit": {"overfit_batches": 2},
-    "min_steps": {"min_steps": 20, "max_epochs": 1},
+    "kill and resume": {},
 }
-BY_HAND = {"accumulation", "clipping"}  # which Lightning refuses with manual optimization
+MATRIX = [
+    combination
+    for combination in itertools.product(MODULES, OPTIMIZERS, SETTINGS)
+    if combination[0] != "by hand" or combination[2] not in ("accumulation", "clipping")  # Lightning refuses
+]
 
 
-class Calls(Callback):
-    """Every call of a hook of a step, with its arguments."""
+def with_optimizer(make: Callable[[], LightningModule], name: str) -> Callable[[], LightningModule]:
+    """A module whose optimizers, two where it is optimized by hand, are of this kind."""
 
-    def __init__(self) -> None:
-        self.calls: list[Any] = []
-        for name in (
-            "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward",
-            "on_before_optimizer_step", "on_train_batch_end", "on_train_epoch_end", "on_validation_end",
-        ):  # fmt: skip
-            setattr(self, name, self._noting(name))
+    def configured(module: LightningModule) -> Any:
+        parameters, steps = list(module.parameters()), int(module.trainer.estimated_stepping_batches)
+        halves = [parameters] if module.automatic_optimization else [parameters[:2], parameters[2:]]
+        optimizers = [OPTIMIZERS[name][0](half) for half in halves]
+        schedule = OPTIMIZERS[name][1]
+        how = {"interval": "epoch" if name == "plateau" else "step", "monitor": "val/loss"}
+        return optimizers, [{"scheduler": schedule(o, steps), **how} for o in optimizers if schedule]
 
-    def _noting(self, name: str) -> Callable[..., None]:
-        def note(trainer: Trainer, module: LightningModule, *args: Any) -> None:
-            weights = torch.cat([p.detach().flatten() for p in module.parameters()])
-            seen = [
-                arg if isinstance(arg, int | Tensor | list | tuple | dict) else type(arg).__name__
-                for arg in args
-            ]
-            fx = module._current_fx_name
-            self.calls.append(
-                (name, fx, trainer.global_step, trainer.fit_loop.batch_idx, weights.clone(), seen)
-            )
+    def module() -> LightningModule:
+        made = make()
+        made.configure_optimizers = lambda: configured(made)  # type: ignore[method-assign]
+        return made
 
-        return note
+    return module
 
 
 @pytest.fixture(scope="module")
 def data() -> FashionMNISTDataModule:
-    module = FashionMNISTDataModule(32, 50, 300, "synthetic", synthetic_size=350)
-    module.setup()
-    return module
+    return FashionMNISTDataModule(32, 50, 200, "synthetic", synthetic_size=250)
 
 
-def trained(
-    make: Callable[[], LightningModule],
-    data: Any,
-    engine: bool,
-    tmp_path: Path,
-    watch: bool = False,
-    **options: Any,
-) -> dict[str, Any]:
-    """Everything that a run leaves: its checkpoint, metrics, random state, and the calls if it is watched."""
-    seed_everything(3)
-    module, calls = make(), Calls()
-    kept: dict[str, Any] = {"max_epochs": 2, "num_sanity_val_steps": 0, **options}
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Engine(engine), *([calls] if watch else [])], **kept,
-    )  # fmt: skip
-    trainer.fit(module, data) if not isinstance(data, tuple) else trainer.fit(module, *data)
-    assert type(trainer.fit_loop.epoch_loop).__name__ == ("LeanLoop" if engine else "_TrainingEpochLoop")
-    trainer.save_checkpoint(tmp_path / "whole.ckpt")
-    whole = torch.load(tmp_path / "whole.ckpt", weights_only=False)
-    metrics = {name: value for name, value in trainer.callback_metrics.items()}
-    return {"checkpoint": whole, "metrics": metrics, "random": torch.get_rng_state(), "calls": calls.calls}
+class Halt(Exception):  # noqa: N818 (it stands for a kill)
+    """A kill."""
 
 
-def assert_same(a: Any, b: Any, where: str = "") -> None:
-    """Compare to the last bit."""
-    if isinstance(a, Tensor):
-        assert a.dtype == b.dtype, where
-        assert torch.equal(a.nan_to_num(7), b.nan_to_num(7)), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            assert_same(a[key], b[key], f"{where}/{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}/{i}")
-    else:
-        assert a == b, where
+def killed(path: Path, hook: str, step: int) -> Callable[[], list[Callback]]:
+    """A callback that saves a checkpoint in a hook, from some step on, and then ends the run."""
+
+    def kill(trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx >= step:
+            trainer.save_checkpoint(path)
+            raise Halt
+
+    def callbacks() -> list[Callback]:
+        callback = Callback()
+        setattr(callback, hook, kill)
+        return [callback]
+
+    return callbacks
 
 
-def assert_equal_with_and_without(
-    make: Callable[[], LightningModule], data: Any, tmp_path: Path, **options: Any
+@pytest.mark.parametrize("case", range(len(MATRIX)), ids=[", ".join(c) for c in MATRIX])
+def test_runs_are_equal_to_the_last_bit(case: int, data: FashionMNISTDataModule, tmp_path: Path) -> None:
+    module, optimizer, setting = MATRIX[case]
+    make, hooks = with_optimizer(MODULES[module], optimizer), ((), BATCH, ALL)[case % 3]
+    options = SETTINGS[setting] | ({"precision": optimizer} if optimizer == "bf16-mixed" else {})
+    if setting == "kill and resume":
+        with pytest.raises(Halt):
+            trained(make, lambda: data, callbacks=killed(tmp_path / "k", "on_train_batch_end", 4), **options)
+        options["ckpt_path"] = tmp_path / "k"
+    assert twins(make, lambda: data, hooks=hooks, **options).global_step > 0
+
+
+@pytest.mark.parametrize("saved_by", [True, False])
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("on_train_batch_end", 6),
+        ("on_validation_end", 2),
+        ("on_validation_end", 6),
+        ("on_train_epoch_end", 3),
+    ],
+)
+def test_a_run_goes_on_alike_wherever_it_was_saved_and_by_whom(
+    hook: str, step: int, saved_by: bool, data: FashionMNISTDataModule, tmp_path: Path
 ) -> None:
-    for watch in (False, True):
-        with_engine, without = (
-            trained(make, data, engine, tmp_path, watch, **options) for engine in (True, False)
-        )
-        assert_same(with_engine, without)
+    path, options = tmp_path / "k", {"val_check_interval": 3, "max_epochs": 3}
+    with pytest.raises(Halt):
+        trained(Mixed, lambda: data, saved_by, callbacks=killed(path, hook, step), **options)
+    assert twins(Mixed, lambda: data, hooks=BATCH, ckpt_path=path, **options).current_epoch == 3
 
 
-PAIRS = [
-    pair
-    for pair in itertools.product(MODULES, OPTIONS)
-    if not (pair[0] == "two optimizers by hand" and pair[1] in BY_HAND)
-    and not (pair[0] == "LBFGS" and pair[1] == "accumulation")
-    and (
-        "plain" in pair
-        or pair[0] in ("linear", "BatchNorm and dropout", "two optimizers by hand", "plateau-step")
-    )
-]
+class Own(demos.BoringModel):
+    """Skipped steps, an epoch that ends early, and hooks of the module's own, one set on the object."""
 
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("module", "option"), PAIRS, ids=[", ".join(pair) for pair in PAIRS])
-def test_runs_are_equal_to_the_last_bit(
-    module: str, option: str, data: FashionMNISTDataModule, tmp_path: Path
-) -> None:
-    assert_equal_with_and_without(MODULES[module], data, tmp_path, **OPTIONS[option])
-
-
-class NoneAndDicts(BoringModel):
-    """Steps that are skipped, dict batches, hooks of the module, and an epoch that ends early."""
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_after_backward = lambda: self.log("after", 1.0)  # type: ignore[method-assign]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         self.log("started", float(batch_idx))
-        return -1 if batch_idx == 40 else None
+        return -1 if batch_idx == 20 else None
 
     def training_step(self, batch: Any) -> Any:  # type: ignore[override]
         loss = self.layer(batch["x"]).square().mean()
-        return (
-            None if self.global_step % 4 == 3 and self.current_epoch else {"loss": loss, "more": batch["x"]}
-        )
+        loss.register_hook(lambda gradient: self.log("gradient", gradient))
+        return None if self.current_epoch and self.global_step % 4 == 3 else {"loss": loss, "x": batch["x"]}
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         for parameter in self.parameters():
@@ -231,86 +185,160 @@ class NoneAndDicts(BoringModel):
                 parameter.grad.mul_(0.5)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        if any(parameter.grad is not None for parameter in self.parameters()):
+        if self.layer.weight.grad is not None:
             self.clip_gradients(optimizer, 0.01, "value")
 
 
-class Endless(IterableDataset[Tensor]):
+class OwnUpdate(demos.BoringModel):
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any = None) -> None:
+        optimizer.step(closure=closure) if batch_idx % 2 else closure()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        optimizer.zero_grad(set_to_none=False)
+
+    def backward(self, loss: Tensor) -> None:  # type: ignore[override]
+        (2 * loss).backward()
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        return batch * 2
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch + 1
+
+
+class OfOne(demos.BoringModel):
+    """A batch is a list, which the module empties."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.step(sum(batch.pop() for _ in range(len(batch))))
+
+
+class Sums(demos.BoringModel):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.step(batch["a"] + batch["b"])
+
+
+class ByIterator(demos.BoringModel):
+    def training_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+        return {"loss": self.step(next(dataloader_iter)[0])}
+
+
+class Rows(IterableDataset[Any]):
+    """Rows without a known length."""
+
+    def __init__(self, n: int, each: Callable[[Tensor], Any] = lambda row: row) -> None:
+        self.rows = [each(row) for row in torch.randn(n, 4, 32, generator=torch.Generator().manual_seed(0))]
+
     def __iter__(self) -> Any:
-        generator = torch.Generator().manual_seed(0)
-        while True:
-            yield torch.randn(4, 32, generator=generator)
+        return iter(self.rows)
 
 
-def of_dicts(n: int = 64) -> DataLoader[Any]:
-    rows = torch.randn(n, 32, generator=torch.Generator().manual_seed(1))
-    return DataLoader([{"x": row} for row in rows], 1)
+class Sized(Rows):
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
-LOADERS: dict[str, tuple[Callable[[], LightningModule], Callable[[], Any], dict[str, Any]]] = {
-    "dict batches, skipped steps, own hooks": (NoneAndDicts, lambda: (of_dicts(),), {}),
-    "an endless set and limits": (
-        BoringModel, lambda: (DataLoader(Endless(), None), DataLoader(Endless(), None)),
-        {"limit_train_batches": 6, "limit_val_batches": 2},
-    ),
-    "a set without a length": (
-        BoringModel, lambda: (DataLoader(Endless(), None), DataLoader(torch.randn(8, 32))), {"max_steps": 9, "limit_train_batches": 4},
-    ),
-    "manual optimization of the demos": (ManualOptimBoringModel, lambda: (), {}),
-}  # fmt: skip
+def on(hook: str, answer: Callable[..., Any]) -> Callable[[], list[Callback]]:
+    """Make a callback whose hook is set on the object."""
+
+    def callbacks() -> list[Callback]:
+        callback = Callback()
+        setattr(callback, hook, answer)
+        return [callback]
+
+    return callbacks
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("case", LOADERS)
-def test_other_modules_and_loaders_are_equal_too(case: str, tmp_path: Path) -> None:
-    make, loaders, options = LOADERS[case]
-    assert_equal_with_and_without(make, loaders(), tmp_path, **options)
+def stop(trainer: Trainer, *args: Any) -> None:
+    trainer.should_stop = trainer.should_stop or args[-1] == 3
 
 
-class Halt(Exception):  # noqa: N818 (it stands for a kill)
-    """A kill."""
+def with_mocks() -> LightningModule:
+    module = demos.BoringModel()
+    module.on_before_zero_grad, module.on_train_batch_start = Mock(), None  # type: ignore[assignment, method-assign]
+    return module
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(
-    "module", ["linear, momentum and cosine", "BatchNorm and dropout", "two optimizers by hand"]
-)
-@pytest.mark.parametrize("step", [4, 10, 13])
-def test_a_run_that_was_killed_goes_on_alike(
-    module: str, step: int, data: FashionMNISTDataModule, tmp_path: Path
-) -> None:
-    """Saved in the middle of an epoch and at its end, by one loop, and taken up by both."""
-    seed_everything(3)
-
-    class Kill(Callback):
-        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-            if trainer.global_step == step:
-                trainer.save_checkpoint(tmp_path / "killed.ckpt")
-                raise Halt
-
-    quiet: dict[str, Any] = {
-        "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-        "enable_model_summary": False, "max_epochs": 3, "num_sanity_val_steps": 0,
-    }  # fmt: skip
-    with pytest.raises(Halt):
-        Trainer(callbacks=[Engine(), Kill()], **quiet).fit(MODULES[module](), data)
-    results = []
-    for engine in (True, False):
-        torch.manual_seed(1)
-        trainer, again = Trainer(callbacks=[Engine(engine)], **quiet), MODULES[module]()
-        trainer.fit(again, data, ckpt_path=tmp_path / "killed.ckpt", weights_only=False)
-        trainer.save_checkpoint(tmp_path / "whole.ckpt")
-        results.append(torch.load(tmp_path / "whole.ckpt", weights_only=False))
-    assert_same(*results)
+def pairs() -> DataLoader[Any]:
+    g = torch.Generator().manual_seed(0)
+    rows = TensorDataset(torch.randn(40, 784, generator=g), torch.randint(10, (40,), generator=g))
+    return DataLoader(rows, 8, shuffle=True)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_the_data_module_trains_with_a_torch_dataloader_of_its_images(data: FashionMNISTDataModule) -> None:
-    """Our model takes uint8 images from any DataLoader."""
-    set_ = TensorDataset(data.loaded.images, data.loaded.labels)
-    model = SoftmaxRegression()
-    Trainer(
-        accelerator="cpu", max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[Engine()],
-    ).fit(model, DataLoader(set_, 32, shuffle=True))  # fmt: skip
-    assert model.history[-1]["train/loss"] < model.history[0]["train/loss"]
+def tokens() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*torch.randint(50, (2, 20, 9)).unbind()), 4)
+
+
+def transformer() -> LightningModule:
+    module = LightningTransformer(50)
+    module.prepare_data = lambda: None  # type: ignore[method-assign] # it downloads
+    return module
+
+
+def lbfgs() -> LightningModule:
+    module = Mixed()
+    module.configure_optimizers = lambda: torch.optim.LBFGS(module.parameters(), max_iter=3)  # type: ignore[method-assign]
+    return module
+
+
+def step_plateau() -> LightningModule:
+    module = Mixed()
+    sgd = SGD(module.parameters(), 0.1)
+    plateau = {"scheduler": lr_scheduler.ReduceLROnPlateau(sgd), "monitor": "loss_step", "interval": "step"}
+    module.configure_optimizers = lambda: ([sgd], [plateau])  # type: ignore[method-assign]
+    return module
+
+
+def both() -> tuple[DataLoader[Any], DataLoader[Any]]:
+    return pairs(), pairs()
+
+
+Boring, Case = demos.BoringModel, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any]]
+SHORT = {"limit_train_batches": 9, "limit_val_batches": 2}
+STEPS = {"val_check_interval": 7, "check_val_every_n_epoch": None}
+CASES: dict[str, Case] = {
+    "dict batches, skipped steps, own hooks": (Own, lambda: Sized(24, lambda row: {"x": row}), {}),
+    "own update and transfer": (OwnUpdate, tuple, SHORT),
+    "a batch is a list": (OfOne, lambda: Sized(9, lambda row: [row, row]), {}),
+    "None batches": (Boring, lambda: Sized(9, lambda row: row if row[0, 0] > 0 else None), {}),
+    "several loaders": (Sums, lambda: ({"a": Sized(9), "b": Sized(4)},), {}),
+    "dataloader_iter": (ByIterator, lambda: Sized(9), {}),
+    "no length": (Boring, lambda: (Rows(9), Rows(3)), {"val_check_interval": 4}),
+    "no length, limits": (Boring, lambda: (Rows(9), Rows(3)), {"limit_train_batches": 5}),
+    "mocks": (with_mocks, tuple, SHORT),
+    "a callback says -1": (Boring, tuple, SHORT | {"callbacks": on("on_train_batch_start", lambda *_: -1)}),
+    "should_stop": (Boring, tuple, SHORT | {"callbacks": on("on_train_batch_end", stop)}),
+    "min_steps": (Mixed, pairs, {"callbacks": on("on_train_batch_end", stop), "min_steps": 7}),
+    "min_epochs": (Mixed, pairs, {"callbacks": on("on_train_batch_end", stop), "min_epochs": 2}),
+    "accumulation": (Mixed, pairs, {"callbacks": lambda: [GradientAccumulationScheduler({0: 3, 1: 2})]}),
+    "SWA": (Mixed, pairs, {"callbacks": lambda: [StochasticWeightAveraging(0.01)], "max_epochs": 4}),
+    "LBFGS": (lbfgs, pairs, {}),
+    "plateau by step": (step_plateau, pairs, {}),
+    "profiler": (Mixed, pairs, {"profiler": "simple"}),
+    "validation by time": (Boring, tuple, SHORT | {"val_check_interval": timedelta(0)}),
+    "validation by steps": (Mixed, both, STEPS),
+    "every second epoch": (Mixed, both, {"check_val_every_n_epoch": 2, "max_epochs": 4}),
+    "half epochs": (Mixed, both, {"val_check_interval": 0.5, "accumulate_grad_batches": 2}),
+    "reload": (Boring, tuple, SHORT | {"reload_dataloaders_every_n_epochs": 1}),
+    "overfit": (Mixed, pairs, {"overfit_batches": 2}),
+    "sanity": (Boring, tuple, SHORT | {"num_sanity_val_steps": 2}),
+    "barebones": (Boring, tuple, SHORT | {"barebones": True, "max_epochs": 1}),
+    "fast_dev_run": (Mixed, pairs, {"fast_dev_run": 3}),
+    "deterministic": (Mixed, pairs, {"deterministic": True}),
+    "detect_anomaly": (Mixed, pairs, {"detect_anomaly": True}),
+    "16-mixed, clipping": (Mixed, pairs, {"precision": "16-mixed", "gradient_clip_val": 0.1}),
+    "64-true": (Mixed, pairs, {"precision": "64-true"}),
+    "torch.compile": (lambda: torch.compile(Boring(), backend="eager"), tuple, SHORT),
+    "demo model": (demos.DemoModel, lambda: (Sized(9),), {}),
+    "demo by hand": (demos.ManualOptimBoringModel, tuple, SHORT),
+    "demo data module": (Boring, demos.BoringDataModule, SHORT),
+    "demo without a length": (Boring, demos.BoringDataModuleNoLen, SHORT),
+    "demo transformer": (transformer, tokens, {"max_epochs": 1, "limit_train_batches": 3}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_other_modules_loaders_and_options_are_equal_too(case: str) -> None:
+    make, loaders, options = CASES[case]
+    for hooks in ((), ALL):
+        twins(make, loaders, hooks=hooks, **options)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
@@ -15,14 +15,14 @@ BATCH = ("on_train_batch_start", "on_train_batch_end", "on_train_epoch_start", "
 ALL = (*BATCH, "on_before_zero_grad", "on_before_backward", "on_after_backward")
 QUIET: dict[str, Any] = {
     "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-    "enable_model_summary": False,
+    "enable_model_summary": False, "max_epochs": 2, "num_sanity_val_steps": 0,
 }  # fmt: skip
 
 
 class Calls(Callback):
     """Every call of the hooks that are named, with its arguments and the state of the run."""
 
-    def __init__(self, hooks: Sequence[str]) -> None:
+    def __init__(self, *hooks: str) -> None:
         self.calls: list[Any] = []
         for name in hooks:
             setattr(self, name, self._noting(name))
@@ -30,12 +30,19 @@ class Calls(Callback):
     def _noting(self, name: str) -> Callable[..., None]:
         def note(trainer: Trainer, module: LightningModule, *args: Any) -> None:
             weights = torch.cat([p.detach().flatten() for p in module.parameters()])
-            steps = trainer.global_step, trainer.fit_loop.batch_idx, trainer.fit_loop.epoch_loop.state_dict()
+            loops = trainer.global_step, trainer.fit_loop.batch_idx, trainer.fit_loop.state_dict()
             plain = (int, Tensor, list, tuple, dict)
             seen = [arg if isinstance(arg, plain) else type(arg).__name__ for arg in args]
-            self.calls.append((name, module._current_fx_name, repr(steps), weights, seen))
+            self.calls.append((name, module._current_fx_name, repr(loops), weights, seen))
 
         return note
+
+
+class Says(Callback):
+    """What the line "training on ..." says of the step."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.text = next(c for c in trainer.callbacks if isinstance(c, Engine)).describe(trainer)
 
 
 def trained(
@@ -43,26 +50,26 @@ def trained(
     data: Callable[[], Any] = tuple,
     engine: bool = True,
     hooks: Sequence[str] = (),
-    callbacks: Callable[[], list[Callback]] = list,
+    callbacks: Callable[[], list[Any]] = list,
     ckpt_path: Path | None = None,
     **options: Any,
 ) -> dict[str, Any]:
-    """Everything that a run leaves: its checkpoint, metrics, random state, and the calls of some hooks."""
+    """Train, and return all that is left: checkpoint, metrics, random state, the calls of some hooks."""
     seed_everything(3)
-    module, loaders, calls = make(), data(), Calls(hooks)
-    each: list[Callback] = [Engine(engine), *callbacks(), *([calls] if hooks else [])]
-    quiet = {} if options.get("barebones") else QUIET
-    trainer = Trainer(**{"max_epochs": 2, "num_sanity_val_steps": 0, **quiet, **options, "callbacks": each})
-    loaders = loaders if isinstance(loaders, tuple) else (loaders,)
-    trainer.fit(module, *loaders, ckpt_path=ckpt_path, weights_only=False if ckpt_path else None)
-    name = type(trainer.fit_loop.epoch_loop).__name__
-    assert (name == "LeanLoop") == (engine and not each[0].describe(trainer).startswith("Light")), name
+    module, loaders, calls, says = make(), data(), Calls(*hooks), Says()
+    options["callbacks"] = [Engine(engine), *callbacks(), *([calls] if hooks else []), says]
+    trainer = Trainer(**(options if options.get("barebones") else QUIET | options))
+    load: Any = {"ckpt_path": ckpt_path, "weights_only": False} if ckpt_path else {}
+    trainer.fit(module, *(loaders if isinstance(loaders, tuple) else (loaders,)), **load)
+    lean = getattr(trainer.fit_loop.epoch_loop, "lean", False)
+    assert says.text.startswith("lean step" if lean else "Lightning's own step (")
     whole = trainer._checkpoint_connector.dump_checkpoint()
     metrics = {**trainer.callback_metrics, **trainer.logged_metrics}
-    return {"whole": whole, "metrics": metrics, "random": torch.get_rng_state(), "calls": calls.calls}
+    random = torch.get_rng_state()
+    return {"kept": (whole, metrics, random, calls.calls), "trainer": trainer, "says": says.text}
 
 
-def assert_same(a: Any, b: Any, where: str = "") -> None:
+def same(a: Any, b: Any, where: str = "") -> None:
     """Compare to the last bit."""
     if isinstance(a, Tensor):
         assert a.dtype == b.dtype, where
@@ -70,17 +77,17 @@ def assert_same(a: Any, b: Any, where: str = "") -> None:
     elif isinstance(a, dict):
         assert list(a) == list(b), where
         for key in a:
-            assert_same(a[key], b[key], f"{where}/{key}")
+            same(a[key], b[key], f"{where}/{key}")
     elif isinstance(a, list | tuple):
         assert len(a) == len(b), where
         for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{where}/{i}")
+            same(x, y, f"{where}/{i}")
     else:
         assert a == b, where
 
 
-def assert_twins(
-    make: Callable[[], LightningModule], data: Callable[[], Any] = tuple, **options: Any
-) -> None:
-    """Train with the engine and without it, on data made anew, and compare everything."""
-    assert_same(*(trained(make, data, engine, **options) for engine in (True, False)))
+def twins(make: Callable[[], LightningModule], data: Callable[[], Any] = tuple, **options: Any) -> Trainer:
+    """Train with the engine and without it, each on data made anew; compare everything."""
+    ours, theirs = (trained(make, data, engine, **options) for engine in (True, False))
+    same(ours["kept"], theirs["kept"])
+    return cast(Trainer, ours["trainer"])

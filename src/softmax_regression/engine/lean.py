@@ -72,9 +72,9 @@ class LeanLoop(_TrainingEpochLoop):
         super().on_run_start(data_fetcher)
         trainer, self.lean = self.trainer, why_not(self.trainer) is None
         module, precision = trainer.lightning_module, type(trainer.precision_plugin)
-        self.module, self.fx, loader = module, vars(module), data_fetcher.iterator
-        if self.lean and loader is data_fetcher.combined_loader and loader.iterables is loader.flattened[0]:
-            data_fetcher.iterator = zip(loader._iterator.iterators[0], count(), repeat(0))  # type: ignore[union-attr]
+        self.module, self.fx, data = module, vars(module), data_fetcher.combined_loader
+        if self.lean and hasattr(data_fetcher.iterator, "_iterator") and data.iterables is data.flattened[0]:
+            data_fetcher.iterator = zip(data._iterator.iterators[0], count(), repeat(0))  # type: ignore[union-attr]
         self.answers = {h: [getattr(c, h) for c in trainer.callbacks if _own(c, h)] for h in BATCH.split()}
         self.own = {hook: getattr(module, hook) for hook in _own(module, BATCH)}
         moves = _own(module, MOVES) or (trainer.datamodule and _own(trainer.datamodule, MOVES))
@@ -148,7 +148,7 @@ class LeanLoop(_TrainingEpochLoop):
         if not self.updates:
             kwargs = self._build_kwargs(OrderedDict(), batch, batch_idx)
             return self.automatic_optimization.run(trainer.optimizers[0], batch_idx, kwargs)
-        optimizer = trainer.strategy._lightning_optimizers[0]._optimizer
+        optimizer = trainer.strategy._lightning_optimizers[0].optimizer
         progress = self.automatic_optimization.optim_progress.optimizer
 
         def training_step() -> ClosureResult:

@@ -88,12 +88,12 @@ def together() -> Iterator[None]:
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     if "LOCAL_RANK" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: NCCL would wait for the dead
+    atexit.register(_leave)
     try:
         yield
-        if distributed.is_initialized():
-            atexit.register(_leave)
     except Exception as error:
         if isinstance(error, RuntimeError) and (isinstance(error, DistError) or "gloo" in str(error)):
+            atexit.unregister(_leave)  # NCCL would wait for the dead
             reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". This is typically")[0]
             raise LostProcessError(
                 f"process {getattr(rank_zero_only, 'rank', 0)}: {reason}; another has ended, never came, or "
