@@ -38,9 +38,7 @@ def options(command: str, config: Any) -> None:
 def devices(trainer: Trainer, data: LightningDataModule) -> None:
     """Refuse more processes than the machine has cores, or than there are images in a minibatch."""
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores():
-        raise InputError(
-            f"trainer.devices={trainer.num_devices}: this machine has {cores()} CPU cores; lower it"
-        )
+        raise InputError(f"trainer.devices={trainer.num_devices}: there are {cores()} CPU cores; lower it")
     if (batch_size := data.hparams.get("batch_size", math.inf)) < trainer.world_size:
         raise InputError(
             f"batch_size={batch_size}: must be at least 1 for each of {trainer.world_size} devices; "

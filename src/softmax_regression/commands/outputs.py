@@ -66,9 +66,8 @@ def keep(cli: "TrainCLI", rows: Sequence[Mapping[str, float]]) -> None:
     trainer, metrics = cli.trainer, {name: value for row in rows for name, value in row.items()}
     limit = trainer.limit_test_batches if cli.subcommand == "test" else trainer.limit_val_batches
     say(trainer, metrics_text(metrics))
-    if (
-        trainer.is_global_zero and cli.run and isinstance(limit, float) and limit == 1
-    ):  # an int counts batches
+    everything = isinstance(limit, float) and limit == 1  # an int counts batches
+    if trainer.is_global_zero and cli.run and everything:
         update_manifest(cli.run, **{str(cli.subcommand): metrics})
 
 
