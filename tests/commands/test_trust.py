@@ -31,7 +31,13 @@ from softmax_regression.runs.checkpoint import dumps, read
 
 CANARY = "canary"  # a file in the folder of the test; that it exists says that foreign code ran
 ABOVE = "from lightning.pytorch import Callback, LightningModule\n"
-FOREIGN = f"{ABOVE}import pathlib; pathlib.Path({CANARY!r}).touch()\nclass C(Callback): pass\nclass D(Callback): pass\ndef f(): pass\ndef g(): pass\n"
+FOREIGN = f"""{ABOVE}import pathlib
+pathlib.Path({CANARY!r}).touch()
+class C(Callback): pass
+class D(Callback): pass
+def f(): pass
+def g(): pass
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -223,7 +229,7 @@ THEIRS = {
     "file of another name": "trainer: {logger: sub.txt}",
     "of this folder's logs": "trainer: {callbacks: [logs.softmax.theirs.own.C]}",
     "through a trusted module": "trainer: {callbacks: [lightning.fabric.utilities.cloud_io.os.system]}",
-    "of torch, but runs code": f"trainer: {{callbacks: [{{{LAMBDA}, init_args: {{on_fit_start: torch.hub.load}}}}]}}",
+    "of torch, but runs code": f"trainer: {{callbacks: {{{LAMBDA}, init_args: {{setup: torch.hub.load}}}}}}",
     "of Python": "trainer: {callbacks: [{class_path: subprocess.Popen, init_args: {args: [touch, canary]}}]}",
     "of the parser": "trainer: {callbacks: [jsonargparse.set_parsing_settings]}",
 }
@@ -319,7 +325,7 @@ def test_a_name_is_trusted_no_further_than_needed() -> None:
 
 def test_the_users_own_modules_lie_beside_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
-        "mine.py",
+        "beside.py",
         "yaml.py",
         "not-one.py",
         "package/__init__.py",
@@ -329,11 +335,17 @@ def test_the_users_own_modules_lie_beside_the_command(monkeypatch: pytest.Monkey
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(f"{ABOVE}class M(LightningModule): pass")
     monkeypatch.setattr(sys, "path", [*sys.path, str(Path.cwd())])
-    assert trust.own_modules() == ["mine", "package", "theirs"]
-    assert trust.own_modules(Path("theirs/run")) == ["mine", "package"]
+    assert trust.own_modules() == ["beside", "package", "theirs"]
+    assert trust.own_modules(Path("theirs/run")) == ["beside", "package"]
     assert trust.own_modules(Path.cwd()) == []
-    assert trust.find_class("mine.M").__name__ == "M"
-    for name in ("mine.ABOVE", "mine.N", "mine.LightningModule.load_from_checkpoint", "folder.inside.M", "M"):
+    assert trust.find_class("beside.M").__name__ == "M"
+    for name in (
+        "beside.ABOVE",
+        "beside.N",
+        "beside.LightningModule.load_from_checkpoint",
+        "folder.inside.M",
+        "M",
+    ):
         with pytest.raises(InputError, match=name):
             trust.find_class(name)
 
