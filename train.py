@@ -9,6 +9,10 @@ if __name__ == "__main__":
     if "SLURM_JOB_ID" in os.environ:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # it waits until training can save
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no word on addresses that have no name
+    if watched := sys.stderr and sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0":
+        print("importing torch and lightning ...", end="\r", file=sys.stderr, flush=True)
     from softmax_regression.commands.train import main
 
+    if watched:
+        print(end="\033[K", file=sys.stderr, flush=True)  # that line is gone
     sys.exit(main())

@@ -1,46 +1,80 @@
-"""Commands in processes of their own, which may be sent signals, or kill themselves at a chosen moment.
+"""What happens to a run at a chosen moment: a signal, a kill; and commands in processes of their own.
 
-All of them are forked from one server that has imported the package but never computed: real processes,
-without the seconds that the import takes.
+The processes are forked from one server that has imported the package but never computed: real ones, without
+the seconds that the import takes.
 """
 
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from multiprocessing import get_context
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from softmax_regression.classifier import Classifier
+from softmax_regression.runs import checkpoint
+from softmax_regression.runs.checkpoint import SafeCheckpointIO
+
 Process = ForkServerProcess
 CONTEXT: ForkServerContext = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["softmax_regression.commands.train", "torch.utils.tensorboard"])
+
+MOMENTS: dict[str, tuple[type, str]] = {
+    "mid-epoch": (Classifier, "training_step"),
+    "in validation": (Classifier, "validation_step"),
+    "at the end of an epoch": (Classifier, "on_train_epoch_end"),
+    "after the row was logged": (Classifier, "on_train_epoch_end"),
+    "before a save": (SafeCheckpointIO, "save_checkpoint"),
+    "inside a save": (SafeCheckpointIO, "save_checkpoint"),
+    "after a save": (SafeCheckpointIO, "save_checkpoint"),
+}
+Setter = Callable[[Any, str, Any], None]  # setattr, or that of pytest's monkeypatch
+
+
+def strike(set_: Setter, moment: str, step: int, act: Callable[[], Any]) -> None:
+    """Let something happen once, at the first such moment of a run that has made `step` steps."""
+    owner, name = MOMENTS[moment]
+    original, times = getattr(owner, name), count()
+
+    def struck(self: Any, *args: Any, **kwargs: Any) -> Any:
+        now = args[0]["global_step"] if name == "save_checkpoint" else self.global_step
+        due = now >= step and not next(times)
+        if due and moment == "inside a save":
+            half = checkpoint.dumps(args[0])[:5000]
+            Path(args[1]).with_name(f".{Path(args[1]).name}.{os.getpid()}.tmp").write_bytes(half)
+        if due and not moment.startswith("after"):
+            act()
+        result = original(self, *args, **kwargs)
+        if due and moment.startswith("after"):
+            act()
+        return result
+
+    set_(owner, name, struck)
+
+
+def kill() -> None:
+    """End this process as a power cut would."""
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def start(
     folder: Path,
     args: Sequence[str],
     moment: str | None = None,
-    call: int = 0,
+    step: int = 0,
     environ: Mapping[str, str] | None = None,
 ) -> Process:
-    """Start `train.py` in a folder; its output goes to log.txt there.
-
-    Args:
-        folder: Where to run it.
-        args: The command line.
-        moment: `mid-epoch`, `in validation` or `inside a save`: where it kills itself; None for not.
-        call: How many times it comes there before it does.
-        environ: Environment variables to add.
-    """
-    process = CONTEXT.Process(target=_command, args=(folder, list(args), moment, call, environ or {}))
+    """Start `train.py` in a folder, where its output goes to log.txt; it may kill itself, see `strike`."""
+    process = CONTEXT.Process(target=_command, args=(folder, list(args), moment, step, environ or {}))
     process.start()
     return process
 
 
 def _command(
-    folder: Path, args: list[str], moment: str | None, call: int, environ: Mapping[str, str]
+    folder: Path, args: list[str], moment: str | None, step: int, environ: Mapping[str, str]
 ) -> None:
     import torch
 
@@ -50,7 +84,7 @@ def _command(
     redirect(folder)
     torch.set_num_threads(1)
     if moment:
-        _die_at(moment, call)
+        strike(setattr, moment, step, kill)
     sys.exit(main(args))
 
 
@@ -62,40 +96,16 @@ def redirect(folder: Path) -> None:
     os.dup2(log, 2)
 
 
-def _die_at(moment: str, call: int) -> None:
-    from softmax_regression.model import SoftmaxRegression
-
-    owner, name = {
-        "mid-epoch": (SoftmaxRegression, "_learn"),
-        "in validation": (SoftmaxRegression, "validation_step"),
-        "inside a save": (os, "fsync"),
-    }[moment]
-    original, calls = getattr(owner, name), iter(range(1, 10**9))
-
-    def deadly(*args: Any) -> Any:
-        if next(calls) == call:
-            if name == "fsync":  # as if only a part had been written
-                os.ftruncate(args[0], os.fstat(args[0]).st_size * (call % 4) // 3)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args)
-
-    setattr(owner, name, deadly)
-
-
-def start_saving(path: Path, moment: str | None, call: int) -> Process:
+def start_saving(path: Path) -> Process:
     """Start a process that saves a checkpoint over and over, and says so by a file named `started`."""
-    process = CONTEXT.Process(target=_save_for_ever, args=(path, moment, call))
+    process = CONTEXT.Process(target=_save_for_ever, args=(path,))
     process.start()
     return process
 
 
-def _save_for_ever(path: Path, moment: str | None, call: int) -> None:
-    from softmax_regression.runs import checkpoint
-
+def _save_for_ever(path: Path) -> None:
     saved = checkpoint.read(path)
-    if moment:
-        _die_at(moment, call)
     path.with_name("started").touch()
     while True:
         saved["global_step"] += 1
-        checkpoint.write(checkpoint.dumps(saved), path)
+        SafeCheckpointIO().save_checkpoint(saved, path)

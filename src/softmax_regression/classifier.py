@@ -9,6 +9,7 @@ from typing import Any, cast
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -85,6 +86,13 @@ class Classifier(LightningModule):
     def _computed(self, stage: str) -> dict[str, float]:
         """Return the metrics of a stage as `stage/name`, and begin to count anew."""
         return {f"{stage}/{name}": value for name, value in self._scores(stage).compute().items()}
+
+    def on_train_start(self) -> None:
+        """Let a schedule of the step, such as cosine, hold at once if a run resumes with another length."""
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(schedule := config.scheduler, LambdaLR):
+                for i, group in enumerate(schedule.optimizer.param_groups):
+                    group["lr"] = schedule.base_lrs[i] * schedule.lr_lambdas[i](schedule.last_epoch)
 
     def on_train_epoch_start(self) -> None:
         """Forget the validation of an earlier epoch."""

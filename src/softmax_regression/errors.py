@@ -1,6 +1,8 @@
-"""The ways a command can fail, each with the exit code that the README documents."""
+"""The ways a command can fail, each with the exit code that the README documents; commands that help."""
 
+import shlex
 import signal
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -33,3 +35,8 @@ class Interrupted(SystemExit):
     def __init__(self, number: int, outcome: str) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}: {outcome}")
         self.code = self.exit_code = 128 + number
+
+
+def typed(script: str, *words: str) -> str:
+    """Return a command of train.py or study.py as it is typed here: where that is not, it was installed."""
+    return shlex.join([*(["python", script] if Path(script).is_file() else ["softmax-regression"]), *words])

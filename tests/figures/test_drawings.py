@@ -3,6 +3,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -27,7 +28,6 @@ from softmax_regression.figures.drawings import (
     learning_curves,
     prediction_grid,
     reliability_diagram,
-    to_array,
     to_png,
     weight_templates,
 )
@@ -60,6 +60,13 @@ def linear() -> torch.nn.Linear:
 
 def curve(*values: float) -> tuple[Tensor, Tensor]:
     return torch.arange(1, len(values) + 1), torch.tensor(values)
+
+
+def rendered(figure: Figure) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    """The figure as pixels, (h, w, 3)."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    return np.asarray(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
 
 
 def words(figure: Figure) -> list[Text]:
@@ -98,8 +105,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_renders_to_pixels(name: str) -> None:
     figure = FIGURES[name]()
-    pixels = to_array(figure)
-    assert pixels.dtype == torch.uint8
+    pixels = rendered(figure)
     assert pixels.shape == (*(int(100 * inches + 1e-6) for inches in reversed(figure.get_size_inches())), 3)
     assert pixels[0, 0].tolist() == [255, 255, 255]
     assert pixels.min() < 100
@@ -108,7 +114,7 @@ def test_every_figure_renders_to_pixels(name: str) -> None:
 @pytest.mark.parametrize("name", list(FIGURES)[:6])
 def test_every_axis_is_named_and_every_text_large_enough_and_on_the_figure(name: str) -> None:
     figure = FIGURES[name]()
-    to_array(figure)
+    rendered(figure)
     sizes = [float(text.get_fontsize()) for text in words(figure)]
     for axis in (axis for axes in figure.axes if axes.axison for axis in (axes.xaxis, axes.yaxis)):
         ticks = [label for label in axis.get_ticklabels() if label.get_text() and label.get_visible()]
@@ -129,7 +135,7 @@ def test_captions_do_not_touch(name: str) -> None:
     probs = torch.eye(10)[torch.full((30,), 9)]  # the longest names
     longest = prediction_grid(pictures(30), torch.arange(30) % 10, probs, NAMES)
     figure = longest if name == "grid" else FIGURES[name]()
-    to_array(figure)
+    rendered(figure)
     boxes = [text.get_window_extent() for text in words(figure)]
     assert len(boxes) == {"grid": 30, "templates": 10}[name]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
@@ -201,6 +207,13 @@ def test_any_other_metric_has_a_panel_of_its_own() -> None:
     figure = learning_curves({"run": {"val/macro_f1": curve(0.5, 0.6)}})
     assert [axes.get_ylabel().split(":")[0] for axes in figure.axes] == ["loss", "accuracy", "macro_f1"]
     assert np.allclose(figure.axes[2].lines[0].get_ydata(), [0.5, 0.6])
+
+
+def test_the_ticks_of_epochs_are_whole_numbers() -> None:
+    for epochs in (1, 2, 37):
+        figure = learning_curves({"run": {"train/loss": curve(*range(epochs))}})
+        rendered(figure)
+        assert all(float(tick).is_integer() for tick in figure.axes[0].get_xticks())
 
 
 def test_several_runs_have_a_colour_each_and_keep_the_strokes() -> None:

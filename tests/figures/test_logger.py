@@ -3,14 +3,17 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -178,8 +181,8 @@ def test_drawing_leaves_training_as_it_is() -> None:
     assert steps(only_run())["val/predictions"] == [2, 5, 8]
 
 
-class Triples(Plain):
-    """It takes batches of three."""
+class FirstTwo(Plain):
+    """It takes batches of more than two, and classes as distributions."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return super().training_step(batch[:2], batch_idx)
@@ -188,13 +191,29 @@ class Triples(Plain):
         super().validation_step(batch[:2], batch_idx)
 
 
-def test_what_cannot_be_drawn_is_said_and_ends_no_run(capsys: pytest.CaptureFixture[str]) -> None:
-    loader = DataLoader(TensorDataset(*images().tensors, torch.arange(60)), 20)
-    trained(Triples(), FigureLogger(), data=[loader, loader])
+x, y = images().tensors
+OTHERS = {"three parts": (x, y, y), "distributions": (x, nn.functional.one_hot(y).float())}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_cannot_be_drawn_is_said_and_ends_no_run(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    loader = DataLoader(TensorDataset(*OTHERS[kind]), 20)
+    trained(FirstTwo(), FigureLogger(), data=[loader, loader])
     err = capsys.readouterr().err
     assert "figures val/... are left out: " in err
     assert err.count("figures") == 1
     assert steps(only_run()) == {}
+
+
+def test_of_several_validation_sets_without_names_the_first_is_drawn() -> None:
+    few = DataLoader(TensorDataset(x[:20], y[:20]), 20)
+
+    class Several(Plain):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            super().validation_step(batch, batch_idx)
+
+    trained(Several(), FigureLogger(), data=[few, [few, DataLoader(TensorDataset(x, y), 20)]])
+    assert steps(only_run())["val/predictions"] == [1]
 
 
 def test_a_best_checkpoint_that_is_gone_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,6 +247,27 @@ def test_outside_a_notebook_the_live_curve_says_what_to_use(
     monkeypatch.setitem(sys.modules, "IPython", None)  # importing it would fail
     trained(Plain(), LiveCurve())
     assert capsys.readouterr().err.count("LiveCurve draws in notebooks; here, look with: tensorboard") == 1
+
+
+@pytest.mark.parametrize(("model", "epochs"), [(Plain(), 0), (SoftmaxRegression(), 2)])
+def test_the_live_curve_is_of_the_history_or_of_what_was_logged(
+    model: LightningModule, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Figure] = []
+
+    def draw(figure: Figure) -> bytes:
+        shown.append(figure)
+        return b""
+
+    kernel, handle = SimpleNamespace(kernel=True), SimpleNamespace(update=lambda picture: None)
+    notebook = SimpleNamespace(Image=lambda png: png, display=lambda picture, display_id: handle)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
+    monkeypatch.setattr("softmax_regression.figures.logger.to_png", draw)
+    trained(model, LiveCurve())
+    assert len(shown) == 2
+    lines = [np.size(line.get_xdata()) for line in shown[-1].axes[0].lines]
+    assert lines == ([2, 2] if epochs else [2])  # train and val, or what it logs of val
 
 
 CELL = """

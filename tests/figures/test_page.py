@@ -1,6 +1,7 @@
 import base64
 import csv
 import re
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -59,8 +60,11 @@ def test_a_figure_is_embedded_and_lies_beside_the_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("panels", "stacked"), [((1, 2), 2), ((2, 2), 4), ((1, 3), 3)])
 def test_a_phone_sees_panels_below_one_another(panels: tuple[int, int], stacked: int, tmp_path: Path) -> None:
-    page = Page("t")
-    page.figure(line(*panels), "line", "Lines")
+    page, figure = Page("t"), line(*panels)
+    page.figure(figure, "line", "Lines")
+    boxes = [axes.get_position() for axes in figure.axes]  # as drawn last
+    assert len({round(box.x0, 6) for box in boxes}) == 1
+    assert all(below.y1 < above.y0 for above, below in pairwise(boxes))
     html = written(page, tmp_path)
     found = re.search(r'<source media="\(max-width: 40rem\)" srcset="data:image/png;base64,([^"]+)"', html)
     assert found

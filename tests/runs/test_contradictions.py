@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
 from test_resume import assert_same, state
-from torch import Tensor
 
 from commands import SMALL, fit, manifest, one_line, only_run
 from softmax_regression.commands.train import main
@@ -20,43 +20,30 @@ from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.checkpoint import read
 
-
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run, for tests that only read it."""
-    folder = tmp_path_factory.mktemp("trained")
-    assert fit(f"--trainer.logger.save_dir={folder}") == 0
-    return only_run(folder)
-
-
-@pytest.fixture
-def run(trained: Path) -> Path:
-    """A copy of it in this test's folder."""
-    return Path(shutil.copytree(trained, Path("logs", "softmax", trained.name)))
+LR_MONITOR = "lightning.pytorch.callbacks.LearningRateMonitor"
 
 
 def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def last(run: Path) -> dict[str, Any]:
+    return read(run / "checkpoints" / "last.ckpt")
+
+
 CONTRADICTIONS = {
-    "--model.lr=0.5": ("model.lr=0.5", "0.1"),
-    "--model.momentum=0.9": ("model.momentum=0.9", "0.0"),
-    "--model.schedule=cosine": ("model.schedule=cosine", "constant"),
-    "--model.loss=stable": ("model.loss=stable", "torch"),
-    "--seed_everything=7": ("model.seed=7", "0"),
-    "--data.batch_size=64": ("data.batch_size=64", "32"),
-    "--data.val_size=50": ("data.val_size=50", "101"),
-    "--data.train_size=100": ("data.train_size=100", "None"),
-    "--data.synthetic_size=700": ("data.synthetic_size=700", "600"),
-    "--trainer.precision=bf16-mixed": ("trainer.precision=bf16-mixed", "None"),
-    "--trainer.limit_train_batches=3": ("trainer.limit_train_batches=3", "None"),
-    "--trainer.val_check_interval=0.5": ("trainer.val_check_interval=0.5", "None"),
+    "--model.lr=0.5": "0.1",
+    "--model.schedule=cosine": "constant",
+    "--seed_everything=7": "0",
+    "--data.batch_size=64": "32",
+    "--data.train_size=100": "None",
+    "--trainer.precision=bf16-mixed": "None",
+    "--trainer.limit_train_batches=3": "None",
+    "--trainer.accumulate_grad_batches=2": "1",
+    "--early_stopping.monitor=train/loss": "val/loss",
+    "--early_stopping.min_delta=0.1": "0.0",
+    "--best_checkpoint.monitor=null": "val/loss",
+    "--optimizer=Adam": "None",
 }
 
 
@@ -64,12 +51,38 @@ CONTRADICTIONS = {
 def test_a_flag_that_contradicts_the_checkpoint_is_an_error_that_names_both_values(
     flag: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = files(run)
+    before, name = files(run), flag[2:].partition("=")[0]
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4", flag]) == 2
-    line = one_line(capsys)
-    asked, saved = CONTRADICTIONS[flag]
-    assert f"{asked}: the run to resume has {saved};" in line
+    assert f"{name}=" in (line := one_line(capsys))
+    assert f": the run to resume has {CONTRADICTIONS[flag]};" in line
     assert files(run) == before
+
+
+def test_a_configuration_that_was_edited_contradicts_the_checkpoint(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.1", "lr: 0.5"))
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 2
+    assert "model.lr=0.5: the run to resume has 0.1;" in one_line(capsys)
+
+
+def test_a_callback_may_be_added_but_not_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--trainer.max_epochs=1", f"--trainer.callbacks+={LR_MONITOR}") == 0
+    resume = ["fit", "--resume", str(only_run()), "--trainer.max_epochs=2"]
+    capsys.readouterr()
+    assert main([*resume, "--trainer.callbacks=null"]) == 2
+    assert f"trainer.callbacks=[]: the run to resume has ['{LR_MONITOR}']" in one_line(capsys)
+    assert main([*resume, "--trainer.callbacks+=lightning.pytorch.callbacks.Timer"]) == 0
+    assert len(last(only_run())["history"]) == 2
+
+
+def test_another_class_is_another_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own_model.py").write_text(
+        "from softmax_regression import SoftmaxRegression\nclass Other(SoftmaxRegression): pass"
+    )
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4", "--model=own_model.Other"]) == 2
+    assert "model=own_model.Other: the run to resume has softmax_regression.model.Soft" in one_line(capsys)
 
 
 def test_the_same_is_true_of_a_checkpoint_outside_its_run(
@@ -79,17 +92,35 @@ def test_the_same_is_true_of_a_checkpoint_outside_its_run(
     assert fit("--ckpt_path=x.ckpt", "--model.lr=0.5") == 2
     assert "model.lr=0.5: the run to resume has 0.1" in one_line(capsys)
     assert not Path("logs").exists()
-    assert fit("--ckpt_path=x.ckpt") == 0
+    here = ["fit", "--ckpt_path=x.ckpt", "--trainer.logger.save_dir=logs"]
+    assert main(here) == 0
     assert "x.ckpt: nothing to resume" in capsys.readouterr().out
     assert not list(Path("logs").glob("*/*"))
-    assert fit("--ckpt_path=x.ckpt", "--trainer.max_epochs=4") == 0
-    assert read(only_run() / "checkpoints" / "last.ckpt")["epoch"] == 3
+    assert main([*here, "--trainer.max_epochs=4"]) == 0
+    assert last(only_run())["epoch"] == 3
 
 
-def test_other_data_are_an_error(run: Path, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--data.source=fashion-mnist", f"--data.dirs=[{tiny}]", "--trainer.max_epochs=4"]
-    assert main(["fit", "--resume", str(run), *options]) == 2
-    assert "data.source=fashion-mnist: the run to resume has synthetic" in one_line(capsys)
+@pytest.mark.parametrize("lost", [["config.yaml"], ["config.yaml", "run.json"]])
+def test_a_run_that_lost_its_configuration_has_it_in_its_checkpoints(lost: list[str], run: Path) -> None:
+    reference = manifest(run)["final"]["val/loss"]
+    for name in lost:
+        (run / name).unlink()
+    if len(lost) == 1:
+        assert main(["validate", "--ckpt_path", str(run / "checkpoints" / "last.ckpt")]) == 0
+        assert manifest(run)["validate"]["val/loss"] == pytest.approx(reference)
+    resume = ["fit", "--resume", str(run), "--trainer.max_epochs=4", "--trainer.logger.save_dir=on"]
+    assert main(resume) == 0
+    assert len(last(run if len(lost) == 1 else only_run(Path("on")))["history"]) == 4
+
+
+@pytest.mark.parametrize("command", ["test", "fit"])
+def test_a_manifest_that_is_none_is_one_line(
+    command: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "run.json").write_text("[1]")
+    options = ["--trainer.max_epochs=4"] if command == "fit" else []
+    assert main([command, "--ckpt_path", str(run), *options]) == 2
+    assert "run.json: not a manifest (it holds a list); delete it\n" in capsys.readouterr().err
 
 
 def test_other_files_of_the_same_name_are_an_error_and_testing_on_them_says_so(
@@ -97,13 +128,9 @@ def test_other_files_of_the_same_name_are_an_error_and_testing_on_them_says_so(
 ) -> None:
     from softmax_regression.data.module import FashionMNISTDataModule
 
-    options = ["--data.source=fashion-mnist", f"--data.dirs=[{tiny}]"]
-    assert fit(*options) == 0
+    assert fit("--data.source=files", f"--data.dirs=[{tiny}]") == 0
     run = only_run()
     capsys.readouterr()
-    for command in ("test", "validate", "predict"):
-        assert main([command, "--ckpt_path", str(run)]) == 0
-        assert capsys.readouterr().err == ""
     setup = FashionMNISTDataModule.setup
 
     def other(self: FashionMNISTDataModule, stage: str | None = None) -> None:
@@ -111,12 +138,12 @@ def test_other_files_of_the_same_name_are_an_error_and_testing_on_them_says_so(
         assert self.data
         self.data = self.data._replace(sha256="0" * 64)
 
-    monkeypatch.setattr(FashionMNISTDataModule, "setup", other)
-    for command in ("test", "validate", "predict"):
-        assert main([command, "--ckpt_path", str(run)]) == 0
-        err = capsys.readouterr().err
-        assert err.startswith("warning: data with SHA-256 000000000000…: the model was trained on")
-        assert err.count("\n") == 1
+    for warns in (False, True):
+        for command in ("test", "validate", "predict"):
+            assert main([command, "--ckpt_path", str(run)]) == 0
+            warned = "warning: data with SHA-256 000000000000…: the model was trained on"
+            assert (warned in capsys.readouterr().err) == warns
+        monkeypatch.setattr(FashionMNISTDataModule, "setup", other)
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 2
     assert "data with SHA-256 000000000000…" in one_line(capsys)
 
@@ -130,24 +157,44 @@ def test_nothing_to_resume_from_is_an_error(which: str, capsys: pytest.CaptureFi
     assert not Path("logs").exists()
 
 
-def test_a_configuration_alone_resumes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit() == 0
-    capsys.readouterr()
-    run = only_run()
+def test_a_configuration_alone_resumes_nothing(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("x.yaml").write_text(f"ckpt_path: {run / 'checkpoints' / 'last.ckpt'}")
     assert fit("--config=x.yaml") == 2
     assert "use --resume" in one_line(capsys)
-    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 0
-    assert main(["fit", "--config", str(run / "config.yaml"), "--trainer.max_epochs=1"]) == 0  # a new run
-    assert len(list(Path("logs/softmax").iterdir())) == 2
-    assert manifest(run)["final"]["epoch"] == 4
+    options = ["--trainer.max_epochs=1", "--trainer.logger.save_dir=new"]
+    assert main(["fit", "--config", str(run / "config.yaml"), *options]) == 0
+    assert manifest(only_run(Path("new")))["final"]["epoch"] == 1
 
 
-def test_a_finished_run_is_left_as_it_is(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = files(run)
-    assert main(["fit", "--resume", str(run)]) == 0
-    assert "nothing to resume (it has 3 epochs, max_epochs=3)" in capsys.readouterr().out
-    assert files(run) == before
+ENDS: dict[str, tuple[list[str], str]] = {
+    "epochs": (
+        ["--trainer.max_epochs=1"],
+        "it has 1 epochs, max_epochs=1; raise trainer.max_epochs to go on",
+    ),
+    "steps": (["--trainer.max_steps=5"], "it has 5 steps, max_steps=5; raise trainer.max_steps to go on"),
+    "time": (
+        ["--trainer.max_time={seconds: 1}", "--trainer.max_epochs=-1"],
+        "raise trainer.max_time to go on",
+    ),
+    "patience": (
+        ["--model.lr=5", "--data.train_size=64", "--trainer.max_epochs=40"],
+        "early stopping: val/loss did not improve for 3 validations; go on with --early_stopping.patience 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("limit", ENDS)
+def test_a_finished_run_is_left_as_it_is_and_what_ended_it_is_named(
+    limit: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, said = ENDS[limit]
+    assert fit(*options) == 0
+    before = files(only_run())
+    capsys.readouterr()
+    assert main(["fit", "--resume", str(only_run())]) == 0
+    assert "nothing to resume (" in (out := capsys.readouterr().out)
+    assert said in out
+    assert files(only_run()) == before
 
 
 def test_the_manifest_of_a_run_that_was_killed_after_its_last_save_is_completed(run: Path) -> None:
@@ -165,45 +212,37 @@ def test_more_epochs_take_effect(run: Path) -> None:
     assert_same(state(run), state(run.with_name("reference")))
 
 
-def test_a_cosine_schedule_follows_the_new_length_from_the_first_step(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+class Rates(Callback):
+    seen: list[float] = []  # noqa: RUF012 (a test reads it)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
+def test_a_cosine_schedule_follows_the_new_length_from_the_first_step() -> None:
     assert fit("--model.schedule=cosine", "--trainer.max_epochs=2") == 0
-    original, lrs = SoftmaxRegression._learn, []
-
-    def learn(self: SoftmaxRegression, *minibatch: Any) -> Tensor:
-        lrs.append(self._optimizer.param_groups[0]["lr"])
-        return original(self, *minibatch)
-
-    monkeypatch.setattr(SoftmaxRegression, "_learn", learn)
-    run = only_run()
-    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=6"]) == 0
+    Rates.seen.clear()
+    more = ["--trainer.max_epochs=6", f"--trainer.callbacks+={__name__}.Rates"]
+    assert main(["fit", "--resume", str(only_run()), *more]) == 0
     steps, total = 16, 6 * 16
-    assert lrs == pytest.approx(
+    assert Rates.seen == pytest.approx(
         [0.05 * (1 + math.cos(math.pi * step / total)) for step in range(2 * steps, total)], abs=1e-12
     )
-    rows = read(run / "checkpoints" / "last.ckpt")["history"]
-    assert [row["lr"] for row in rows[1:]] == pytest.approx([0, *lrs[steps::steps], 0], abs=1e-12)
+    rows = last(only_run())["history"]
+    assert [row["lr"] for row in rows[1:]] == pytest.approx([0, *Rates.seen[steps::steps], 0], abs=1e-12)
 
 
-def test_raising_the_patience_goes_on_after_early_stopping(capsys: pytest.CaptureFixture[str]) -> None:
+def test_raising_the_patience_goes_on_after_early_stopping() -> None:
     options = ("--model.lr=5", "--data.train_size=64", "--trainer.max_epochs=30")
     assert fit(*options) == 0
     run = only_run()
     stopped = manifest(run)["final"]["epoch"]
     assert stopped < 30
-    assert main(["fit", "--resume", str(run)]) == 0
-    assert "nothing to resume (early stopping" in capsys.readouterr().out
-    assert manifest(run)["final"]["epoch"] == stopped
-    patience = (
-        "--trainer.callbacks=[{class_path: softmax_regression.runs.callbacks.EarlyStopping, init_args: "
-        "{patience: 5}}, {class_path: softmax_regression.runs.callbacks.BestCheckpoint}, "
-        "{class_path: softmax_regression.runs.callbacks.LastCheckpoint}]"
-    )
-    assert main(["fit", "--resume", str(run), patience]) == 0
+    assert main(["fit", "--resume", str(run), "--early_stopping.patience=5"]) == 0
     assert manifest(run)["final"]["epoch"] > stopped
-    assert fit(*options, patience, "--trainer.logger.version=reference") == 0
-    assert_same(state(run), state(run.with_name("reference")))
+    assert fit(*options, "--early_stopping.patience=5", "--trainer.logger.version=reference") == 0
+    ours, reference = state(run), state(run.with_name("reference"))
+    assert_same(ours, reference)
 
 
 def test_a_name_that_another_run_has_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,15 +282,28 @@ def test_a_checkpoint_that_was_replaced_meanwhile_is_not_gone_on_from(
     def slowly_locked(folder: Path, remedy: str) -> Iterator[None]:
         """As if it had taken until the process that had the lock came to its end."""
         path = folder / "checkpoints" / "last.ckpt"
-        saved = checkpoint.read(path)
-        checkpoint.write(checkpoint.dumps(saved | {"global_step": saved["global_step"] + 1}), path)
+        saved = read(path)
+        path.write_bytes(checkpoint.dumps(saved | {"global_step": saved["global_step"] + 1}))
         yield
 
-    monkeypatch.setattr("softmax_regression.commands.train.locked", slowly_locked)
+    monkeypatch.setattr("softmax_regression.commands.running.locked", slowly_locked)
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 2
     assert "another process has gone on with the run" in one_line(capsys)
 
 
-def test_a_run_is_not_resumed_outside_its_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_not_resumed_without_its_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4", "--trainer.logger=false"]) == 2
     assert "drop the flag" in one_line(capsys)
+
+
+@pytest.mark.parametrize("with_ours", [False, True])
+def test_a_run_with_other_loggers_is_resumed(with_ours: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    csv = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: csv}}"
+    loggers = f"[{csv}, softmax_regression.RunLogger]" if with_ours else csv
+    assert fit("--trainer.max_epochs=1", f"--trainer.logger={loggers}") == 0
+    run = only_run() if with_ours else only_run(Path("csv"))
+    assert (run / "checkpoints" / "best.ckpt").exists()
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
+    after = run if with_ours else run.with_name("version_1")
+    assert len(last(after)["history"]) == 2
+    assert (f"this run does in {after}" in capsys.readouterr().out) is not with_ours

@@ -14,12 +14,8 @@ from commands import fit, manifest, only_run
 from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
 from softmax_regression.commands.train import main
 from softmax_regression.runs import checkpoint
-from softmax_regression.runs.callbacks import device_choice
-
-
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+from softmax_regression.runs.progress import device_choice
+from softmax_regression.scores import EpochScores
 
 
 def last(run: Path) -> dict[str, Any]:
@@ -51,7 +47,7 @@ def test_every_precision_learns_the_same(
 ) -> None:
     assert fit(f"--trainer.precision={precision}", "--model.loss=stable") == 0
     saved = last(only_run())
-    assert saved["state_dict"]["linear.weight"].dtype == dtype
+    assert saved["state_dict"]["net.2.weight"].dtype == dtype
     for row, expected in zip(saved["history"], single["history"], strict=True):
         assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=tolerance)
         assert row["val/loss"] == pytest.approx(expected["val/loss"], rel=tolerance)
@@ -89,23 +85,32 @@ def test_logits_of_thousands_stay_finite(precision: str, loss: str) -> None:
 def test_images_in_host_memory_give_the_same_bits(single: dict[str, Any]) -> None:
     assert fit("--data.device=host") == 0
     saved = last(only_run())
-    assert torch.equal(saved["state_dict"]["linear.weight"], single["state_dict"]["linear.weight"])
+    assert torch.equal(saved["state_dict"]["net.2.weight"], single["state_dict"]["net.2.weight"])
     assert saved["history"] == single["history"]
 
 
 def trainer_on(device: str, count: int = 1) -> Trainer:
+    known = {"world_size": count, "precision": "32-true", "callbacks": []}
     strategy = SimpleNamespace(root_device=torch.device(device))
-    return cast(Trainer, SimpleNamespace(strategy=strategy, world_size=count, precision="32-true"))
+    return cast(Trainer, SimpleNamespace(strategy=strategy, **known))
 
 
 def test_a_line_says_what_was_chosen_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H100")
-    one = f"training on 1 x cpu (no GPU found; threads of each: {torch.get_num_threads()}), precision 32-true"
-    assert device_choice(trainer_on("cpu")) == one
-    assert "one would be faster, the model is small" in device_choice(trainer_on("cpu", 2))
-    assert device_choice(trainer_on("cuda:0", 4)) == "training on 4 x cuda (NVIDIA H100), precision 32-true"
-    assert device_choice(trainer_on("mps")) == "training on 1 x mps (the GPU of this Mac), precision 32-true"
+    threads = f"{torch.get_num_threads()} thread"
+    assert f"training on 1 x cpu (no GPU found; {threads}" in device_choice(trainer_on("cpu"))
+    assert "each; one process would be faster, the model is small" in device_choice(trainer_on("cpu", 2))
+    assert "training on 4 x cuda (NVIDIA H100), precision 32-true, " in device_choice(trainer_on("cuda:0", 4))
+    assert "training on 1 x mps (the GPU of this Mac)" in device_choice(trainer_on("mps"))
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert "as asked, there is a GPU" in device_choice(trainer_on("cpu"))
+
+
+def test_the_loss_of_an_epoch_is_summed_exactly_in_any_precision() -> None:
+    """In bfloat16 a sum of 500 cannot take up the loss of one more image."""
+    scores = EpochScores({}).to(torch.bfloat16)
+    for _ in range(1000):
+        scores.update(torch.zeros(2, 10), torch.zeros(2, dtype=torch.long), torch.tensor(0.7))
+    assert scores.compute()["loss"] == pytest.approx(0.7, rel=1e-6)

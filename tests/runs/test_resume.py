@@ -1,51 +1,55 @@
 """A run that is killed at any moment and resumed equals the run that was not, bit for bit."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from commands import fit, only_run, scalars
+from killed import strike
 from softmax_regression.commands.train import main
-from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs import checkpoint
 
 # Momentum, a schedule and dropout, so that there is optimiser, schedule and random state to lose.
 OPTIONS = (
     "--model.momentum=0.9", "--model.lr=0.01", "--model.schedule=cosine", "--model.dropout=0.1",
-    "--data.steps_per_execution=4", "--trainer.max_epochs=4",
+    "--trainer.max_epochs=4",
+)  # fmt: skip
+MLP = """
+from torch import nn
+from softmax_regression import SoftmaxRegression
+
+class MLP(SoftmaxRegression):
+    def __init__(self, hidden: int = 16, **kwargs):
+        super().__init__(**kwargs)
+        self.net = nn.Sequential(*self.net[:2], nn.Linear(784, hidden), nn.ReLU(), nn.Linear(hidden, 10))
+"""
+EVERY = "--last_checkpoint.every_n_train_steps"
+KINDS: dict[str, tuple[int, list[str]]] = {  # steps an epoch, options
+    "saved every epoch": (16, []),
+    "saved every 3 steps, an MLP": (16, [f"{EVERY}=3", "--model=own_mlp.MLP"]),
+    "validated twice an epoch": (16, [f"{EVERY}=4", "--trainer.val_check_interval=0.5"]),
+    "accumulated, validated every second epoch": (
+        8, [f"{EVERY}=3", "--trainer.accumulate_grad_batches=2", "--trainer.check_val_every_n_epoch=2"],
+    ),
+}  # fmt: skip
+# Where it is killed, one after the other, in epochs.
+KILLS = (
+    ("mid-epoch", 0.5), ("at the end of an epoch", 1), ("mid-epoch", 1.4), ("in validation", 1.5),
+    ("inside a save", 2), ("after a save", 2), ("after the row was logged", 3), ("in validation", 4),
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-
-
-EVERY = {"every epoch": (), "every 3 steps": ("--trainer.callbacks.every_n_train_steps=3",)}
-
-
-@pytest.fixture(scope="module", params=EVERY)
-def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A run that is not interrupted, and the options that it was started with."""
-    folder = tmp_path_factory.mktemp("whole")
-    options = [*OPTIONS, *EVERY[request.param]]
-    assert fit(*options, f"--trainer.logger.save_dir={folder}") == 0
-    return only_run(folder), options
-
-
 def state(run: Path) -> dict[str, Any]:
-    """Everything about a run that must not depend on whether it was interrupted."""
+    """Everything about a run that must not depend on whether, and where, it was interrupted."""
     saved = checkpoint.read(run / "checkpoints" / "last.ckpt")
-    callbacks = {
-        name: {key: value for key, value in entry.items() if "path" not in key and key != "best_k_models"}
-        for name, entry in saved["callbacks"].items()
-    }
-    keep = ("state_dict", "optimizer_states", "lr_schedulers", "history", "sums", "epoch", "global_step")
-    return {key: saved[key] for key in keep} | {"callbacks": callbacks, "scalars": scalars(run)}
+    (best,) = (name for name in saved["callbacks"] if "BestCheckpoint" in name)
+    paths = {name for name in ModelCheckpoint().state_dict() if "path" in name or name == "best_k_models"}
+    saved["callbacks"][best] = {k: v for k, v in saved["callbacks"][best].items() if k not in paths}
+    del saved["run"]["config"]  # which says where the logs are
+    return saved | {"scalars": scalars(run)}
 
 
 def assert_same(a: Any, b: Any, where: str = "") -> None:
@@ -68,50 +72,33 @@ class Killed(BaseException):
     """Stands for SIGKILL where a new process for each kill would take too long: nobody handles it."""
 
 
-def killed_at(
-    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, call: int, before: bool = True
-) -> None:
-    """Let the call number `call` of a function be the last thing that the process does."""
-    original: Callable[..., Any] = getattr(owner, name)
-    calls = 0
-
-    def killing(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == call and before:
-            raise Killed
-        result = original(*args, **kwargs)
-        if calls == call:
-            raise Killed
-        return result
-
-    monkeypatch.setattr(owner, name, killing)
-    # A killed process handles nothing: neither callbacks nor manifest may notice.
-    monkeypatch.setattr("lightning.pytorch.trainer.call._interrupt", lambda trainer, exception: None)
+def kill() -> None:
+    raise Killed
 
 
-MOMENTS: dict[str, tuple[object, str, int, bool]] = {
-    "mid-epoch": (SoftmaxRegression, "_learn", 21, True),
-    "at the end of an epoch": (SoftmaxRegression, "on_train_epoch_end", 2, True),
-    "after the row was logged": (SoftmaxRegression, "on_train_epoch_end", 3, False),
-    "in validation": (SoftmaxRegression, "validation_step", 2, True),
-    "before a save": (checkpoint.SafeCheckpointIO, "save_checkpoint", 5, True),
-    "after a save": (checkpoint.SafeCheckpointIO, "save_checkpoint", 5, False),
-    "between flush and rename": (os, "fsync", 9, False),
-}
+def age(run: Path, number: int) -> None:
+    """Date a run's events to the second `number`: TensorBoard reads the files of a second in any order."""
+    for file in run.glob("events.out.tfevents.1[0-9]*"):
+        rest = file.name.removeprefix("events.out.tfevents.").partition(".")[2]
+        file.rename(run / f"events.out.tfevents.{number:010}.{rest}")
 
 
-@pytest.mark.parametrize("moment", MOMENTS.values(), ids=MOMENTS)
-def test_a_killed_run_resumes_bit_for_bit(
-    whole: tuple[Path, list[str]], moment: tuple[object, str, int, bool]
-) -> None:
-    reference, options = whole
-    with pytest.MonkeyPatch.context() as patch:
-        killed_at(patch, *moment)
-        with pytest.raises(Killed):
-            fit(*options)
-    run = only_run()
-    assert main(["fit", "--resume", str(run)]) == 0
-    assert only_run() == run
-    assert_same(state(run), state(reference))
-    assert not list(run.rglob("*.tmp"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_is_killed_at_every_moment_resumes_bit_for_bit(kind: str) -> None:
+    Path("own_mlp.py").write_text(MLP)
+    steps, options = KINDS[kind]
+    assert fit(*OPTIONS, *options, "--trainer.logger.save_dir=whole") == 0
+    reference, killed = only_run(Path("whole")), 0
+    for number, (moment, epochs) in enumerate(KILLS):
+        with pytest.MonkeyPatch.context() as patch:
+            strike(patch.setattr, moment, int(epochs * steps), kill)
+            try:
+                assert (main(["fit", f"--resume={only_run()}"]) if number else fit(*OPTIONS, *options)) == 0
+            except Killed:
+                killed += 1
+        age(only_run(), number)
+    assert killed == len(KILLS)
+    assert main(["fit", "--resume", str(only_run())]) == 0
+    assert_same(state(only_run()), state(reference))
+    assert {file.name for file in only_run().rglob("*.*pt")} == {"best.ckpt", "last.ckpt"}
+    assert not list(only_run().rglob("*.tmp"))

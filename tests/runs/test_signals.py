@@ -1,6 +1,7 @@
 """A run that is interrupted by a signal saves the step it came to, says so, and is resumed bit for bit."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,27 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_resume import OPTIONS, assert_same, state
+from test_resume import EVERY, OPTIONS, assert_same, state
 
 import killed
 from commands import SMALL, fit, manifest, only_run
+from killed import strike
 from softmax_regression.commands.train import main
 from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.errors import typed
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.checkpoint import SafeCheckpointIO, read
+from softmax_regression.runs.checkpoint import read
 
 ROOT = Path(__file__).parents[2]
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 # Some minutes: long enough for any test, and over some day if a test is killed.
-ENDLESS = (
-    "--trainer.max_epochs=3000",
-    "--trainer.callbacks=softmax_regression.runs.callbacks.LastCheckpoint",
-)
-
-
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+ENDLESS = ("--trainer.max_epochs=3000", "--early_stopping.patience=0")
 
 
 @pytest.fixture(scope="module")
@@ -41,37 +36,40 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return only_run(folder)
 
 
-def signalled_at(
-    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, call: int, *numbers: signal.Signals
-) -> None:
-    """Let signals arrive just before the call number `call` of a method."""
-    original, calls = getattr(owner, name), iter(range(1, 10**9))
+def raises(*numbers: signal.Signals) -> Callable[[], None]:
+    """What lets signals arrive."""
 
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        if next(calls) == call:
-            for number in numbers:
-                signal.raise_signal(number)
-        return original(*args, **kwargs)
+    def arrive() -> None:
+        for number in numbers:
+            signal.raise_signal(number)
 
-    monkeypatch.setattr(owner, name, interrupted)
+    return arrive
 
 
-@pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
+def handlers() -> dict[int, Any]:
+    return {number: signal.getsignal(number) for number in signal.valid_signals()}
+
+
 @pytest.mark.parametrize(
-    ("method", "call", "step"),
-    [("_learn", 22, 24), ("validation_step", 2, 32), ("on_train_epoch_end", 3, 48), ("_learn", 63, 64)],
+    ("number", "moment", "at", "step"),
+    [
+        (signal.SIGINT, "mid-epoch", 21, 22),
+        (signal.SIGTERM, "in validation", 32, 32),
+        (signal.SIGHUP, "at the end of an epoch", 48, 48),
+        (signal.SIGTERM, "mid-epoch", 63, 64),
+    ],
 )
 def test_a_signal_saves_the_current_step_and_the_run_can_be_resumed(
-    number: signal.Signals, method: str, call: int, step: int, whole: Path, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, moment: str, at: int, step: int, whole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    before = handlers()
     with pytest.MonkeyPatch.context() as patch:
-        signalled_at(patch, SoftmaxRegression, method, call, number)
+        strike(patch.setattr, moment, at, raises(number))
         assert fit(*OPTIONS) == CODES[number]
-    assert {number: signal.getsignal(number) for number in signal.valid_signals()} == handlers
+    assert handlers() == before
     run = only_run()
-    line = capsys.readouterr().err
-    assert line == f"interrupted by {number.name}: saved; go on with `python train.py fit --resume {run}`\n"
+    line, command = capsys.readouterr().err.splitlines()[-1], typed("train.py", "fit", "--resume", str(run))
+    assert line == f"interrupted by {number.name}: saved; go on with `{command}`"
     assert read(run / "checkpoints" / "last.ckpt")["global_step"] == step
     assert manifest(run)["status"] == "interrupted"
     assert number.name in manifest(run)["stopped"]
@@ -81,23 +79,73 @@ def test_a_signal_saves_the_current_step_and_the_run_can_be_resumed(
     assert_same(state(run), state(whole))
 
 
+@pytest.mark.parametrize(
+    ("options", "at", "step"),
+    [
+        (["--trainer.accumulate_grad_batches=2"], 9, 10),  # in the first of two minibatches of an update
+        (["--trainer.val_check_interval=0.5", f"{EVERY}=7"], 23, 24),  # before a validation within an epoch
+    ],
+)
+def test_a_signal_waits_for_what_belongs_together(options: list[str], at: int, step: int) -> None:
+    assert fit(*OPTIONS, *options, "--trainer.logger.save_dir=whole") == 0
+    with pytest.MonkeyPatch.context() as patch:
+        strike(patch.setattr, "mid-epoch", at, raises(signal.SIGTERM))
+        assert fit(*OPTIONS, *options) == 143
+    assert read(only_run() / "checkpoints" / "last.ckpt")["global_step"] == step
+    assert main(["fit", "--resume", str(only_run())]) == 0
+    assert_same(state(only_run()), state(only_run(Path("whole"))))
+
+
 def test_a_second_signal_stops_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        signalled_at(patch, SoftmaxRegression, "_learn", 22, signal.SIGINT, signal.SIGINT)
-        assert fit(*OPTIONS) == 130
-    assert "at once" in capsys.readouterr().err
+        strike(patch.setattr, "mid-epoch", 21, raises(signal.SIGINT, signal.SIGTERM))
+        assert fit(*OPTIONS) == 143
     run = only_run()
+    said = f"interrupted by SIGTERM: at once; go on with `{typed('train.py', 'fit', '--resume', str(run))}`\n"
+    assert capsys.readouterr().err.endswith(said)
     assert read(run / "checkpoints" / "last.ckpt")["global_step"] == 16
     assert manifest(run)["status"] == "interrupted"
 
 
-def test_a_second_signal_while_the_first_one_saves_leaves_the_old_checkpoint_whole() -> None:
+def test_a_second_signal_while_the_first_one_saves_leaves_a_whole_checkpoint() -> None:
+    arrived = []
     with pytest.MonkeyPatch.context() as patch:
-        signalled_at(patch, SoftmaxRegression, "_learn", 22, signal.SIGINT)
-        signalled_at(patch, os, "fsync", 5, signal.SIGINT)  # type: ignore[arg-type]
+        strike(patch.setattr, "mid-epoch", 21, raises(signal.SIGINT))
+        strike(patch.setattr, "inside a save", 22, lambda: arrived.append(signal.raise_signal(signal.SIGINT)))
         assert fit(*OPTIONS) == 130
-    assert read(only_run() / "checkpoints" / "last.ckpt")["global_step"] in (16, 24)
+    assert read(only_run() / "checkpoints" / "last.ckpt")["global_step"] == 16
+    assert main(["fit", "--resume", str(only_run())]) == 0
+    assert not arrived  # the signal ended what called it
     assert not list(Path().rglob("*.tmp"))
+
+
+def test_further_signals_do_not_come_between_the_save_and_its_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = raises(signal.SIGINT, signal.SIGTERM)
+    monkeypatch.setattr(FashionMNISTDataModule, "on_exception", lambda *_: again())
+    strike(monkeypatch.setattr, "mid-epoch", 3, raises(signal.SIGINT))
+    assert fit(*OPTIONS) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted by SIGINT: saved; go on with")
+    assert manifest(only_run())["status"] == "interrupted"
+
+
+def test_a_signal_that_is_ignored_as_by_nohup_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    strike(monkeypatch.setattr, "mid-epoch", 3, raises(signal.SIGHUP))
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert fit("--trainer.max_epochs=1") == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_without_a_folder_a_signal_says_that_nothing_was_saved(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strike(monkeypatch.setattr, "mid-epoch", 3, raises(signal.SIGINT))
+    assert fit("--trainer.logger=false") == 130
+    assert "interrupted by SIGINT: nothing was saved, for the run has no folder\n" in capsys.readouterr().err
+    assert not list(Path().iterdir())
 
 
 BEFORE: dict[str, tuple[type, str, Callable[[str], list[str]]]] = {
@@ -108,20 +156,19 @@ BEFORE: dict[str, tuple[type, str, Callable[[str], list[str]]]] = {
 }
 
 
-@pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
-@pytest.mark.parametrize("command", BEFORE)
+@pytest.mark.parametrize(("command", "number"), [*zip(BEFORE, [*CODES, signal.SIGINT], strict=True)])
 def test_a_signal_where_there_is_nothing_to_save_ends_the_command(
-    number: signal.Signals,
     command: str,
+    number: signal.Signals,
     whole: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     owner, method, args = BEFORE[command]
     files = sorted(whole.rglob("*"))
-    signalled_at(monkeypatch, owner, method, 1, number)
+    monkeypatch.setattr(owner, method, lambda *_: raises(number)())
     assert main(args(str(whole))) == CODES[number]
-    assert capsys.readouterr().err == f"interrupted by {number.name}: nothing was saved\n"
+    assert capsys.readouterr().err.splitlines()[-1] == f"interrupted by {number.name}: nothing was saved"
     assert sorted(whole.rglob("*")) == files
     assert not list(Path().rglob("*.*"))
 
@@ -148,33 +195,27 @@ def await_epochs(alive: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def assert_resumes_exactly(run: Path, tmp_path: Path) -> None:
+def assert_resumes_exactly(run: Path) -> None:
     """Compare a run that is resumed until the end of its epoch with one that was not interrupted."""
-    epochs = read(run / "checkpoints" / "last.ckpt")["epoch"] + 1
-    options = (f"--trainer.max_epochs={epochs}", *ENDLESS[1:])
-    assert main(["fit", "--resume", str(run), *options]) == 0
-    assert fit(*options, f"--trainer.logger.save_dir={tmp_path / 'reference'}") == 0
-    assert_same(state(run), state(only_run(tmp_path / "reference")))
+    epochs = f"--trainer.max_epochs={read(run / 'checkpoints' / 'last.ckpt')['epoch'] + 1}"
+    assert main(["fit", "--resume", str(run), epochs]) == 0
+    assert fit(epochs, ENDLESS[1], "--trainer.logger.save_dir=reference") == 0
+    assert_same(state(run), state(only_run(Path("reference"))))
 
 
-@pytest.mark.parametrize("number", CODES, ids=lambda number: number.name)
 def test_a_process_that_gets_a_signal_ends_within_five_seconds(
-    number: signal.Signals, tmp_path: Path, processes: list[killed.Process]
+    tmp_path: Path, processes: list[killed.Process]
 ) -> None:
-    process = killed.start(tmp_path, ["fit", *SMALL, *ENDLESS])
-    processes.append(process)
+    processes.append(process := killed.start(tmp_path, ["fit", *SMALL, *ENDLESS]))
     await_epochs(process.is_alive)
     sent = time.time()
-    os.kill(process.pid or 0, number)
+    os.kill(process.pid or 0, signal.SIGTERM)
     process.join(60)
     assert time.time() - sent < 5
-    assert process.exitcode == CODES[number]
-    lines = (tmp_path / "log.txt").read_text().splitlines()
-    assert lines[-1].startswith(f"interrupted by {number.name}: saved; go on with")
-    run = only_run()
-    assert (run / "checkpoints" / "last.ckpt").stat().st_mtime >= sent - 0.1
-    assert manifest(run)["status"] == "interrupted"
-    assert_resumes_exactly(run, tmp_path)
+    assert process.exitcode == 143
+    assert (tmp_path / "log.txt").read_text().splitlines()[-1].startswith("interrupted by SIGTERM: saved")
+    assert (only_run() / "checkpoints" / "last.ckpt").stat().st_mtime >= sent - 0.1
+    assert_resumes_exactly(only_run())
 
 
 def test_sigusr1_puts_a_slurm_job_back_in_the_queue(tmp_path: Path, processes: list[killed.Process]) -> None:
@@ -183,8 +224,7 @@ def test_sigusr1_puts_a_slurm_job_back_in_the_queue(tmp_path: Path, processes: l
     scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
     scontrol.chmod(0o755)
     environ = {"SLURM_JOB_ID": "4711", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
-    process = killed.start(tmp_path, ["fit", *SMALL, *ENDLESS], environ=environ)
-    processes.append(process)
+    processes.append(process := killed.start(tmp_path, ["fit", *SMALL, *ENDLESS], environ=environ))
     await_epochs(process.is_alive)
     os.kill(process.pid or 0, signal.SIGUSR1)
     process.join(60)
@@ -193,20 +233,38 @@ def test_sigusr1_puts_a_slurm_job_back_in_the_queue(tmp_path: Path, processes: l
     assert manifest(only_run())["status"] == "interrupted"
 
 
-def test_the_program_itself_handles_sigint(tmp_path: Path) -> None:
+def test_the_program_itself_handles_sigint() -> None:
     with Path("log.txt").open("w") as log:
         command = [sys.executable, str(ROOT / "train.py"), "fit", *SMALL, *ENDLESS]
         with subprocess.Popen(command, stdout=log, stderr=log) as process:
             try:
                 await_epochs(lambda: process.poll() is None)
                 process.send_signal(signal.SIGINT)
+                process.send_signal(signal.SIGINT)  # twice, as people do
                 assert process.wait(10) == 130  # with the time that the interpreter takes to end
             finally:
                 process.kill()
-    log_text = Path("log.txt").read_text()
-    assert "Traceback" not in log_text
-    assert "interrupted by SIGINT: saved" in log_text
-    assert_resumes_exactly(only_run(), tmp_path)
+    assert "Traceback" not in (text := Path("log.txt").read_text())
+    assert "interrupted by SIGINT: " in text
+    assert "go on with `softmax-regression fit --resume" in text
+    assert_resumes_exactly(only_run())
+
+
+def test_a_pipe_that_nobody_reads_costs_no_run() -> None:
+    command = [sys.executable, str(ROOT / "train.py"), "fit", *SMALL, "--trainer.max_epochs=3"]
+    script = f"set -o pipefail; {shlex.join(command)} | head -1"
+    ended = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=100)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert manifest(only_run())["status"] == "finished"
+
+
+def test_a_full_disk_behind_stdout_and_none_behind_stderr_cost_no_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(sys, "stderr", None)  # as Python has it after `2>&-`
+        assert fit() == 0
 
 
 @pytest.mark.parametrize("script", ["train.py", "study.py"])
@@ -217,13 +275,3 @@ def test_sigint_during_the_imports_is_quiet(script: str) -> None:
         env=os.environ | {"PYTHONPATH": "."}, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "")
-
-
-def test_signals_are_taken_over_by_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr(
-        SafeCheckpointIO, "save_checkpoint", lambda *_, **__: seen.append(signal.getsignal(signal.SIGINT))
-    )
-    assert fit("--trainer.max_epochs=1") == 0
-    assert all(getattr(handler, "__name__", "") == "_on_signal" for handler in seen)
-    assert len(seen) == 2

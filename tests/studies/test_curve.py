@@ -1,5 +1,6 @@
 """The curves of runs are read from their logs."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,8 +56,9 @@ def test_several_runs_make_one_figure(logged: Path, tmp_path: Path) -> None:
 def test_a_bad_run_is_left_out_and_the_rest_is_shown(
     logged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("empty", "diverged", "damaged"):
+    for name in ("empty", "damaged"):
         (tmp_path / name).mkdir()
+    shutil.copytree(logged, tmp_path / "diverged")
     update_manifest(tmp_path / "diverged", status="diverged", stopped="DivergedError: train/loss=nan")
     (tmp_path / "damaged" / "run.json").write_text("[1]")
     runs = sorted(path for path in tmp_path.iterdir() if path.is_dir())

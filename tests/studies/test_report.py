@@ -9,13 +9,16 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from commands import fit
 from softmax_regression import Classifier, FashionMNISTDataModule, RunLogger, RunRecord
 from softmax_regression.commands.train import main
 from softmax_regression.errors import InputError
 from softmax_regression.files import locked
+from softmax_regression.runs import checkpoint
 from softmax_regression.runs.record import update_manifest
+from softmax_regression.runs.trust import find_class
 from softmax_regression.studies.report import compare, list_runs, report
 
 
@@ -51,6 +54,7 @@ def test_a_report_opens_with_the_options_and_explains_its_words(runs: list[Path]
     assert shown.index("model.lr") < shown.index("in nats") < shown.index("<table><tr><th></th>")
     assert "expected calibration error is" in shown
     assert "null" not in shown
+    assert "<td>none</td>" not in shown
     assert "trainer.callbacks" not in shown
     assert shown.count(f"Run {runs[1].name}") == 2  # title and heading
     assert "All options" in hidden
@@ -80,10 +84,18 @@ class TwoLayers(Classifier):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def test_of_another_model_what_only_a_linear_one_has_is_left_out_and_said_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("softmax_regression.runs.folder.find_class", lambda name: TwoLayers)
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this module's class be found, as one of a user's own module would be."""
+
+    def found(name: str, run: Path | None = None) -> type:
+        return TwoLayers if name.endswith(".TwoLayers") else find_class(name, run)
+
+    monkeypatch.setattr("softmax_regression.runs.folder.find_class", found)
+
+
+@pytest.mark.usefixtures("trusted")
+def test_of_another_model_what_only_a_linear_one_has_is_left_out_and_said_so(tmp_path: Path) -> None:
     data = FashionMNISTDataModule(32, 101, source="synthetic", synthetic_size=600)
     trainer = Trainer(max_epochs=1, logger=RunLogger(str(tmp_path)), callbacks=[RunRecord()],
                       enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1)  # fmt: skip
@@ -92,6 +104,29 @@ def test_of_another_model_what_only_a_linear_one_has_is_left_out_and_said_so(
     assert page.count("<img") == 4
     assert "left out: the model is not linear in the pixels" in page
     assert "<td>model</td><td>TwoLayers</td>" in page
+
+
+@pytest.mark.usefixtures("trusted")
+def test_a_run_without_a_data_module_has_a_page_too(tmp_path: Path) -> None:
+    loader = DataLoader(TensorDataset(torch.rand(20, 1, 28, 28), torch.arange(20) % 10), 10)
+    trainer = Trainer(max_epochs=1, logger=RunLogger(str(tmp_path)), callbacks=[RunRecord()],
+                      enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1)  # fmt: skip
+    trainer.fit(TwoLayers(), loader, loader)
+    assert text_of(report(str(trainer.log_dir))).count("<img") == 1
+
+
+def test_images_that_were_not_trained_on_are_told(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    saved = checkpoint.read(runs[1] / "checkpoints" / "best.ckpt")
+    saved["run"]["sha256"] = "0"
+    (tmp_path / "other.ckpt").write_bytes(checkpoint.dumps(saved))
+    report(str(tmp_path / "other.ckpt"), tmp_path / "page", dirs=["absent"])
+    assert "warning: these are not the images" in capsys.readouterr().err
+    saved["datamodule_hyper_parameters"]["colour"] = 3
+    (tmp_path / "other.ckpt").write_bytes(checkpoint.dumps(saved))
+    with pytest.raises(InputError, match=r"not what the run was made with .*colour"):
+        report(str(tmp_path / "other.ckpt"), tmp_path / "page")
 
 
 def test_a_run_without_held_out_images_says_what_shows_some(tmp_path: Path) -> None:

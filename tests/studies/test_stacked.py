@@ -125,12 +125,14 @@ class Foreign(LightningModule):
     def __init__(self, lr: float = 0.1) -> None:
         super().__init__()
         self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10), torch.nn.Dropout(0.5))
-        self.net[2].eval()
         self.lr, self.modes = lr, set[tuple[bool, bool]]()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.net(x)
         return logits
+
+    def on_train_start(self) -> None:
+        self.net[2].eval()
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
         self.modes.add((self.training, self.net[2].training))

@@ -2,8 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from stat import S_ISREG
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
@@ -12,7 +11,7 @@ from softmax_regression.errors import InputError
 _HERE = Path(__file__).parents[1]
 CONF = next((c for c in (_HERE.parents[1] / "conf", _HERE / "conf") if c.is_dir()), _HERE / "conf")
 MAX_ALIASES = 20  # of YAML anchors; hundreds of them are a bomb, which takes forever to unfold
-PLACES = ("ckpt_path", "resume", "output", "data.images", "data.dirs")  # which name files, never a class
+PLACES = ("config", "ckpt_path", "resume", "output", "data.images", "data.dirs")  # name files, never a class
 
 
 class Option(NamedTuple):
@@ -21,11 +20,6 @@ class Option(NamedTuple):
     name: str
     values: list[str]
     words: list[str]
-
-    @property
-    def rank(self) -> int:
-        """How late it is parsed: files first, then the class of a group, then what is in the group."""
-        return 0 if self.name == "config" else 1 if "." not in self.name else 2
 
 
 def options(args: Sequence[str]) -> list[Option]:
@@ -49,8 +43,9 @@ def option(args: Sequence[str], name: str) -> str | None:
 
 
 def arranged(args: Sequence[str]) -> list[str]:
-    """Return options in an order in which a flag wins over a file wherever it stands."""
-    return [word for option in sorted(options(args), key=lambda o: o.rank) for word in option.words]
+    """Return options so that a flag wins over a file wherever it stands: files, groups, then the rest."""
+    ranked = sorted(options(args), key=lambda o: 0 if o.name == "config" else 1 if "." not in o.name else 2)
+    return [word for option in ranked for word in option.words]
 
 
 def with_own_defaults(args: Sequence[str]) -> list[str]:
@@ -59,52 +54,47 @@ def with_own_defaults(args: Sequence[str]) -> list[str]:
     jsonargparse would keep those of the class that it replaces: `--model Sub`, which has another default for
     lr, would train with that of SoftmaxRegression. Lightning's base classes, which have none, come between.
     """
-    flags: list[str] = []
+    paths = [Path(o.values[0]) for o in options(args) if o.name == "config" and o.values]
+    files, flags = [yaml.safe_load(path.read_bytes()) for path in paths], []
     for group, base in (("model", "LightningModule"), ("data", "LightningDataModule")):
-        files = [o.values[0] for o in options(args) if o.name == "config" and o.values]
-        parts = [_parse(Path(file).read_text(encoding="utf-8")).get(group) for file in files]
-        classes = [part.get("class_path") if isinstance(part, dict) else part for part in parts]
-        classes += [option(args, group), option(args, f"{group}.class_path")]
-        if named := list(filter(None, classes))[-1:]:
-            flags += [f"--{group}", f"lightning.pytorch.{base}", f"--{group}", named[0]]
+        parts = [file.get(group) for file in files]
+        named = [part.get("class_path") if isinstance(part, dict) else part for part in parts]
+        named += [option(args, group), option(args, f"{group}.class_path")]
+        for last in [name for name in named if name][-1:]:
+            flags += [f"--{group}", f"lightning.pytorch.{base}", f"--{group}", last]
     return flags
 
 
 def named_by_user(args: Sequence[str]) -> list[str]:
     """Return the texts in which a user names classes: flags, and the files that they name."""
-    values = [value for option in options(args) if option.name not in PLACES for value in option.values]
+    values = [value for o in options(args) if o.name not in PLACES[1:] for value in o.values]
     files = [Path(value) for value in values if value.endswith((".yaml", ".yml", ".json"))]
-    return values + [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+    return values + [file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()]
 
 
-def check_files(args: Sequence[str]) -> None:
-    """Check the configuration files that a command line names, before anything is made of them."""
-    for option in options(args):
-        if option.name == "config" and option.values:
-            check_file(option.values[0])
+def check_paths(args: Sequence[str]) -> None:
+    """Refuse options that name no file, and configurations that are none, before anything is made of them."""
+    for name, values, _ in options(args):
+        if name in PLACES and values[:1] == [""]:
+            raise InputError(f"--{name} '': names nothing; give a path, or drop it")
+        if name == "config" and values:
+            check_file(values[0])
 
 
 def check_file(path: str) -> None:
-    """Check a configuration file.
+    """Refuse what is no configuration file: folders, devices and URLs, and see `check_text`."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file (URLs are not read); give a YAML file like those in conf/")
+    check_text(Path(path).read_bytes(), path)
 
-    Raises:
-        InputError: It is missing, empty, no YAML, a bomb, or at a URL.
-    """
-    if "://" in path:
-        raise InputError(f"{path}: configurations are files, not URLs; download it and read it first")
+
+def check_text(text: str | bytes, source: str) -> None:
+    """Refuse a configuration that is no YAML, holds no options, or is a bomb."""
     try:
-        if not S_ISREG(Path(path).stat().st_mode):
-            raise OSError("no regular file")
-        config = _parse(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > MAX_ALIASES:
+            raise ValueError(f"more than {MAX_ALIASES} aliases")
+        if not isinstance(yaml.safe_load(text), dict):
+            raise ValueError("it holds no options")
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: not a configuration ({reason}); give a YAML file as in conf/") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: holds no options; give a YAML file like those in conf/")
-
-
-def _parse(text: str) -> Any:
-    aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text))
-    if aliases > MAX_ALIASES:
-        raise ValueError(f"{aliases} aliases, more than {MAX_ALIASES}")
-    return yaml.safe_load(text)
+        raise InputError(f"{source}: not a configuration ({reason}); give a YAML file as in conf/") from error

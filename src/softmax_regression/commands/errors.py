@@ -1,6 +1,7 @@
-"""What ends a command: every known kind of error is one true line and an exit code; a bug keeps its traceback."""
+"""What ends a command: a known kind of error is one true line and an exit code; a bug keeps its traceback."""
 
 import difflib
+import io
 import os
 import re
 import signal
@@ -8,29 +9,34 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_only
 from torch import distributed
 
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
-from softmax_regression.runs.trust import REFUSED
+from softmax_regression.runs.trust import refused
 
+# What jsonargparse says.
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
-_UNKNOWN = re.compile(r"[Uu]nrecognized arguments: (\S+)|Option '([^']+)' is not accepted")
-_REASON = re.compile(r"Problem with given class_path '[^']*':\s+(?!Parser key)(.+)|(Import path does .+)")
-_EXPECTED = re.compile(r"Expected an? (?:<class '(?:\w+\.)*(\w+)'>|typing\.Literal\[(.+?)\]|(dot import path))")
-_TYPES = {"NoneType": "null", "Sequence": "a list", "dot import path": "the name of a class with its module"}
+_UNKNOWN = re.compile(r"nrecognized arguments: ([^\s=]+)|ption '(\S+)' is not acc|cept option '(\S+)'")
+_REASON = re.compile(
+    r"class_path '(\S+)':\s+(?!\s|Parser key)(.+)|(Import path does .+|Unable to load \S+ \S+)"
+)
+_EXPECTED = re.compile(
+    r"Expected (?:a )?(?:<class '[\w.]*?(\w+)'>|typing\.Literal\[(.+?)\]|(dot import path))"
+)
+_TYPES = {"NoneType": "null", "Sequence": "list", "Iterable": "list", "dot import path": "module.Class"}
 
 
 class Words:
     """A stream whose loss costs nothing: what a closed pipe or a full disk does not take is dropped."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream
+        self.stream = stream or io.StringIO()
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # of letters that the locale does not have
 
@@ -39,11 +45,10 @@ class Words:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except (OSError, ValueError, AttributeError):
-            nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 (open until the end)
-            with suppress(OSError, ValueError, AttributeError):  # or Python complains when it ends
-                os.dup2(nowhere.fileno(), self.stream.fileno())
-            self.stream = nowhere
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):  # or Python complains when it ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            self.stream = io.StringIO()
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -52,72 +57,62 @@ class Words:
 
 
 def explain(message: str, known: Iterable[str] = ()) -> str:
-    """Put what jsonargparse says into one line, and in few words where they are known.
-
-    Args:
-        message: What it says.
-        known: The options that there are, to find the one that was meant.
-    """
+    """Put what jsonargparse says into one line, and in few words; name the known option that is meant."""
     key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
-    if refused := _REFUSED.search(message):
-        return f"{key}: class {refused[1]} {REFUSED}"
+    if found := _REFUSED.search(message):
+        return f"{key}: {refused(found[1])}"
     if unknown := _UNKNOWN.search(message):
-        option = unknown[1] or f"--{key and key + '.'}{unknown[2]}"
-        return f"{option}: no such option{_meant(option, known)}"
-    given = re.search(r"(?:Got|Given) value: (.*)", message)
-    if not given or not key:
-        return " ".join(message.split())
-    reasons = [found[1] or found[2] for found in _REASON.finditer(message)]
+        option = unknown[1] or f"--{key and key + '.'}{unknown[2] or unknown[3]}"
+        return f"{option}: no such option; {_meant(option, known)}"
+    given, named = re.search(r"(?:Got|Given) value: (.*)", message), _REASON.search(message)
     kinds = [_TYPES.get(found[1] or found[3], found[1]) or found[2] for found in _EXPECTED.finditer(message)]
-    reason = reasons[0] if reasons else f"expected {' or '.join(dict.fromkeys(kinds))}"
-    return f"{key}={given[1]}: {' '.join(reason.split())}"
+    if not named and not kinds:
+        return " ".join(message.split())
+    reason = named[2] or named[3] if named else f"expected {' or '.join(dict.fromkeys(kinds))}"
+    short = given and "Namespace(" not in given[1]
+    return f"{f'{key}={given[1]}' if given and short else key or (named and named[1])}: {reason}"
 
 
 def _meant(option: str, known: Iterable[str]) -> str:
     """Name the options whose whole name, or whose last part, is nearest to a mistyped one."""
     if not option.startswith("-"):
-        return "; write a list as '[a, b]'"
+        return "a list is written as '[a, b]'"
     name, last = option.lstrip("-"), {each: each.rpartition(".")[2] for each in sorted(known)}
     near = difflib.get_close_matches(name, last, n=1, cutoff=0.8)
-    if not near and "." not in name:
+    if not near and name and "." not in name:
         parts = difflib.get_close_matches(name, set(last.values()), n=2, cutoff=0.7)
-        near = [each for each, part in last.items() if part in parts]
-    return f"; did you mean {' or '.join(f'--{each}' for each in near)}" if near else "; see --help"
+        near = [each for each, part in last.items() if part in parts or part.startswith(name)][:3]
+    return f"did you mean {' or '.join(f'--{each}' for each in near)}" if near else "see --help"
 
 
-def _of_lightning(error: BaseException) -> bool:
-    """Whether Lightning itself raised an error, as it does where options contradict each other."""
+def _of_options(error: BaseException) -> bool:
+    """Whether a library that takes options raised an error itself, as where they contradict each other."""
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
-    module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace else ""
-    return module.startswith(("lightning.", "jsonargparse."))
+    module = str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
+    kinds = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError)
+    return isinstance(error, kinds) and module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
 
 
 def _line(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str, int] | None:
     """Return what to say of an error, and the exit code; None for a bug, which nobody foresaw."""
-    if isinstance(error, Interrupted):
-        return str(error), error.exit_code
-    if isinstance(error, InputError | DivergedError | StorageError | LostProcessError):
-        return f"error: {error}", error.exit_code
-    if isinstance(error, ArgumentError):
-        return f"error: {explain(str(error), known())}", InputError.exit_code
-    if isinstance(error, MisconfigurationException | ImportError | ValueError | TypeError | RuntimeError):
-        return (f"error: {explain(str(error))}", InputError.exit_code) if _of_lightning(error) else None
-    if isinstance(error, OSError):  # of a library that writes or reads for us, such as TensorBoard
-        return f"error: {error}; free space or make the folder writable", StorageError.exit_code
-    return ("interrupted", 130) if isinstance(error, KeyboardInterrupt) else None
-
-
-def _say(line: str, error: BaseException) -> None:
-    """Say a line once, where all processes of a machine find the same."""
-    if isinstance(error, Interrupted | DivergedError):
-        rank_zero_only(print)(line, file=sys.stderr)
-        return
-    alone = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
-    joined = distributed.is_available() and distributed.is_initialized()  # what one finds, another need not
-    if alone or joined or not isinstance(error, ValueError | ArgumentError | MisconfigurationException):
-        print(line, file=sys.stderr)
+    cause: BaseException | None = error
+    while isinstance(error, ValueError | ArgumentError) and cause and not isinstance(cause, InputError):
+        cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what a class says of its arguments
+    match cause or error:
+        case Interrupted() as found:
+            return str(found), found.exit_code
+        case InputError() | DivergedError() | StorageError() | LostProcessError() as found:
+            return f"error: {found}", found.exit_code
+        case ArgumentError() as found:
+            return f"error: {explain(str(found), known())}", InputError.exit_code
+        case OSError() as found:  # of a library that writes or reads for us, such as TensorBoard
+            return f"error: {found}", StorageError.exit_code
+        case KeyboardInterrupt():
+            return "interrupted", 130
+        case found:
+            return (f"error: {explain(str(found))}", InputError.exit_code) if _of_options(found) else None
 
 
 @contextmanager
@@ -129,10 +124,10 @@ def _interruptible() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number, "nothing was saved")
 
-    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    in_main = threading.current_thread() is threading.main_thread()
-    asked = [each for each in signals if in_main and signal.getsignal(each) != signal.SIG_IGN]  # as nohup does
-    before = {number: signal.signal(number, interrupt) for number in asked}
+    names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
+    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    heard = [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]  # unlike under nohup
+    before = {number: signal.signal(number, interrupt) for number in heard}
     try:
         yield
     finally:
@@ -140,23 +135,24 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]] = tuple) -> int:
-    """Run a command and return its exit code; a user's mistake is one line on stderr.
-
-    Args:
-        command: What to run.
-        known: Returns the options that it knows, to find the one that a mistyped one meant.
-    """
-    streams = sys.stdout, sys.stderr
+def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]]) -> int:
+    """Run a command, which knows some options, and return its exit code; a user's mistake is one line."""
+    streams, path = (sys.stdout, sys.stderr), sys.path.copy()
     sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)  # type: ignore[assignment]
     try:
         with _interruptible():
+            sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
             command()
     except BaseException as error:
         if (found := _line(error, known)) is None:
             raise
-        _say(found[0], error)
+        # What all processes of a machine find is said once; what one of them finds once they are joined, too.
+        first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+        joined = distributed.is_available() and distributed.is_initialized()
+        alike = isinstance(error, Interrupted | DivergedError)
+        if first or isinstance(error, OSError | LostProcessError) or (joined and not alike):
+            print(found[0], file=sys.stderr)
         return found[1]
     finally:
-        sys.stdout, sys.stderr = streams
+        (sys.stdout, sys.stderr), sys.path[:] = streams, path
     return 0

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Trainer
 
 from softmax_regression.commands.resume import other_data
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, typed
 from softmax_regression.files import check_writable, write
-from softmax_regression.runs.folder import RunLogger
 from softmax_regression.runs.progress import metrics_text
 from softmax_regression.runs.record import results, stop_reason, update_manifest
 
@@ -31,38 +30,35 @@ def say(trainer: Trainer, text: str) -> None:
 
 def summary(trainer: Trainer, run: Path | None) -> str:
     """Return what `fit` says in the end: why it stopped, the metrics, the checkpoints, what to type next."""
-    lines = [stop_reason(trainer)]
-    for name, row in results(trainer, trainer.lightning_module).items():
-        if row:
-            words = {"final": "last epoch", "best": "best epoch"}[name]
-            lines.append(f"{words} {row.get('epoch', trainer.current_epoch)}: {metrics_text(row)}")
+    rows, words = results(trainer, trainer.lightning_module), {"final": "last epoch", "best": "best epoch"}
+    epochs = {name: row.get("epoch", trainer.current_epoch) for name, row in rows.items()}
+    lines = [f"{words[name]} {epochs[name]}: {metrics_text(row)}" for name, row in rows.items() if row]
     if not run:
-        return "\n".join([*lines, "nothing was saved: without a logger a run has no folder"])
-    commands = (
-        ["python", "train.py", "test", "--ckpt_path", str(run)],
-        ["python", "study.py", "report", str(run)],
-        ["tensorboard", "--logdir", str(run.parent.parent)],
-    )
-    return "\n".join([*lines, f"checkpoints: {run / 'checkpoints'}", "next:", *(f"  {shlex.join(c)}" for c in commands)])
+        return "\n".join([stop_reason(trainer), *lines, "nothing is kept: there is no logger"])
+    return "\n".join([
+        stop_reason(trainer), *lines, f"checkpoints: {run / 'checkpoints'}", "next:",
+        f"  {typed('train.py', 'test', '--ckpt_path', str(run))}",
+        f"  {typed('study.py', 'report', str(run))}",
+        f"  {shlex.join(['tensorboard', '--logdir', str(run.parent.parent)])}",
+    ])  # fmt: skip
 
 
 def say_what_is_scored(cli: "TrainCLI") -> None:
-    """Name run, checkpoint and data on stderr; warn where the data are not those that were trained on."""
+    """Name run, checkpoint and data; warn where the data are not those that were trained on."""
     data, path = cli.datamodule, Path(cli.config[cli.subcommand].ckpt_path)
     loaded, photos = getattr(data, "data", None), getattr(data, "photos", None)
     origin = loaded.origin if loaded else f"{len(photos[1])} photos" if photos else type(data).__name__
-    run = f"run {cli.run}, " if cli.run else ""
-    name = path.name if cli.run else path
-    say(cli.trainer, f"{cli.subcommand}: {run}checkpoint {name}, data {origin}", )
+    checkpoint = f"run {cli.run}, checkpoint {path.name}" if cli.run else f"checkpoint {path}"
+    say(cli.trainer, f"{cli.subcommand}: {checkpoint}, data {origin}")
     if other := other_data(cli.checkpoint, data):
         print(f"warning: {other}", file=sys.stderr)
 
 
-def discard_unstarted(trainer: Trainer) -> None:
-    """Remove the folder of a run that failed before its first step."""
-    for logger in trainer.loggers:
-        if isinstance(logger, RunLogger) and not Path(logger.log_dir, "run.json").exists():
-            shutil.rmtree(logger.log_dir, ignore_errors=True)
+def discard_unstarted(folders: Sequence[Path]) -> None:
+    """Remove the folders of a run that failed before its first step."""
+    for folder in folders:
+        if not (folder / "run.json").exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep(run: Path | None, command: str, rows: Sequence[Mapping[str, float]], trainer: Trainer) -> None:
@@ -74,39 +70,31 @@ def keep(run: Path | None, command: str, rows: Sequence[Mapping[str, float]], tr
         update_manifest(run, **{command: metrics})
 
 
-def predictions_path(run: Path | None, data: Any, output: str | None, force: bool) -> Path:
-    """Return where the predictions go, checked before they are made.
-
-    Raises:
-        InputError: They cannot be written there, or somebody's file is there.
-    """
-    name = "predictions-photos.csv" if getattr(data, "photos", None) else "predictions.csv"
-    path = Path(output) if output else (run or Path()) / name
-    if path.is_dir():
+def predictions_path(cli: "TrainCLI") -> Path:
+    """Return where the predictions go, or refuse it, before they are made."""
+    output, force = cli.config[cli.subcommand].output, cli.config[cli.subcommand].force
+    name = "predictions-photos.csv" if getattr(cli.datamodule, "photos", None) else "predictions.csv"
+    path = Path(output) if output else (cli.run or Path()) / name
+    if path.is_dir() or str(output).endswith("/"):
         raise InputError(f"{path}: is a folder; give --output a file, such as {path / name}")
     ours = force or not path.is_file()
     if not ours:
         with path.open("rb") as file:
             ours = re.match(rb"index,(label|image),predicted,|$", file.readline()) is not None
     check_writable(path, ours)
+    if cli.trainer.world_size > 1:
+        raise InputError(f"trainer.devices={cli.trainer.world_size}: predict uses one; drop the option")
     return path
 
 
 def write_predictions(path: Path, data: Any, batches: Sequence[Any]) -> None:
-    """Write the predictions as CSV: index, label if known, predicted class, probability, all probabilities.
-
-    Args:
-        path: The file.
-        data: Where the images came from, in the order of the predictions.
-        batches: What `predict_step` returned.
-    """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    classes, photos = data.class_names, getattr(data, "photos", None)
+    """Write as CSV what `predict_step` returned: index, label or photo, predicted class, probabilities."""
+    file, photos, classes = io.StringIO(), getattr(data, "photos", None), data.class_names
     if photos is None:
         kind, names = "label", [classes[y] for y in data.loaded.test_labels.tolist()]
     else:
         kind, names = "image", [str(each) for each in photos[1]]
+    writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["index", kind, "predicted", "probability", *classes])
     columns = [[value for batch in batches for value in batch[key].tolist()] for key in batches[0]]
     for index, (name, predicted, p, all_p) in enumerate(zip(names, *columns, strict=False)):

@@ -1,11 +1,13 @@
 """How the commands of `train.py` run, once everything is made: methods of `train.TrainCLI`."""
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
 
+from softmax_regression.classifier import Classifier
 from softmax_regression.commands import checks, outputs, resume
 from softmax_regression.errors import InputError
 from softmax_regression.files import locked, remove_debris
@@ -15,28 +17,31 @@ if TYPE_CHECKING:
     from softmax_regression.commands.train import TrainCLI
 
 
-def before_fit(cli: "TrainCLI") -> None:
-    """Refuse what cannot work before anything is written."""
-    checks.devices(cli.trainer, cli.datamodule)
-    if hasattr(cli.datamodule, "loaded"):
-        cli.datamodule.setup("fit")  # on every process: while they are not joined, none waits for another
-    checks.monitors(cli.trainer, cli.model, cli.datamodule)
+def _check(cli: "TrainCLI") -> None:
+    """Refuse what cannot work, once the data are there."""
+    command, data = cli.subcommand, cli.datamodule
+    if command != "fit" and not cli.checkpoint:
+        raise InputError(f"{command}: needs a trained model; give --ckpt_path a run's folder, best or last")
+    checks.devices(cli.trainer, data)
+    if command != "fit" or hasattr(data, "loaded"):
+        data.setup(command)  # on every process: while they are not joined, none waits for another
+    checks.classes(cli.model, data)
     if cli.checkpoint:
-        checks.shapes(cli.config[cli.subcommand].ckpt_path, cli.model, cli.checkpoint)
-        resume.check(cli.run, cli.checkpoint, cli)
-    if not cli.run:
-        for logger in cli.trainer.loggers:
-            if isinstance(logger, RunLogger):
-                _ = logger.version  # claims the folder
+        checks.shapes(cli.config[command].ckpt_path, cli.model, cli.checkpoint["state_dict"])
 
 
 def fit(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     """Train, or go on training, in a folder where no other process does."""
-    trainer = cli.trainer
-    folders = (Path(each.log_dir) for each in trainer.loggers if isinstance(each, RunLogger))
+    trainer, loggers = cli.trainer, [each for each in cli.trainer.loggers if isinstance(each, RunLogger)]
+    _check(cli)
+    checks.monitors(trainer, model, cli.datamodule)
+    if cli.checkpoint:
+        resume.check(cli.run, cli.checkpoint, cli)
+    folders = [] if cli.run else [Path(each.log_dir) for each in loggers]  # which claims them
     with ExitStack() as stack:
-        if trainer.is_global_zero and (run := cli.run or next(folders, None)):
-            stack.enter_context(locked(run, "start a new run without --resume"))
+        for folder in [cli.run] if cli.run else folders:
+            if trainer.is_global_zero:
+                stack.enter_context(locked(folder, "start a new run without --resume"))
         if cli.run:
             resume.reopen(cli.run, trainer, kwargs["ckpt_path"], cli.checkpoint)
             if trainer.is_global_zero:
@@ -48,38 +53,34 @@ def fit(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
                 return
             trainer.fit(model, **kwargs)
         finally:
-            if not cli.run and not trainer.global_step:
-                outputs.discard_unstarted(trainer)
+            if not trainer.global_step:
+                outputs.discard_unstarted(folders)
     log_dir = trainer.log_dir if trainer.loggers else None  # all processes take part
     outputs.say(trainer, outputs.summary(trainer, Path(log_dir) if log_dir else None))
 
 
-def before_scoring(cli: "TrainCLI") -> None:
-    """Refuse what cannot work, and say what is scored on what."""
-    command, config = cli.subcommand, cli.config[cli.subcommand]
-    if not cli.checkpoint:
-        raise InputError(f"{command}: needs a trained model; give --ckpt_path a run's folder, best or last")
-    checks.devices(cli.trainer, cli.datamodule)
-    cli.datamodule.setup(command)
-    checks.shapes(config.ckpt_path, cli.model, cli.checkpoint)
+def _before_scoring(cli: "TrainCLI") -> None:
+    """Say what is scored; a run's scalars stay those of its training, while the figures find its folder."""
     outputs.say_what_is_scored(cli)
-    # A run's scalars are those of its training; the figures find its folder.
     cli.trainer.loggers = [each for each in cli.trainer.loggers if not isinstance(each, RunLogger)]
-    cli.config_init[command].figures.run = cli.run
+    cli.config_init[cli.subcommand].figures.run = cli.run
 
 
-def score(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
-    """Score the test or the validation images; print the metrics and keep them in the run's manifest."""
+def evaluate(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
+    """Print the metrics of the test or the validation images, and keep them in the run's manifest."""
+    _check(cli)
+    _before_scoring(cli)
     results = getattr(cli.trainer, cli.subcommand)(model, **kwargs | {"verbose": False})
     outputs.keep(cli.run, cli.subcommand, results, cli.trainer)
 
 
 def predict(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     """Write the predictions as a CSV."""
-    config, trainer = cli.config[cli.subcommand], cli.trainer
-    path = outputs.predictions_path(cli.run, cli.datamodule, config.output, config.force)
-    if trainer.world_size > 1:
-        raise InputError(f"trainer.devices={trainer.world_size}: predict uses one; drop the option")
-    batches = trainer.predict(model, **kwargs | {"return_predictions": True})
-    if not trainer.fast_dev_run:
+    _check(cli)
+    path = outputs.predictions_path(cli)
+    _before_scoring(cli)
+    if type(model).predict_step is LightningModule.predict_step:  # which gives the labels to `forward`, too
+        model.predict_step = partial(Classifier.predict_step, model)  # type: ignore[arg-type, method-assign]
+    batches = cli.trainer.predict(model, **kwargs | {"return_predictions": True})
+    if not cli.trainer.fast_dev_run:
         outputs.write_predictions(path, cli.datamodule, batches or [])

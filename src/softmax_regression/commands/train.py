@@ -1,13 +1,6 @@
 """The command line `python train.py fit|validate|test|predict`, a LightningCLI whose mistakes are one line.
 
-Exit codes:
-    0: Done.
-    2: Bad input: flags, configuration, data or checkpoint.
-    3: The run diverged; no checkpoint holds a weight that is not finite.
-    4: A file could not be saved or read; the last checkpoint that was saved is intact.
-    5: Another process of a run on several has ended, or never came.
-    129, 130, 143: Interrupted by SIGHUP, SIGINT or SIGTERM; `fit` has saved the step that it came to. (138: by
-        SLURM's SIGUSR1, and put back in the queue.)
+Exit codes: 0 done; 2, 3, 4, 5 see `errors`; 128 + n: interrupted by signal n, once `fit` has saved its step.
 """
 
 import logging
@@ -26,15 +19,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from softmax_regression.commands import checks, resume, running
-from softmax_regression.commands.arguments import (
-    CONF,
-    arranged,
-    check_files,
-    named_by_user,
-    option,
-    with_own_defaults,
-)
+from softmax_regression.commands import arguments, checks, resume, running
 from softmax_regression.commands.errors import guarded
 from softmax_regression.commands.options import COMMANDS, STANDING, add_own, described
 from softmax_regression.errors import InputError
@@ -51,29 +36,18 @@ FOREIGN_WARNINGS = (
     r"It is recommended to use `self.log\(.*, sync_dist=True\)`",  # torchmetrics has summed over the ranks
     "Checkpoint directory .* exists and is not empty",  # it does when a run is resumed
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
+    r"torch\.distributed\.nn\.functional\.\w+ is deprecated",  # which Lightning gathers with
     "The `srun` command is available on your system",  # which does not mean that it is wanted
     "The number of training batches .* is smaller than the logging interval",  # nothing is logged on a step
     "Trainer already configured with model summary callbacks",
     "The '(train|val|test|predict)_dataloader' does not have many workers",  # the images are in memory
     "`.*.configure_optimizers` will be overridden",  # as --optimizer asks for
 )
-CHATTER = (
-    "GPU available",
-    "TPU available",
-    "HPU available",
-    "💡 Tip",
-    "`Trainer.fit` stopped",
-    "Seed set to",
-    "LOCAL_RANK",
-    "`weights_only` was not set",
-    "Restoring states",
-    "Restored all states",
-    "Loaded model weights",
-    "Initializing distributed",
-    "[rank:",
-    "-----",
-    "SLURM auto-requeueing",
-)
+CHATTER = (  # what Lightning says of itself as it starts
+    "GPU available", "TPU available", "HPU available", "💡 Tip", "`Trainer.fit` stopped", "Seed set to",
+    "LOCAL_RANK", "Restoring states", "Restored all states", "Loaded model weights", "`weights_only` was not",
+    "Initializing distributed", "[rank:", "-----", "Using bfloat16", "Using 16bit", "SLURM auto-",
+)  # fmt: skip
 
 
 class TrainCLI(LightningCLI):
@@ -87,7 +61,7 @@ class TrainCLI(LightningCLI):
         self.run: Path | None = None
         self.checkpoint: dict[str, Any] = {}
         common = {"exit_on_error": False, "allow_abbrev": False}
-        default = {"default_config_files": [str(CONF / "default.yaml")], **common}
+        default = {"default_config_files": [str(arguments.CONF / "default.yaml")], **common}
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -102,22 +76,20 @@ class TrainCLI(LightningCLI):
 
     def _of_run(self, args: Sequence[str]) -> list[str]:
         """Put the configuration of the run that a checkpoint belongs to before all other options."""
-        check_files(args)
         split = next((i + 1 for i, arg in enumerate(args) if arg in COMMANDS), len(args))
-        before, after = list(args[:split]), arranged(args[split:])
-        resumed, named = option(args, "resume"), option(args, "ckpt_path")
-        given = named if resumed is None else resumed
-        if resumed is not None and named is not None:
+        before, after = list(args[:split]), arguments.arranged(args[split:])
+        resumed, named = (arguments.option(args, name) for name in ("resume", "ckpt_path"))
+        if resumed and named:
             raise InputError(f"--resume {resumed} --ckpt_path {named}: name one checkpoint; drop one of them")
-        if given == "":
-            raise InputError("--resume '': names no run; give the folder of one, such as logs/softmax/RUN")
-        if given is None or not before:
-            trust.enforce(named_by_user(args))
-            return [*before, *with_own_defaults(args), *after]
+        if not (given := resumed or named) or not before:
+            trust.enforce(arguments.named_by_user(args))
+            return [*before, *arguments.with_own_defaults(args), *after]
         path, self.checkpoint = open_checkpoint(given, prefer="last" if before[-1] == "fit" else "best")
         self.run = find_run(path)
-        trust.enforce(named_by_user(args), self.run or path)
+        trust.enforce(arguments.named_by_user(args), self.run or path)
         config = resume.config_of(self.run, path, self.checkpoint)
+        if not Path(self.run or path, "config.yaml").is_file():
+            arguments.check_text(config[-1], str(path))  # which the checkpoint brings along
         return [*before, *config, *after, "--ckpt_path", str(path)]
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -131,18 +103,19 @@ class TrainCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line that `main` was given, which need not be sys.argv."""
+        """Parse what `main` was given, which need not be sys.argv; refuse what means nothing."""
         self.config = parser.parse_args(args)
+        config = self.config[self.config.subcommand]
+        checks.options(self.config.subcommand, config)
+        if not self.checkpoint and (path := config.ckpt_path or config.resume):
+            raise InputError(f"{path}: no run goes on because a configuration says so; use --resume")
 
     def _parse_ckpt_path(self) -> None:
         """Leave the flags alone: where they contradict the checkpoint, `resume.check` says so."""
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what Lightning would take for something else, and choose the number of threads."""
+        """Choose the number of threads: a run that goes on has as many as before."""
         config = self.config[self.subcommand]
-        checks.options(self.subcommand, config)
-        if not self.checkpoint and (path := config.ckpt_path or config.resume):
-            raise InputError(f"{path}: no run goes on because a configuration says so; use --resume")
         known = self.checkpoint.get("run", {}).get("threads") if self.subcommand == "fit" else None
         devices = config.trainer.devices
         threads.choose(config.threads or known, devices if isinstance(devices, int) and devices > 0 else 1)
@@ -150,11 +123,10 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with safe checkpoints and the callbacks that every run has."""
         config, given = self.config[self.subcommand], self.config_init[self.subcommand].trainer
-        callbacks: list[Callback] = _listed(given.callbacks)
         recorded = config.clone()
         recorded.ckpt_path = recorded.resume = None  # or a new run with it would go on with this one
         text = self._parser(self.subcommand).dump(recorded, skip_none=False)
-        callbacks.append(RunRecord(text, config.seed_everything))
+        callbacks: list[Callback] = [*_listed(given.callbacks), RunRecord(text, config.seed_everything)]
         if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(EpochProgress())
         trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs, **started())
@@ -162,10 +134,8 @@ class TrainCLI(LightningCLI):
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
 
-    before_fit, fit = running.before_fit, running.fit
-    before_validate = before_test = before_predict = running.before_scoring
-    validate = test = running.score
-    predict = running.predict
+    fit, predict = running.fit, running.predict
+    validate = test = running.evaluate
 
 
 def _listed(value: Any) -> list[Any]:
@@ -180,10 +150,8 @@ def _quiet() -> Iterator[None]:
     def told(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(CHATTER)
 
-    handlers = [
-        h for name in ("lightning.pytorch", "lightning.fabric") for h in logging.getLogger(name).handlers
-    ]
-    before = threading.excepthook
+    names, before = ("lightning.pytorch", "lightning.fabric"), threading.excepthook
+    handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
     threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else before(args)
     try:
         for handler in handlers:
@@ -204,17 +172,13 @@ def main(args: Sequence[str] | None = None) -> int:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
     # A default of Lightning's classes may be an Enum of strings, as Timer's is; write what it says.
     yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
-    before = sys.path.copy()
-    sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
 
     def command() -> None:
+        arguments.check_paths(args)
         if {"-h", "--help", "--help-all"} & set(args) and set(COMMANDS) & set(args):
             print(described(args, "--help-all" in args).format_help())
             return
         with _quiet(), together():
             TrainCLI(args)
 
-    try:
-        return guarded(command, lambda: described(args, True).get_defaults().keys(branches=False))
-    finally:
-        sys.path[:] = before
+    return guarded(command, lambda: described(args, True).get_defaults().keys(branches=False))

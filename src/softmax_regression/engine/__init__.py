@@ -1,5 +1,3 @@
 """Lightning's own training step, less the calls that nobody answers."""
 
-from softmax_regression.engine.callback import Engine
-
-__all__ = ["Engine"]
+from softmax_regression.engine.callback import Engine as Engine

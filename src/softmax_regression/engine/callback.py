@@ -1,23 +1,15 @@
 """The callback that puts the lean loop into a Trainer, and says what runs."""
 
-from types import ModuleType
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-_lean: ModuleType | None
 try:
-    from softmax_regression.engine import lean as _lean
+    from softmax_regression.engine import lean
 except ImportError as error:  # a Lightning that names its parts in another way
-    _lean, _missing = None, str(error)
-else:
-    _missing = _lean.missing()
+    lean, missing = None, str(error)  # type: ignore[assignment]
 
 
 class Engine(Callback):
-    """Train any LightningModule by Lightning's step without the calls that nobody answers, see `engine.lean`.
-
-    Weights, metrics, checkpoints, random numbers and the calls of every hook are those of Lightning's own
-    loop; only the time between them is shorter.
+    """Train any LightningModule by Lightning's step without the calls that nobody answers, to the same bits.
 
     Args:
         enabled: False to train by Lightning's own loop.
@@ -27,17 +19,12 @@ class Engine(Callback):
         self.enabled = enabled
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the lean loop in the place of Lightning's, unless the Trainer has a loop of somebody else's."""
-        if stage == "fit" and self.enabled and _lean and not _missing:
-            _lean.install(trainer)
+        """Put the lean loop in the place of Lightning's, unless there is a reason not to."""
+        if stage == "fit" and self.enabled and lean:
+            lean.install(trainer)
 
     def describe(self, trainer: Trainer) -> str:
-        """Say which step trains: the lean one and the hooks that it calls, or Lightning's and why."""
-        if not self.enabled:
-            return "Lightning's own step (engine.enabled is false)"
-        if _lean is None or _missing:
-            return f"Lightning's own step (this version of it has no {_missing})"
-        if reason := _lean.why_not(trainer):
-            return f"Lightning's own step ({reason})"
-        called = _lean.called_each_step(trainer)
-        return "lean step" + (f", calling {', '.join(called)}" if called else "")
+        """Say which step trains: the lean one and whom it calls, or Lightning's and why."""
+        if self.enabled and lean:
+            return lean.describe(trainer)
+        return f"Lightning's own step ({missing if self.enabled else 'engine.enabled is false'})"

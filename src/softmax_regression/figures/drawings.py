@@ -7,34 +7,30 @@ colour-blind can tell apart; no meaning hangs on colour alone.
 import io
 import math
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
-from torchmetrics.functional import classification
+from torchmetrics.functional import classification as scores
 
 Curves = Mapping[str, tuple[Tensor, Tensor]]  # metric -> epochs (t,) and values (t,)
 Stroke = Literal["-", "--", ":"]
 MARK = "softmax-regression"  # in every picture and page: it may be replaced by a newer one
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", BLACK)
-STROKES: dict[str, tuple[Stroke, str]] = {
-    "train": ("-", BLUE),
-    "val": ("--", VERMILION),
-    "test": (":", GREEN),
-}
+STROKES: dict[str, Stroke] = {"train": "-", "val": "--", "test": ":"}
 PANELS = {"loss": "loss: mean cross-entropy (nats)", "acc": "accuracy: share of images classified right"}
 METRIC = re.compile(r"(train|val|test)[/_](.+)")
+CENTRED: dict[str, Any] = {"ha": "center", "in_layout": False}  # texts within axes need not be measured
 DIVERGING = "RdBu_r"  # negative blue, zero white, positive red
 LINEAR = ("weights", "worst_mistake")  # what `drawings` draws only of a model that is linear in the pixels
 
@@ -69,13 +65,18 @@ def learning_curves(runs: Mapping[str, Curves]) -> Figure:
         spare.remove()
     for quantity, axes in panels.items():
         axes.set(xlabel="epoch", ylabel=PANELS.get(quantity, quantity))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    shades = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(runs))) if len(runs) > len(PALETTE) else PALETTE
-    colours = dict(zip(runs, map(mpl.colors.to_hex, shades), strict=False)) if len(runs) > 1 else {}
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    several, stages = len(runs) > 1, [stage for stage in STROKES if any(line[1] == stage for line in lines)]
+    colours = _colours(list(runs) if several else list(STROKES))
     for run, stage, quantity, (epochs, values) in lines:
-        stroke, colour = STROKES[stage]
-        _curve(panels[quantity], epochs, values, colours.get(run, colour), stroke)
-    _legend(figure, colours, {line[1] for line in lines})
+        _curve(panels[quantity], epochs, values, colours[run if several else stage], STROKES[stage])
+    handles = [Line2D([], [], color=colours[run], linewidth=5, label=run) for run in runs if several]
+    for stage in stages:
+        colour = "0.3" if several else colours[stage]
+        handles.append(Line2D([], [], color=colour, linestyle=STROKES[stage], linewidth=2, label=stage))
+    columns = max(1, 60 // (5 + max((len(str(handle.get_label())) for handle in handles), default=0)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    figure.set_figheight(4 * rows + 0.22 * math.ceil(len(handles) / columns))
     return figure
 
 
@@ -89,11 +90,9 @@ def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> Figure:
     for true, predicted in counts.nonzero().tolist() if k <= 20 else []:
         words = f"{counts[true, predicted]}\n{shares[true, predicted]:.1%}"
         colour = "white" if shares[true, predicted] > 0.3 else BLACK
-        axes.text(
-            predicted, true, words, color=colour, fontsize=size, ha="center", va="center", in_layout=False
-        )
-    title = f"{counts.diagonal().sum()} of {counts.sum()} right"
-    axes.set(title=title, xlabel="predicted class", ylabel="true class")
+        axes.text(predicted, true, words, color=colour, fontsize=size, **CENTRED, va="center")
+    axes.set(title=f"{counts.diagonal().sum()} of {counts.sum()} right")
+    axes.set(xlabel="predicted class", ylabel="true class")
     axes.set_xticks(range(k), class_names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(k), class_names)
     return figure
@@ -118,7 +117,7 @@ def prediction_grid(
     for i, (x, y) in zip(shown.tolist(), corners, strict=True):
         words = f"{class_names[int(labels[i])]}\n→ {class_names[int(predicted[i])]} {confidence[i]:.0%}"
         colour = VERMILION if wrong[i] else BLACK
-        axes.text(x + 0.5, y + 1.04, words, color=colour, fontsize=11, ha="center", va="top", in_layout=False)
+        axes.text(x + 0.5, y + 1.04, words, color=colour, fontsize=11, **CENTRED, va="top")
         if wrong[i]:
             axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=VERMILION, linewidth=3))
     axes.set_title(f"{int(wrong.sum())} of {len(wrong)} wrong (framed): true → predicted class, probability")
@@ -131,7 +130,7 @@ def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
     limit, side = float(weight.abs().max()), math.isqrt(weight.shape[1])
     figure, axes, corners = _mosaic(weight.view(-1, side, side), 5, DIVERGING, -limit, limit)
     for name, (x, y) in zip(class_names, corners, strict=True):
-        axes.text(x + 0.5, y + 1.04, name, fontsize=12, ha="center", va="top", in_layout=False)
+        axes.text(x + 0.5, y + 1.04, name, fontsize=12, **CENTRED, va="top")
     words = "logit per unit of brightness (nats): red for the class, blue against it"
     figure.colorbar(axes.images[0], ax=axes, orientation="horizontal", shrink=0.6, label=words)
     return figure
@@ -142,7 +141,7 @@ def reliability_diagram(probs: Tensor, labels: Tensor, bins: int = 15) -> Figure
 
     Probabilities are (n, k), labels (n,); error: Guo et al. (2017), arXiv:1706.04599, section 2.
     """
-    error = classification.multiclass_calibration_error(probs, labels, probs.shape[1], bins, "l1")
+    error = scores.multiclass_calibration_error(probs, labels, probs.shape[1], bins, "l1")
     confidence, predicted = probs.max(dim=1)
     index = (confidence.nan_to_num() * bins).long().clamp(max=bins - 1)
     counts = index.bincount(minlength=bins)
@@ -164,11 +163,7 @@ def reliability_diagram(probs: Tensor, labels: Tensor, bins: int = 15) -> Figure
 
 def class_scores(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """Return precision, recall and F1 (k, 3) of n predictions; 0 for a class never predicted or there."""
-    metrics = (
-        classification.multiclass_precision,
-        classification.multiclass_recall,
-        classification.multiclass_f1_score,
-    )
+    metrics = (scores.multiclass_precision, scores.multiclass_recall, scores.multiclass_f1_score)
     return torch.stack([metric(predicted, labels, num_classes, average=None) for metric in metrics], dim=1)
 
 
@@ -212,7 +207,7 @@ def drawings(
     labels, logits, pixels = labels.cpu(), logits.detach().cpu().float(), _pixels(images)
     probs, k = logits.softmax(dim=1), logits.shape[1]
     confidence, predicted = probs.max(dim=1)
-    counts = classification.multiclass_confusion_matrix(predicted, labels, k)
+    counts = scores.multiclass_confusion_matrix(predicted, labels, k)
     worst = int(((predicted != labels) * confidence).argmax())
     found: dict[str, Callable[[], Figure]] = {
         "confusion_matrix": lambda: confusion_matrix(counts, class_names),
@@ -224,13 +219,6 @@ def drawings(
         found["weights"] = lambda: weight_templates(linear[0], class_names)
         found["worst_mistake"] = lambda: explanation(pixels[worst], *linear, label, class_names)
     return found
-
-
-def to_array(figure: Figure) -> Tensor:
-    """Render -> (h, w, 3) uint8, as TensorBoard's `add_image(..., dataformats="HWC")` takes it."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()  # type: ignore[no-untyped-call]
-    return torch.from_numpy(np.array(canvas.buffer_rgba())[..., :3])  # type: ignore[no-untyped-call]
 
 
 def to_png(figure: Figure, dpi: int = 100) -> bytes:
@@ -281,14 +269,9 @@ def _curve(axes: Axes, epochs: Tensor, values: Tensor, colour: str, stroke: Stro
         axes.fill_between(x, seeds.min(axis=0), seeds.max(axis=0), color=colour, alpha=0.2, linewidth=0)
 
 
-def _legend(figure: Figure, colours: Mapping[str, str], stages: Container[str]) -> None:
-    """Name the colours of runs and the strokes of stages, in rows of about half the figure's width."""
-    handles = [Line2D([], [], color=colour, linewidth=5, label=run) for run, colour in colours.items()]
-    handles += [
-        Line2D([], [], color="0.3" if colours else colour, linestyle=stroke, linewidth=2, label=stage)
-        for stage, (stroke, colour) in STROKES.items()
-        if stage in stages
-    ]
-    columns = max(1, 60 // (5 + max((len(str(handle.get_label())) for handle in handles), default=0)))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
-    figure.set_figheight(figure.get_figheight() + 0.22 * math.ceil(len(handles) / columns))
+def _colours(names: Sequence[str]) -> dict[str, str]:
+    """Colours of the palette or, where it is too short, along a scale."""
+    scale = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+    return dict(
+        zip(names, PALETTE if len(names) <= len(PALETTE) else map(mpl.colors.to_hex, scale), strict=False)
+    )

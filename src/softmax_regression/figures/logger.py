@@ -20,7 +20,7 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression.errors import InputError, StorageError
-from softmax_regression.figures.drawings import curves, drawings, learning_curves, to_array, to_png
+from softmax_regression.figures.drawings import curves, drawings, learning_curves, to_png
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -31,14 +31,13 @@ SHOWN = ("confusion_matrix", "predictions", "weights")  # of the validation imag
 @torch.no_grad()
 def score(
     trainer: Trainer, module: LightningModule, loader: Iterable[Any], limit: int | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> list[Tensor]:
     """Return images (n, ...), labels (n,) and logits (n, k) of a loader, or of its first `limit` batches.
 
-    Random numbers and modes stay as they are. Each process scores its share, and all get the whole, one share
-    after the other.
+    Each process scores its share, and all get all shares. Random numbers and modes stay as they are.
 
     Raises:
-        InputError: There are no batches of images and classes, or no logits of them.
+        InputError: There are no images, classes and logits.
     """
     modes = {part: part.training for part in module.modules()}
     scored = []
@@ -51,14 +50,10 @@ def score(
     finally:
         for part, training in modes.items():
             part.training = training
-    if not scored or scored[0][0].ndim < 3 or (scored[0][1].ndim, scored[0][2].ndim) != (1, 2):
-        raise InputError(
-            "they take batches of images and classes (n,), and a module that returns logits (n, k)"
-        )
+    if not scored or scored[0][0].ndim < 3 or [part.ndim for part in scored[0][1:]] != [1, 2]:
+        raise InputError("they take batches of images and classes (n,), and logits (n, k)")
     parts = [torch.cat(part) for part in zip(*scored, strict=True)]
-    if trainer.world_size > 1:
-        parts = [torch.cat(gather_all_tensors(part)) for part in parts]
-    return parts[0], parts[1], parts[2]
+    return [torch.cat(gather_all_tensors(part)) for part in parts] if trainer.world_size > 1 else parts
 
 
 class FigureLogger(Callback):
@@ -88,7 +83,8 @@ class FigureLogger(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep those of an epoch at its last step: validation forgets the gradients."""
-        if trainer.is_last_batch and trainer.is_global_zero and (writer := self._writer(trainer)):
+        boards = [each for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
+        for writer in [board.experiment for board in boards if trainer.is_last_batch]:
             for name, parameter in pl_module.named_parameters():
                 writer.add_histogram(f"weights/{name}", parameter, trainer.global_step - 1)
                 if parameter.grad is not None:
@@ -108,8 +104,8 @@ class FigureLogger(Callback):
         """Draw what has been trained, and the best of it as its checkpoint has kept it."""
         if self._drawn != trainer.global_step:
             self._draw(trainer, pl_module, "val", trainer.global_step)
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.monitor and self.every_n_epochs != 0:
+        for callback in trainer.checkpoint_callbacks if self._writer(trainer) else []:
+            if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
                 self._draw_best(trainer, pl_module, callback.best_model_path)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,7 +125,7 @@ class FigureLogger(Callback):
     def _draw(self, trainer: Trainer, module: LightningModule, tag: str, step: int) -> None:
         loader, limit = _loader(trainer, tag.partition("_")[0])
         writer = self._writer(trainer)
-        if self.every_n_epochs == 0 or loader is None or writer is None:
+        if loader is None or writer is None:
             return
         with _harmless(trainer, tag):
             images, labels, logits = score(trainer, module, loader, limit)
@@ -139,16 +135,14 @@ class FigureLogger(Callback):
                 figures = drawings(images, labels, logits, names, list(module.parameters()))
                 for name in figures if tag == "test" else SHOWN:
                     if name in figures:
-                        picture = to_array(figures[name]())
-                        writer.add_image(f"{tag}/{name}", picture, max(step - 1, 0), dataformats="HWC")
+                        writer.add_figure(f"{tag}/{name}", figures[name](), max(step - 1, 0), close=False)
                 writer.flush()
 
     def _writer(self, trainer: Trainer) -> "SummaryWriter | None":
-        """Return where to write to, on all processes alike, if anywhere."""
+        """Return where to draw, if anywhere; on all processes, for they score together."""
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-        if not boards and self.run:
-            boards = [TensorBoardLogger(self.run, name="", version="")]
-        return boards[0].experiment if boards else None
+        boards += [TensorBoardLogger(self.run, name="", version="")] if self.run else []
+        return boards[0].experiment if boards and self.every_n_epochs != 0 else None
 
 
 @contextmanager
@@ -163,9 +157,9 @@ def _harmless(trainer: Trainer, tag: str) -> Iterator[None]:
 
 def _loader(trainer: Trainer, stage: str) -> tuple[Iterable[Any] | None, int | None]:
     """Return the loader of `test`, or of the validation set of that name or the first, and its limit."""
-    test = stage == "test"
-    loaders = trainer.test_dataloaders if test else trainer.val_dataloaders
-    limits = trainer.num_test_batches if test else trainer.num_val_batches
+    loaders, limits = trainer.val_dataloaders, trainer.num_val_batches
+    if stage == "test":
+        loaders, limits = trainer.test_dataloaders, trainer.num_test_batches
     if isinstance(loaders, dict):
         loaders = loaders.get(stage)
     if isinstance(loaders, list):
@@ -176,33 +170,26 @@ def _loader(trainer: Trainer, stage: str) -> tuple[Iterable[Any] | None, int | N
 class LiveCurve(Callback):
     """Draw loss and accuracy in a notebook while the model trains, as the book's `Animator` does."""
 
-    def __init__(self) -> None:
-        self._rows: list[dict[str, float]] = []
-        self._shown: Any = None
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin anew; outside a notebook, say what draws the curves there."""
-        self._rows, self._shown = [], None
-        ipython = sys.modules.get("IPython")
+        ipython: Any = sys.modules.get("IPython")
         self._notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
+        self._rows, self._handle = list[dict[str, float]](), None
         if stage == "fit" and trainer.is_global_zero and not self._notebook:
             print("LiveCurve draws in notebooks; here, look with: tensorboard --logdir logs", file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the epochs that have ended, a module's `history` or else what it has logged."""
-        if trainer.current_epoch > 0 and self._notebook and trainer.is_global_zero:
-            logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            self._rows.append({"epoch": trainer.current_epoch, **logged})
-            self._show(getattr(pl_module, "history", self._rows))
+        """Show the epochs that have ended: a module's `history`, or else what it has logged."""
+        if trainer.current_epoch == 0 or not self._notebook or not trainer.is_global_zero:
+            return
+        notebook: Any = import_module("IPython.display")
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self._rows.append({"epoch": trainer.current_epoch, **logged})
+        figure = learning_curves({"": curves(getattr(pl_module, "history", self._rows))})
+        picture = notebook.Image(to_png(figure))  # a PNG, whatever backend matplotlib has there
+        if self._handle:
+            self._handle.update(picture)
+        else:
+            self._handle = notebook.display(picture, display_id=True)
 
     on_train_end = on_train_epoch_start
-
-    def _show(self, rows: list[dict[str, float]]) -> None:
-        notebook: Any = import_module("IPython.display")
-        picture = notebook.Image(
-            to_png(learning_curves({"": curves(rows)}))
-        )  # without any backend of matplotlib
-        if self._shown is None:
-            self._shown = notebook.display(picture, display_id=True)
-        else:
-            self._shown.update(picture)

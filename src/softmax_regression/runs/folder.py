@@ -3,7 +3,7 @@
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.runs import checkpoint
-from softmax_regression.runs.record import read_manifest
-from softmax_regression.runs.stopping import START
+from softmax_regression.runs.record import init_args, read_manifest
+from softmax_regression.runs.stopping import START, check_there
 from softmax_regression.runs.trust import find_class
 
 SHOWN = ("train/loss", "train/acc", "val/loss", "val/acc")  # the metrics of TensorBoard's page HPARAMS
@@ -35,6 +35,7 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, save_dir: str = "logs", name: str = "softmax", version: str | None = None) -> None:
         super().__init__(save_dir, name, None, default_hp_metric=False, log_graph=True)
         self._wanted = version
+        self._new = True  # not yet listed in HPARAMS and drawn in GRAPHS
 
     @property
     def version(self) -> str:
@@ -69,27 +70,34 @@ class RunLogger(TensorBoardLogger):
         Whatever was logged of later steps was lost with the process, and is taken back.
         """
         self._root_dir, self._name, self._version = str(run.parent.parent), run.parent.name, run.name
-        self._kwargs["purge_step"] = step
+        self._kwargs["purge_step"], self._new = step, False
 
     @rank_zero_only
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None
     ) -> None:
-        """List the run in HPARAMS, with the metrics of its scalars; a reopened run is listed already."""
+        """List the run in HPARAMS, with the metrics of its scalars, unless it is listed already."""
         from torch.utils.tensorboard.summary import hparams
 
-        if "purge_step" not in self._kwargs:
+        if self._new:
             values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in dict(params).items()}
             for summary in hparams(values, dict.fromkeys(SHOWN, 0.0)):
                 self.experiment._get_file_writer().add_summary(summary)
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:  # type: ignore[override]
-        """Draw the model for the page GRAPHS; that of a reopened run is there already."""
-        if "purge_step" not in self._kwargs:
+        """Draw the model for the page GRAPHS, after `log_hyperparams`, unless it is there already."""
+        if self._new:
+            self._new = False
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
                 super().log_graph(model, input_array)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log scalars, unless the run's folder is not there any more."""
+        check_there(Path(self.log_dir))
+        super().log_metrics(metrics, step)
 
     @rank_zero_only
     def save(self) -> None:
@@ -179,38 +187,44 @@ def open_model(which: str) -> tuple[Path, LightningModule]:
     path, saved = open_checkpoint(which)
     named = saved.get("run", {}).get("model", "softmax_regression.model.SoftmaxRegression")
     try:
-        model: LightningModule = find_class(named)(**saved.get("hyper_parameters", {}))
+        kind: type[Any] = find_class(named, find_run(path) or path)
+        model: LightningModule = kind(**init_args(kind, saved.get("hyper_parameters", {})))
         model.load_state_dict(saved["state_dict"])
     except (TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path}: {named} is not what was trained ({reason}); give a checkpoint of it"
+            f"{path}: {named} is not what was trained ({reason}); give a checkpoint of it, and let its "
+            "__init__ call self.save_hyperparameters()"
         ) from error
     model.history = saved.get("history", [])  # type: ignore[assignment]
     return path, model.eval()
 
 
-def open_data(saved: dict[str, Any], dirs: Sequence[str] | None = None) -> LightningDataModule | None:
-    """Return the data that a checkpoint's run was made with, loaded; None if it had no data module.
+def open_data(
+    path: Path, dirs: Sequence[str] | None = None, stage: str = "fit"
+) -> LightningDataModule | None:
+    """Return the data that the run of a checkpoint was made with, set up; None if it had no data module.
 
     Args:
-        saved: What the checkpoint holds.
+        path: The checkpoint.
         dirs: Folders to look for the files in; None for those of the run.
+        stage: What they are set up for, `fit` or `test`.
 
     Raises:
         InputError: They cannot be had.
     """
+    saved = checkpoint.read(path)
     known = saved.get("run", {})
-    named, sha256 = known.get("data"), known.get("sha256")
-    if not named:
+    if not (named := known.get("data")):
         return None
     changed = {} if dirs is None else {"dirs": list(dirs)}
     try:
-        data: LightningDataModule = find_class(named)(**saved["datamodule_hyper_parameters"] | changed)
+        kind: type[Any] = find_class(named, find_run(path) or path)
+        data: Any = kind(**init_args(kind, saved["datamodule_hyper_parameters"]) | changed)
     except (KeyError, TypeError) as error:
-        raise InputError(f"{named}: is not what the run was made with ({error}); train anew") from error
+        raise InputError(f"{named}: not what the run was made with ({error}); train anew") from error
     data.prepare_data()
-    data.setup("fit")
-    if sha256 and sha256 != data.loaded.sha256:
+    data.setup(stage)
+    if known.get("sha256") and known["sha256"] != data.loaded.sha256:
         print("warning: these are not the images that the run was trained with", file=sys.stderr)
-    return data
+    return data  # type: ignore[no-any-return]

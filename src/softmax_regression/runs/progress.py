@@ -15,13 +15,13 @@ from softmax_regression.engine import Engine
 def metrics_text(row: Mapping[str, float]) -> str:
     """Return the metrics of a row for people, by stage.
 
-    >>> metrics_text({"epoch": 1, "train/loss": 0.5, "train/acc": 0.75, "val/loss": 0.6, "lr": 0.1})
+    >>> metrics_text({"epoch": 1, "train/loss": 0.5, "train/acc": 0.75, "val_loss": 0.6, "lr": 0.1})
     'train loss 0.5000 acc 0.7500  val loss 0.6000'
     """
     stages: dict[str, str] = {}
     for name, value in row.items():
-        stage, slash, metric = name.partition("/")
-        if slash:
+        stage, _, metric = name.replace("_", "/", 1).partition("/")
+        if stage in ("train", "val", "test"):
             stages[stage] = f"{stages.get(stage, stage)} {metric} {value:.4f}"
     return "  ".join(stages.values())
 

@@ -1,5 +1,6 @@
 """The manifest run.json: what was run, on what, how it ended, and how well it did."""
 
+import inspect
 import json
 import os
 import platform
@@ -21,7 +22,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.files import write
-from softmax_regression.runs.stopping import EarlyStopping, folder_of
+from softmax_regression.runs.stopping import EarlyStopping, check_there, folder_of
+from softmax_regression.runs.trust import refused
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "softmax-regression")
 Row = Mapping[str, float]
@@ -60,7 +62,8 @@ def environment() -> dict[str, Any]:
         with suppress(ImportError):  # a copy of the folder that was never installed
             versions[name] = version(name)
     machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-    command = shlex.join(["python", *sys.argv])
+    installed = "softmax" in Path(sys.argv[0]).stem or Path(sys.argv[0]).parent.name == "softmax_regression"
+    command = shlex.join(["softmax-regression", *sys.argv[1:]] if installed else ["python", *sys.argv])
     return {"git": commit, "versions": versions, "machine": machine, "command": command}
 
 
@@ -107,6 +110,14 @@ def class_path(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
+def init_args(kind: type, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a class that it takes: its parent saves its own, too, which need not be among them."""
+    parameters = inspect.signature(kind).parameters.values()
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in hparams.items() if takes_any or name in names}
+
+
 def _described(trainer: Trainer, pl_module: LightningModule) -> str:
     """Return the configuration of a run that was started from Python, as `train.py --config` takes it."""
     stopping, data = trainer.early_stopping_callbacks, trainer.datamodule  # type: ignore[attr-defined]
@@ -114,7 +125,8 @@ def _described(trainer: Trainer, pl_module: LightningModule) -> str:
     parts: dict[str, Any] = {"trainer": {"max_epochs": trainer.max_epochs}, "early_stopping": patience}
     for name, part in (("model", pl_module), ("data", data)):
         if part is not None:
-            parts[name] = {"class_path": class_path(part), "init_args": dict(part.hparams_initial)}
+            given = init_args(type(part), part.hparams_initial)
+            parts[name] = {"class_path": class_path(part), "init_args": given}
     parts["seed_everything"] = parts.get("data", {}).get("init_args", {}).pop("seed", 0)  # linked there
     return yaml.safe_dump(json.loads(json.dumps(parts, default=str)), sort_keys=False)
 
@@ -138,23 +150,19 @@ class RunRecord(Callback):
             folder = folder_of(trainer)
             self.run = folder if trainer.is_global_zero else None
             self.config = self.config or _described(trainer, pl_module)
+            if class_path(pl_module).startswith("__main__.") and trainer.is_global_zero:
+                print(f"note: {refused(class_path(pl_module))}", file=sys.stderr)
 
     def _update(self, **entries: Any) -> None:
-        self._check_folder()
         if self.run:
+            check_there(self.run)
             update_manifest(self.run, **entries)
-
-    def _check_folder(self) -> None:
-        if self.run and not self.run.is_dir():
-            raise StorageError(
-                f"{self.run}: has been moved or deleted; put it back, then go on with --resume"
-            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record everything that is known before the first step."""
         if not self.run:
             return
-        self._check_folder()
+        check_there(self.run)
         write(str(self.config).encode(), self.run / "config.yaml")
         seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
         data = getattr(trainer.datamodule, "loaded", None)  # type: ignore[attr-defined]
@@ -181,7 +189,8 @@ class RunRecord(Callback):
         Raises:
             StorageError: The run's folder is not there any more.
         """
-        self._check_folder()
+        if self.run:
+            check_there(self.run)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["run"] = {
             "config": self.config,

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from softmax_regression.errors import InputError, Interrupted
+from softmax_regression.errors import InputError, Interrupted, StorageError, typed
 
 START = "start.ckpt"  # in a run's folder until its first save: the state before the first step
 Mode = Literal["min", "max"]
@@ -33,6 +32,12 @@ def folder_of(trainer: Trainer) -> Path | None:
     dirs = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     folder = trainer.strategy.broadcast(dirs[0]) if dirs else trainer.log_dir
     return Path(folder or trainer.default_root_dir)
+
+
+def check_there(run: Path) -> None:
+    """Refuse to write a run's folder anew, if somebody has moved or deleted it."""
+    if not run.is_dir():
+        raise StorageError(f"{run}: has been moved or deleted; put it back, then go on with --resume")
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -187,7 +192,7 @@ class LastCheckpoint(Checkpoint):
         self._signal = signal.Signals(number)
 
     def _remedy(self) -> str:
-        command = shlex.join(["python", "train.py", "fit", "--resume", str(self.folder)])
+        command = typed("train.py", "fit", "--resume", str(self.folder))
         return f"go on with `{command}`" if self.folder else "nothing was saved, for the run has no folder"
 
     def on_train_batch_end(

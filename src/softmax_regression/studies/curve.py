@@ -4,6 +4,7 @@ Source: Dive into Deep Learning, section 4.5.4.
 Command: python study.py curve logs/softmax/RUN [RUN ...]
 """
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -64,6 +65,7 @@ def read_scalars(run: Path) -> Curves:
     Raises:
         InputError: There are none.
     """
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it finds a graph twice, after a fit and a test
     accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0})  # 0: keep all
     if run.is_dir():
         accumulator.Reload()

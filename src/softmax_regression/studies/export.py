@@ -19,7 +19,7 @@ from softmax_regression.errors import InputError
 from softmax_regression.figures.drawings import MARK
 from softmax_regression.figures.page import check_output
 from softmax_regression.files import write
-from softmax_regression.runs.folder import find_run, open_checkpoint, open_data, open_model
+from softmax_regression.runs.folder import find_run, open_data, open_model
 
 try:
     import onnxruntime
@@ -62,7 +62,7 @@ def run(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, 
     out = out or Path(folder or "logs", "export")
     for file in FILES:
         check_output(out / file, force)
-    data: Dataset | None = getattr(open_data(open_checkpoint(str(path))[1], dirs), "loaded", None)
+    data: Dataset | None = getattr(open_data(path, dirs), "loaded", None)
     if data is None:
         raise InputError(f"{path}: was trained on no data of this project to compare with; train it on them")
     images, name = data.test_images, str(path.relative_to(folder.parent)) if folder else path.name

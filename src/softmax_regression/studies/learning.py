@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.engine import Engine
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, Interrupted
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.processes import cores
 from softmax_regression.studies.stacked import CHUNK, METRICS, Scores, Stack, mean_scores
@@ -23,7 +24,18 @@ from softmax_regression.studies.stacked import CHUNK, METRICS, Scores, Stack, me
 Labelled = tuple[Tensor, Tensor]  # images (n, 28, 28) uint8, labels (n,) int64
 Each = Callable[[int, Mapping[str, Tensor]], bool]
 Ended = Callable[[int, Mapping[str, Tensor], Callable[[Tensor, Tensor], Scores]], bool]
+PLAIN: dict[str, Any] = {
+    "devices": 1, "logger": False, "num_sanity_val_steps": 0,
+    "enable_progress_bar": False, "enable_model_summary": False,
+}  # fmt: skip
 _RANDOM = threading.RLock()  # torch's global generator, one for all threads
+
+
+def options(model: type[LightningModule]) -> ArgumentParser:
+    """Return what knows the names, types and defaults of a class's hyperparameters, `**kwargs` too."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(model, "model")
+    return parser
 
 
 def stackable(model: type[LightningModule], hparams: Mapping[str, Any]) -> bool:
@@ -55,8 +67,7 @@ def learn(
         loader: The training minibatches.
         epochs: How many.
         seed: Decides the initial weights, and what is random in training.
-        sets: Stage -> what to score; Lightning validates with `val`. Where `train` is not among them, its
-            scores are the means over the minibatches of the epoch, if the model keeps them.
+        sets: Stage -> what to score. Without `train` its scores are the means over the epoch's minibatches.
         every: Score after so many epochs.
         each: Called with the epoch, from 1, and its scores, metric -> (m,); False ends it.
 
@@ -82,9 +93,13 @@ def learn(
             if not ended(epoch, dict(zip(METRICS, stack.train_epoch(), strict=False)), stack.score):
                 break
     else:
-        (hparams,) = variants
+        (hparams,), (images, labels) = variants, sets["val"]
+        val = Minibatches(images, labels, torch.arange(len(labels)), CHUNK)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it names the devices each time
         with _seeded(seed):
-            _fit(model(**hparams), loader, epochs, sets["val"], ended)
+            module = model(**hparams)
+            trainer = Trainer(max_epochs=epochs, callbacks=[Engine(), _EpochEnd(ended)], **PLAIN)
+            trainer.fit(module, loader, {"val": val})
     return {name: torch.stack([row[name] for row in rows], -1) for name in rows[-1]}
 
 
@@ -94,15 +109,6 @@ def _seeded(seed: int) -> Iterator[None]:
     with _RANDOM, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _fit(module: LightningModule, loader: Minibatches, epochs: int, val: Labelled, ended: Ended) -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it names the devices each time
-    silent: dict[str, Any] = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = Trainer(
-        max_epochs=epochs, devices=1, callbacks=[Engine(), _EpochEnd(ended)], num_sanity_val_steps=0, **silent
-    )
-    trainer.fit(module, loader, {"val": Minibatches(*val, torch.arange(len(val[1])), CHUNK)})
 
 
 class _EpochEnd(Checkpoint):
@@ -141,5 +147,7 @@ def pool(model: type[LightningModule], workers: int | None) -> Iterator[ThreadPo
     threads = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(cores() // n,))
     try:
         yield threads
+    except Interrupted as error:
+        raise Interrupted(error.exit_code - 128, "the same command goes on where it was") from error
     finally:
         threads.shutdown(cancel_futures=True)

@@ -6,8 +6,7 @@ helps? Every remedy is a choice among the same runs, made with validation data.
 
 import itertools
 from collections.abc import Mapping, Sequence
-from inspect import signature
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
-from softmax_regression.studies.learning import Each, held_out, learn
+from softmax_regression.studies.learning import Each, held_out, learn, options
 from softmax_regression.studies.stacked import METRICS
 from softmax_regression.studies.sweep_plan import Params, Plan, count
 
@@ -53,6 +52,7 @@ FULL = Design(
     5,
 )
 QUICK = Design((Size(50, 60, 6), Size(100, 40, 4)), (0.0, 0.5), (0.0, 0.01), 2)
+SMALL: dict[str, Any] = {"synthetic_size": 1000, "val_size": 500}
 Curves = Mapping[tuple[float, float], Tensor]  # dropout, weight decay -> (seeds, METRICS, scorings) float64
 
 
@@ -79,8 +79,8 @@ class Arm(NamedTuple):
 
 def plan(design: Design, model: type[LightningModule], data: str) -> Plan:
     """Return the trials of a design in what the model has parameters for, those of large sets first."""
-    names = {*signature(model).parameters, "train_size", "epochs"}
-    trials = [
+    names = {*vars(options(model).get_defaults().model), "train_size", "epochs"}
+    trials: list[Params] = [
         {"train_size": n.images, "epochs": n.epochs, "lr": LR, "dropout": dropout, "weight_decay": decay}
         for n, dropout, decay in itertools.product(design.sizes[::-1], design.dropouts, design.decays)
     ]

@@ -5,7 +5,6 @@ Command: python study.py overfit
 
 import hashlib
 import json
-import shlex
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -19,10 +18,10 @@ from torch import Tensor
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.figures.drawings import learning_curves
-from softmax_regression.figures.page import Page, write_csv
-from softmax_regression.files import check_writable, locked
+from softmax_regression.figures.page import Page, check_output, write_csv
+from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.folder import environment
+from softmax_regression.runs.record import environment
 from softmax_regression.studies import overfit
 from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.learning import pool
@@ -40,6 +39,7 @@ def run(
     source: Literal["files", "synthetic"] = "files",
     dirs: Sequence[str] | None = None,
     workers: int | None = None,
+    force: bool = False,
     quick: bool = False,
 ) -> Path:
     """Train with and without remedies, on few images and on all, or go on with it; return the page.
@@ -51,17 +51,16 @@ def run(
         source: `files`, or `synthetic` for generated stand-ins.
         dirs: Folders to look for the files in.
         workers: Stacks trained at the same time, at most one a core; None for one a core.
+        force: Let it replace a page of somebody else's.
         quick: 50 and 100 images for a few epochs, to see that it works.
 
     Raises:
         InputError: There are too few images, or the page cannot be written.
     """
-    check_writable(out)
-    design, sizes = (
-        (overfit.QUICK, {"synthetic_size": 1000, "val_size": 500}) if quick else (overfit.FULL, {})
-    )
+    check_output(out / "index.html", force)
+    design = overfit.QUICK if quick else overfit.FULL
     with pool(model, workers) as threads:
-        images = data(source=source, dirs=dirs, **sizes)
+        images = data(source=source, dirs=dirs, **(overfit.SMALL if quick else {}))
         plan = overfit.plan(design, model, images.loaded.sha256)
         if len(images.train_index) < (needed := design.sizes[-1].images):
             raise InputError(f"{len(images.train_index)} training images: need {needed}; use all")
@@ -81,12 +80,12 @@ def write(folder: Path, design: Design, plan: Plan, trials: Sequence[FrozenTrial
     arms = {size: overfit.choose_arms(overfit.curves(trials, size)) for size in design.sizes}
     for size in design.sizes:
         page.text(conclusion(size, arms[size]))
-    _method(page, plan)
+    _method(page, plan, origin)
     for size in design.sizes:
         _size(page, size, arms[size])
     page.heading("How to repeat it")
     manifest = {"data": origin, "design": design._asdict(), **environment()}
-    page.preformatted(shlex.join(manifest["command"]))
+    page.preformatted(manifest["command"])
     page.text("Every scoring of every run is in `runs.csv`.")
     page.preformatted(json.dumps(manifest, indent=2))
     every = {size.images: size.every for size in design.sizes}
@@ -136,23 +135,24 @@ def _moved(arm: Arm, scoring: int, metric: str) -> str:
     return f"{'rises' if change.mean > 0 else 'falls'} by {abs(change.mean):.4f} ± {change.half:.4f}"
 
 
-def _method(page: Page, plan: Plan) -> None:
+def _method(page: Page, plan: Plan, origin: str) -> None:
     page.heading("What was done")
+    decays, dropouts = (plan.space.get(name, "none") for name in ("weight_decay", "dropout"))
     page.text(
         f"Minibatch SGD with the book's learning rate {LR} and batch size {BATCH_SIZE}, with "
         f"{len(plan.seeds)} seeds: a seed decides which images are drawn, balanced over the classes, the "
         "initial weights, the order and the dropped pixels. Training images are scored without dropout."
     )
     page.text(
-        f"Of weight decays {plan.space.get('weight_decay', 'none')} and dropouts of pixels "
-        f"{plan.space.get('dropout', 'none')} those with the least validation loss at the end are taken, the "
-        "mean over the seeds. Early stopping takes the model of least validation loss before "
-        f"{PATIENCE} scorings with none lower. The combination is the best pair of a decay and a dropout, "
-        "with early stopping. The test images chose nothing."
+        f"Of the weight decays {decays} and the dropouts of pixels {dropouts} those of least validation "
+        "loss at the end are taken, the mean over the seeds; early stopping takes the model of least "
+        f"validation loss before {PATIENCE} scorings with none lower; the combination is the best pair of a "
+        "decay and a dropout, stopped early. The test images chose nothing."
     )
     page.text(
         "± is half of Student's 95 % interval over the seeds, which have their validation and test images in "
-        "common; differences are paired by seed. Bands in the figures go from the least to the greatest seed."
+        "common; differences are paired by seed. Bands in the figures go from the least to the greatest "
+        f"seed. Data: {origin}."
     )
 
 
@@ -162,8 +162,9 @@ def _size(page: Page, size: Size, arms: Sequence[Arm]) -> None:
     table, against = [_row(size, arm, arms[0]) for arm in arms], "against none"
     page.table(table, ["arm", "best epoch", "test − train loss", "test/loss", against, "test/acc", against])
     page.figure(learning_curves({"none": _curves(size, arms[0])}), name, f"No remedy, {images}.")
-    distinct = {(arm.dropout, arm.decay): arm for arm in arms[::-1]}  # early stopping is a point on none
-    others = {_label(arm): _curves(size, arm, ("val", "test")) for arm in list(distinct.values())[::-1]}
+    first = {(arm.dropout, arm.decay): arm for arm in arms[::-1]}  # early stopping is a point on none
+    distinct = [arm for arm in arms if arm is first[arm.dropout, arm.decay]]
+    others = {_label(arm): _curves(size, arm, ("val", "test")) for arm in distinct}
     page.figure(learning_curves(others), f"{name}-remedies", f"The remedies, {images}.")
 
 

@@ -4,12 +4,11 @@ Command: python study.py report RUN; python study.py compare RUN RUN ...; python
 """
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
@@ -26,9 +25,8 @@ from softmax_regression.figures.drawings import (
 )
 from softmax_regression.figures.page import Page, check_output
 from softmax_regression.files import locked
-from softmax_regression.runs.folder import find_run, open_checkpoint, open_model
+from softmax_regression.runs.folder import find_run, open_checkpoint, open_data, open_model
 from softmax_regression.runs.record import best_epoch, read_manifest
-from softmax_regression.runs.trust import find_class
 from softmax_regression.studies.curve import read_scalars, readable
 
 CAPTIONS = {
@@ -69,14 +67,11 @@ def report(
     check_output(out / "index.html", force)
     manifest = read_manifest(run) if run else {}
     stage = "test" if "test" in manifest else "fit"
-    data = _data(saved, dirs, stage)
+    data = open_data(path, dirs, stage)
     page = Page(f"Run {run.name if run else path.name}")
     state = f"{_state(run, manifest)}: {manifest.get('stopped') or 'no end was recorded'}. " if run else ""
     page.text(f"{state}Checkpoint: `{path.name}`. Data: {manifest.get('data', {}).get('origin', 'unknown')}.")
-    config = manifest.pop("config", {}) or {
-        name: {"class_path": saved.get("run", {}).get(name) or "", "init_args": saved.get(key, {})}
-        for name, key in (("model", "hyper_parameters"), ("data", "datamodule_hyper_parameters"))
-    }
+    config = manifest.pop("config", None) or {"model": dict(saved.get("hyper_parameters", {}))}
     options = {name: word for name, word in _options(config).items() if name.startswith(ON_TOP)}
     page.table([[name, word] for name, word in options.items() if word != "none"], ["option", "value"])
     _training(page, run, manifest, saved.get("history", []))
@@ -126,28 +121,6 @@ def _images(page: Page, model: LightningModule, data: LightningDataModule | None
     page.table(rows, ["class", "precision", "recall", "F1"])
 
 
-def _data(saved: Mapping[str, Any], dirs: Sequence[str] | None, stage: str) -> LightningDataModule | None:
-    """Return the data that a checkpoint's run was made with; None if that was no data module.
-
-    Raises:
-        InputError: They cannot be had.
-    """
-    known = saved.get("run", {})
-    if not known.get("data"):
-        return None
-    found = {} if dirs is None else {"dirs": list(dirs)}
-    try:
-        data: LightningDataModule = find_class(known["data"])(**saved["datamodule_hyper_parameters"] | found)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{known['data']}: not what the run was made with ({error}); train anew") from error
-    data.prepare_data()
-    data.setup(stage)
-    loaded = getattr(data, "loaded", None)
-    if loaded and loaded.sha256 != known.get("sha256"):
-        print("warning: these are not the images that the run was trained with", file=sys.stderr)
-    return data
-
-
 def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool = False) -> Path:
     """Write a page with the options in which runs differ, their metrics and their curves together.
 
@@ -174,8 +147,8 @@ def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool 
         for i, name in enumerate(found)
     ]
     page.table(rows, ["run", *differing, "epoch", *metrics])
-    logged = {name: curves for name, (_, _, curves) in found.items()}
-    page.figure(learning_curves(logged), "curves", "Loss and accuracy by epoch.")
+    logged = learning_curves({name: metrics for name, (_, _, metrics) in found.items()})
+    page.figure(logged, "curves", "Loss and accuracy by epoch.")
     page.heading("How to repeat them")
     for name, (manifest, _, _) in found.items():
         known = {key: manifest.get(key) for key in ("data", "git", "versions", "machine")}
@@ -251,7 +224,9 @@ def _metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _cells(row: Mapping[str, Any], metrics: Sequence[str]) -> list[object]:
-    return [row.get("epoch", ""), *(f"{row[m]:.4f}" if m in row else "" for m in metrics)]
+    values = [row.get(metric) for metric in metrics]
+    words = ["" if v is None else f"{v:.4f}" if abs(v) < 1e6 else f"{v:.4g}" for v in values]
+    return [row.get("epoch", ""), *words]
 
 
 def _options(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

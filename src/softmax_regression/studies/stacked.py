@@ -44,8 +44,7 @@ class Stack:
         seed: Decides which pixels dropout drops.
 
     Attributes:
-        weight: (models * k, 784) float32, k consecutive rows for each model.
-        bias: (models * k, 1) float32.
+        weight, bias: (models * k, 784) and (models * k, 1), k consecutive rows for each model.
 
     Raises:
         InputError: The models cannot share their minibatches, or want the naive loss.
@@ -121,7 +120,8 @@ class Stack:
 def mean_scores(log_probs: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Scores:
     """Score uint8 images (n, 28, 28) by what turns (b, 1, 28, 28) in [0, 1] into (models, k, b)."""
     chunks = zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
-    return Scores(*sum(_sums(log_probs(x[:, None] / 255), y) for x, y in chunks) / len(labels))
+    sums = torch.stack([_sums(log_probs(x[:, None] / 255), y) for x, y in chunks])
+    return Scores(*sums.sum(0) / len(labels))
 
 
 def _sums(log_probs: Tensor, labels: Tensor) -> Tensor:

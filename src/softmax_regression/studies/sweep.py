@@ -7,15 +7,16 @@ Command: python study.py sweep
 
 import math
 import secrets
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Literal
+from typing import Any, Literal
 
 import optuna
 from lightning.pytorch import LightningModule
@@ -40,7 +41,7 @@ from softmax_regression.studies.sweep_plan import Params, Plan, Range, Value, co
 from softmax_regression.studies.sweep_trials import SILENCE, Trials, is_lost, one_line, open_storage, shown
 
 Train = Callable[[Params, Sequence[Params], int, Each], dict[str, Tensor]]
-QUICK = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
+QUICK: dict[str, Any] = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
 
 
 def run(
@@ -98,25 +99,27 @@ def _run(
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with alone:
-                sweep = Sweep(plan, folder, partial(_train, plan, data, "val"), storage)
+                sweep = Sweep(plan, folder, partial(train, plan, data, "val"), storage)
                 sweep.search(threads)
-                test = sweep.test(partial(_train, plan, data, "test"))
+                test = sweep.test(partial(train, plan, data, "test"))
         except (StorageInternalError, SQLAlchemyError) as error:
             raise StorageError(f"storage: lost it ({one_line(error)}); start again to go on") from error
     with locked(folder):
-        hidden = [word.replace(storage, shown(storage)) if storage else word for word in sys.argv]
-        return sweep_page.write(folder, plan, sweep.study.trials, test, data, ["python", *hidden])
+        words = [word.replace(storage, shown(storage)) if storage else word for word in sys.argv]
+        command = shlex.join(["python", *words])
+        return sweep_page.write(folder, plan, sweep.study.trials, test, data, command)
 
 
-def _train(
+def train(
     plan: Plan, data: FashionMNISTDataModule, stage: str,
     params: Params, models: Sequence[Params], seed: int, each: Each,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Train on the images that `fit` trains on; score `val` after every epoch, `test` after the last."""
     images, epochs, size = len(data.train_index), count(params, "epochs"), count(params, "batch_size")
     n = int(params.get("train_size", images))
-    if max(n, size) > images or size > n:
-        raise InputError(f"{describe(params)}: there are {images} training images")
+    for name, value, most in (("train_size", n, images), ("batch_size", size, n)):
+        if value > most:
+            raise InputError(f"{name}={value}: must be at most the {most} training images")
     loader = Minibatches(data.loaded.images, data.loaded.labels, data.train_index[:n], size, seed)
     sets = {name: part for name, part in held_out(data).items() if name in ("val", stage)}
     return learn(plan.model, models, loader, epochs, seed, sets, 1 if stage == "val" else epochs, each)
@@ -128,8 +131,7 @@ class Sweep:
     Args:
         plan: What to search.
         folder: Locked for this process, unless there is a database.
-        train: Trains the models of trials that have all else in common, as the first argument, with a seed,
-            see `learn`.
+        train: Trains models as the parameters of a trial say, with a seed, see `learn`.
         storage: URL of a database, or None for a journal in the folder.
         silence: Seconds without a sign of life after which the trials of another machine are taken over.
 
@@ -177,8 +179,12 @@ class Sweep:
         self.task = self.bar.add_task(self.name, total=self.plan.size)
         with self.bar, Trials(self.study, self.plan, wanted, self.silence) as trials:
             futures = [threads.submit(self._work, trials) for _ in range(cores())]  # one a thread, or more
-            for future in futures:
-                future.result()
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                trials.stop.set()
+                wait(futures)
 
     def _work(self, trials: Trials) -> None:
         """Train one group of trials after another; if one fails that is recorded, and the next begins."""

@@ -21,7 +21,7 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.figures.drawings import PALETTE, learning_curves
 from softmax_regression.figures.page import Page, write_csv
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.folder import environment
+from softmax_regression.runs.record import environment
 from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.sweep_plan import BOOK, COUNTS, Params, Plan, Value, count, describe, path_of
 
@@ -34,7 +34,7 @@ def write(
     trials: Sequence[FrozenTrial],
     test: dict[str, list[float]],
     data: FashionMNISTDataModule,
-    command: Sequence[str],
+    command: str,
 ) -> Path:
     """Write everything into the folder and return the path of the page.
 
@@ -49,6 +49,9 @@ def write(
     complete = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: t.value or 0.0)
     page = Page(f"Exercise 1: {', '.join(plan.space)}")
     _answer(page, plan, complete, test)
+    page.text(
+        f"Data: {data.loaded.origin}; {len(data.train_index)} images, {len(data.val_index)} to validate."
+    )
     _figures(page, plan, complete)
     failed = [[describe(t.params), t.user_attrs["error"]] for t in trials if "error" in t.user_attrs]
     if failed:
@@ -62,7 +65,7 @@ def write(
         "The search, which goes on after an interruption; then the winner alone, trained by Lightning, which "
         f"comes to the validation loss {_last(complete[0])[0]:.4f} but for rounding and dropped pixels."
     )
-    page.preformatted(f"{shlex.join(command)}\n{_fit_command(plan, complete[0].params, data)}")
+    page.preformatted(f"{command}\n{_fit_command(plan, complete[0].params, data)}")
     page.text(f"All epochs are in `trials.csv`; TensorBoard lists the trials with `--logdir {folder}`.")
     manifest = {"data": data.loaded.origin, "plan": json.loads(plan.identity()), **environment()}
     page.preformatted(json.dumps(manifest | {"command": command}, indent=2))
@@ -80,31 +83,26 @@ def _above(trial: FrozenTrial, other: FrozenTrial) -> list[float]:
     return [a - b for a, b in zip(_last(trial), _last(other), strict=True)]
 
 
-def _spread(values: Sequence[float]) -> str:
-    """Return a mean with its interval, or the only value."""
-    return str(Interval.of(values)) if len(values) > 1 else f"{values[0]:.4f}"
-
-
 def _answer(page: Page, plan: Plan, complete: Sequence[FrozenTrial], test: dict[str, list[float]]) -> None:
     best, n = complete[0], len(plan.seeds)
     first = f"Of {len(complete)} configurations" if len(complete) > 1 else "The only configuration"
     text = f"{first}, with {n} seeds each: " if n > 1 else f"{first}, with one seed: "
-    text += f"`{describe(best.params)}` has the least validation loss, {_spread(_last(best))}"
+    text += f"`{describe(best.params)}` has the least validation loss, {Interval.of(_last(best))}"
     level = sum(Interval.of(_above(trial, best)).has_zero for trial in complete[1:])
     if n > 1:
         text += " (mean and 95 % interval over the seeds)"
-        text += (
-            f"; the seeds do not tell {level} others from it: 0 is in the interval of the paired difference"
-        )
-    accuracy, loss = _spread(test["test/acc"]), _spread(test["test/loss"])
+        text += f"; the paired difference from it is within noise for {level} others"
+    accuracy, loss = Interval.of(test["test/acc"]), Interval.of(test["test/loss"])
     page.text(f"{text}. The winner alone was tested, once: test accuracy {accuracy}, test loss {loss}.")
     for rank, trial in enumerate(complete, 1):
         if _is_book(trial) and trial is not best:
             page.text(
                 f"The book's recipe, `{describe(trial.params)}`, is number {rank}: its validation loss is "
-                f"{trial.value:.4f}, by {_spread(_above(trial, best))} above the best."
+                f"{trial.value:.4f}, by {Interval.of(_above(trial, best))} above the best."
             )
-    table = [[describe(t.params), _spread(_last(t)), _spread(_last(t, "val/acc"))] for t in complete[:5]]
+    table = [
+        [describe(t.params), Interval.of(_last(t)), Interval.of(_last(t, "val/acc"))] for t in complete[:5]
+    ]
     page.table(table, ["the best", "val/loss", "val/acc"])
 
 
@@ -129,29 +127,36 @@ def _figures(page: Page, plan: Plan, complete: Sequence[FrozenTrial]) -> None:
 def _landscape(names: Sequence[str], complete: Sequence[FrozenTrial], is_grid: bool) -> Figure:
     """Validation loss against each hyperparameter; of a grid in a line for each value of another one."""
     n = -(-len(names) // 3)
-    figure = Figure(figsize=(10, 4 * n), layout="constrained")
+    figure = Figure(figsize=(9, 4.2 * n), layout="constrained")
     axes = figure.subplots(n, min(3, len(names)), sharey=True, squeeze=False)
     for axis, name in itertools.zip_longest(axes.flat, names):
         if not name:
             axis.set_visible(False)
             continue
         colour = next((other for other in names if other != name), "") if is_grid else ""
-        best: dict[Value, dict[Value, list[float]]] = {}
-        for trial in complete:
-            best.setdefault(trial.params.get(colour, ""), {}).setdefault(trial.params[name], _last(trial))
-        for (label, losses), shade in zip(sorted(best.items()), itertools.cycle(PALETTE)):
-            values = sorted(losses)
-            middle = [mean(losses[value]) for value in values]
-            ends = [[m - min(losses[v]), max(losses[v]) - m] for m, v in zip(middle, values, strict=True)]
-            line = "o-" if is_grid else "o"
-            axis.errorbar(values, middle, np.transpose(ends), fmt=line, ms=4, color=shade, label=label)
+        lines: dict[Value, dict[Value, FrozenTrial]] = {}
+        for trial in complete:  # the best come first
+            place = trial.params[name] if is_grid else trial.number
+            lines.setdefault(trial.params.get(colour, ""), {}).setdefault(place, trial)
+        for (label, line), shade in zip(sorted(lines.items()), itertools.cycle(PALETTE)):
+            points = sorted(line.values(), key=lambda trial: trial.params[name])
+            losses = np.array([_last(trial) for trial in points])  # (points, seeds)
+            middle = losses.mean(1)
+            ends = middle - losses.min(1), losses.max(1) - middle
+            x, style = [trial.params[name] for trial in points], "o-" if is_grid else "o"
+            axis.errorbar(x, middle, ends, fmt=style, ms=4, color=shade, label=label)
         axis.set(xlabel=name, yscale="log")
+        axis.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+        axis.tick_params(which="both", labelleft=True)
         axis.grid(alpha=0.3)
-        numbers = [value for value in values if isinstance(value, int | float)]
-        if numbers and 0 < 10 * min(numbers) < max(numbers):
-            axis.set_xscale("log")
+        values = sorted({trial.params[name] for trial in complete})
+        if not isinstance(values[0], str):
+            axis.set_xscale("log" if 0 < 10 * values[0] < values[-1] else "linear")
+            axis.xaxis.set(major_formatter="{x:g}", minor_formatter="")
+            if is_grid:
+                axis.set_xticks(values, [f"{value:g}" for value in values], rotation=45)
         if colour:
-            axis.legend(title=colour, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=4, fontsize=8)
+            axis.legend(title=colour, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=4, fontsize=8)
     axes[0, 0].set_ylabel("validation loss (nats)")
     return figure
 
@@ -163,11 +168,8 @@ def _is_book(trial: FrozenTrial) -> bool:
 def _fit_command(plan: Plan, params: Params, data: FashionMNISTDataModule) -> str:
     """Return the command that trains a trial alone, with the first seed."""
     options: dict[str, object] = {"seed_everything": plan.seeds[0]}
-    for name, chosen, usual in (
-        ("model", plan.model, SoftmaxRegression), ("data", type(data), FashionMNISTDataModule),
-    ):  # fmt: skip
-        if chosen is not usual:
-            options[name] = path_of(chosen)
+    options |= {"model": path_of(plan.model)} if plan.model is not SoftmaxRegression else {}
+    options |= {"data": path_of(type(data))} if type(data) is not FashionMNISTDataModule else {}
     usual = {name: p.default for name, p in signature(FashionMNISTDataModule).parameters.items()}
     options |= {f"data.{k}": v for k, v in data.hparams.items() if v != usual[k] and k not in params}
     for name, value in params.items():

@@ -5,7 +5,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from inspect import signature
 
 import optuna
 from lightning.pytorch import LightningModule
@@ -13,7 +12,7 @@ from optuna import distributions
 
 from softmax_regression.errors import InputError
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.studies.learning import stackable
+from softmax_regression.studies.learning import options, stackable
 
 Value = int | float | str
 Params = dict[str, Value]
@@ -72,16 +71,15 @@ class Plan:
                 raise InputError(f"space.{name}: {' '.join(str(error).split())}") from error
 
     def _check(self, name: str, value: Value) -> None:
-        defaults = {key: p.default for key, p in signature(self.model).parameters.items()}
-        if name in COUNTS:
-            if not isinstance(value, int) or value < 1:
-                raise InputError(f"{value!r} must be a whole number, at least 1")
-        elif name not in defaults:
-            raise InputError(f"unknown; expected one of {', '.join(sorted({*defaults, *COUNTS}))}")
-        elif isinstance(defaults[name], int | float) and not isinstance(value, int | float):
-            raise InputError(f"{value!r} must be a number")
-        else:
+        parser = options(self.model)
+        names = sorted({*vars(parser.get_defaults().model), *COUNTS})
+        if name not in names:
+            raise InputError(f"unknown; expected one of {', '.join(names)}")
+        if name not in COUNTS:
+            parser.parse_object({"model": {name: value}})
             self.model(**{name: value})
+        elif not isinstance(value, int) or value < 1:
+            raise InputError(f"expected a whole number, at least 1. Got value: {value}")
 
     @property
     def distributions(self) -> dict[str, distributions.BaseDistribution]:
@@ -109,8 +107,8 @@ class Plan:
     def group(self, params: Params) -> str:
         """Return what trials must have in common to be trained at once."""
         free = STACKABLE if params.get("schedule") == "cosine" else (*STACKABLE, "epochs")
-        free = free if stackable(self.model, params) else ()
-        return json.dumps({name: value for name, value in params.items() if name not in free})
+        alone = not stackable(self.model, params)
+        return json.dumps({name: value for name, value in params.items() if alone or name not in free})
 
     def identity(self) -> str:
         """Return the plan as JSON."""

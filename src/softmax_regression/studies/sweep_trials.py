@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
@@ -54,7 +54,6 @@ class Trials:
         self.seen: dict[int, tuple[Any, float]] = {}  # trial -> last sign of its machine, and when it was new
 
     def __enter__(self) -> "Trials":
-        self._beat()
         threading.Thread(target=self._live, daemon=True).start()
         return self
 
@@ -66,12 +65,10 @@ class Trials:
                 self._lose(trial.number)
 
     def _live(self) -> None:
-        while not self.stop.wait(BEAT):
+        while not self.stop.is_set():
             with suppress(Exception):  # a database may be away for a while
-                self._beat()
-
-    def _beat(self) -> None:
-        self.study.set_user_attr(f"alive {self.machine}", time.time())
+                self.study.set_user_attr(f"alive {self.machine}", time.time())
+            self.stop.wait(BEAT)
 
     def groups(self) -> Iterator[list[Trial]]:
         """Yield trials that are now this machine's, a group at a time, until every machine's are finished."""
@@ -200,4 +197,4 @@ def _journal(path: Path) -> JournalFileBackend:
     if path.exists():
         whole = path.read_bytes().rpartition(b"\n")
         os.truncate(path, len(whole[0] + whole[1]))
-    return JournalFileBackend(str(path))
+    return JournalFileBackend(str(path), JournalFileOpenLock(str(path)))  # no link, which Windows may refuse

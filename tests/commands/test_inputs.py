@@ -1,0 +1,239 @@
+"""Bad inputs: each is one true line and exit code 2 or 4, leaves no run behind, and replaces nothing."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from commands import SMALL, fit, one_line, only_run
+from softmax_regression.commands.train import main
+from softmax_regression.runs import checkpoint
+
+RUN = Path("logs/softmax/RUN")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    assert fit("--trainer.max_epochs=1", f"--trainer.logger.save_dir={folder}") == 0
+    return only_run(folder)
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def contents() -> dict[str, bytes | str]:
+    """Every file and link below the current folder, but for locks, which are empty."""
+    files = [path for path in Path().rglob("*") if path.is_symlink() or path.is_file()]
+    return {
+        str(p): str(p.readlink()) if p.is_symlink() else p.read_bytes() for p in files if p.name != ".lock"
+    }
+
+
+WRONG_COMMANDS = [
+    ("", "subcommand"),
+    ("fitt", "fitt"),
+    ("test", "--ckpt_path"),
+    ("test --ckpt_path nowhere", "nowhere: no such checkpoint"),
+    ("predict --ckpt_path best", "no run under logs/"),
+    ("fit --resume nowhere", "nowhere: no such checkpoint"),
+    ("fit --resume=", "--resume '': names nothing"),
+    ("test --ckpt_path=", "--ckpt_path '': names nothing"),
+    ("fit --resume a --ckpt_path b", "name one checkpoint"),
+    ("test --ckpt_path http://127.0.0.1/x.ckpt", "not from URLs"),
+    ("test --ckpt_path /dev/zero", "/dev/zero: not a checkpoint"),
+    ("fit --config http://127.0.0.1/x.yaml", "URLs are not read"),
+    ("fit --config nowhere.yaml", "nowhere.yaml: no such file"),
+    ("fit --config /dev/zero", "/dev/zero: no such file"),
+    ("fit --config", "expected one argument"),
+    ("fit --trainer nowhere.yaml", "trainer: Unable to load config"),
+]
+
+
+@pytest.mark.parametrize(("args", "named"), WRONG_COMMANDS, ids=[args for args, _ in WRONG_COMMANDS])
+def test_a_wrong_command_is_one_line(args: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args.split()) == 2
+    assert named in one_line(capsys)
+    assert not contents()
+
+
+WRONG_OPTIONS = [
+    # mistyped
+    ("--lr=0.3", "--lr: no such option; did you mean --model.lr"),
+    ("--model.lrr=0.3", "--model.lrr: no such option; did you mean --model.lr"),
+    ("--modl.lr=0.3", "did you mean --model.lr"),
+    ("--epochs=3", "did you mean --trainer.max_epochs"),
+    ("--trainer.max_epoch=3", "did you mean --trainer.max_epochs"),
+    ("--seed=1", "did you mean --seed_everything"),
+    ("--patience=3", "did you mean --early_stopping.patience"),
+    ("--optimizer=Adam --optimizer.lrr=3", "--optimizer.lrr: no such option; see --help"),
+    ("--data.images a b", "b: no such option; a list is written as '[a, b]'"),
+    ("-x", "-x: no such option"),
+    # wrong values
+    ("--data.batch_size=x", "data.batch_size=x: expected int"),
+    ("--data.batch_size=0", "batch_size=0"),
+    ("--data.batch_size=500", "batch_size=500"),
+    ("--data.dirs=/x", "data.dirs=/x: expected list or null"),
+    ("--model.lr=0", "lr=0"),
+    ("--model.lr=.nan", "lr=nan"),
+    ("--model.lr=1e400", "lr=inf"),
+    ("--model.lr=0,1", "model.lr=0,1: expected float"),
+    ("--model.schedule=linear", "model.schedule=linear: expected 'constant', 'cosine'"),
+    ("--model.num_classes=3", "model.num_classes=3: the data have 10 classes"),
+    ("--data.val_size=600", "val_size=600"),
+    ("--data.source=mnist", "data.source=mnist: expected 'files', 'synthetic'"),
+    ("--seed_everything=-1", "seed_everything=-1: must be at least 0 and below 2^32"),
+    ("--seed_everything=4294967296", "seed_everything=4294967296"),
+    ("--seed_everything=true", "seed_everything=True: expected int"),
+    ("--threads=0", "threads=0"),
+    ("--early_stopping.patience=-1", "early_stopping.patience=-1"),
+    ("--early_stopping.monitor=val/accuracy", "val/accuracy of EarlyStopping: nothing logs it"),
+    # of the Trainer
+    ("--trainer.max_epochs=0", "trainer.max_epochs=0"),
+    ("--trainer.limit_train_batches=0", "trainer.limit_train_batches=0"),
+    ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0"),
+    ("--trainer.val_check_interval=0", "trainer.val_check_interval=0"),
+    ("--trainer.max_epochs=-5", "max_epochs"),
+    ("--trainer.max_time=soon", "Timer(duration='soon')"),
+    ("--trainer.devices=99", "trainer.devices=99"),
+    ("--trainer.accelerator=gpu", "gpu"),
+    ("--trainer.strategy=deepspeed", "DeepSpeed"),
+    ("--trainer.gradient_clip_algorithm=foo --trainer.gradient_clip_val=1", "gradient_clip_algorithm"),
+    ("--trainer.barebones=true", "barebones"),
+    ("--trainer.logger=WandbLogger", "pip install"),
+    ("--trainer.callbacks=3", "trainer.callbacks=3"),
+    ("--trainer.callbacks+=absent.Callback", "No module named 'absent'"),
+    ("--trainer.callbacks+=softmax_regression.InputError", "subclass of Callback"),
+    # what goes together
+    ("--optimizer=SGD --optimizer.lr=-1", "Invalid learning rate: -1.0"),
+    ("--lr_scheduler=StepLR --lr_scheduler.step_size=1", "goes with --optimizer"),
+    (
+        "--optimizer=Adam --lr_scheduler=StepLR",
+        "lr_scheduler: the following arguments are required: step_size",
+    ),
+    ("--model=softmax_regression.FashionMNISTDataModule", "subclass of LightningModule"),
+    ("--output=x.csv", "--output x.csv: goes with predict"),
+    ("--force", "--force: goes with --output"),
+    ("--data.images=x.png", "--data.images x.png: goes with predict"),
+    ("--trainer.logger.save_dir=/proc/forbidden", "/proc/forbidden"),
+    ("--trainer.logger.version=a/b", "cannot make a run folder"),
+]
+
+
+@pytest.mark.parametrize(("options", "named"), WRONG_OPTIONS, ids=[options for options, _ in WRONG_OPTIONS])
+def test_a_wrong_option_is_one_line_and_leaves_no_run(
+    options: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if "gpu" in options and torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert fit(*options.split()) == 2
+    assert named in one_line(capsys)
+    assert not contents()
+
+
+WRONG_FILES = [
+    ("", "holds no options"),
+    ("- 1", "holds no options"),
+    ("trainer: [1, ", "not a configuration"),
+    ("\x00\x01\x02", "not a configuration"),
+    ("a: " + "[" * 5000, "not a configuration"),
+    ("1: 2", "Key must be a string"),
+    ("model: {lrr: 1}", "did you mean --model.lr"),
+    ("trainr: {max_epochs: 3}", "did you mean --trainer.max_epochs"),
+    ("data: {batch_size: many}", "many"),
+    ("seed_everything: 2020-01-01", "seed_everything=2020-01-01"),
+    ("model: null", "required"),
+    ("resume: best", "use --resume"),
+    ("model: !!python/object/apply:os.system [touch x]", "not a configuration"),
+]
+
+
+@pytest.mark.parametrize(("text", "named"), WRONG_FILES, ids=[text[:30] for text, _ in WRONG_FILES])
+def test_a_wrong_configuration_is_one_line(text: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("x.yaml").write_text(text)
+    assert fit("--config=x.yaml") == 2
+    assert named in one_line(capsys)
+    assert list(contents()) == ["x.yaml"]
+
+
+PREDICT = f"predict --ckpt_path {RUN} --output "
+TEST = f"test --ckpt_path {RUN}"
+NOT_OURS, NO_RUN = "not written by this project", "cannot make a run folder"
+# The most telling of a longer list: what lies in the way, the command, and what its line says.
+PLACES = [
+    ("mkdir o", PREDICT + "o", "o: is a folder"),
+    ("true", PREDICT + "new/", "new: is a folder"),
+    ("touch f", PREDICT + "f/x.csv", "f/x.csv: cannot be written"),
+    ("true", PREDICT + "/proc/x.csv", "/proc/x.csv: cannot be written"),
+    ("ln -s a b; ln -s b a", PREDICT + "a", "a: cannot be written"),
+    ("echo mine > o.csv", PREDICT + "o.csv", NOT_OURS),
+    ("echo index,mine > o.csv", PREDICT + "o.csv", NOT_OURS),
+    ("echo mine > t; ln -s t l", PREDICT + "l", NOT_OURS),
+    ("true", PREDICT + f"{RUN}/run.json", NOT_OURS),
+    (f"echo mine > {RUN}/predictions.csv", f"predict --ckpt_path {RUN}", NOT_OURS),
+    ("true", f"predict --ckpt_path {RUN} --data.images no.png", "no.png"),
+    ("true", f"predict --ckpt_path {RUN} --trainer.devices 2", "predict uses one"),
+    ("rm -r logs; echo mine > logs", "fit", NO_RUN),
+    ("rm -r logs; ln -s /nonexistent/x logs", "fit", NO_RUN),
+    ("rm -r logs; ln -s logs logs", "fit", NO_RUN),
+    ("true", "fit --trainer.logger.version=RUN", "is another run's"),
+    (f"rm -r {RUN}/checkpoints", TEST, "has no checkpoints"),
+    (f"echo ] >> {RUN}/config.yaml", TEST, "config.yaml: not a configuration"),
+    (f"echo 'trainer: /dev/zero' > {RUN}/config.yaml", TEST, "Unable to load config '/dev/zero'"),
+    (
+        f"touch logs/__init__.py; sed -i s/softmax_regression.RunLogger/logs.C/ {RUN}/config.yaml",
+        TEST,
+        "refused",
+    ),
+]
+
+
+@pytest.mark.parametrize(("prepare", "args", "named"), PLACES, ids=[f"{p}: {a}" for p, a, _ in PLACES])
+def test_what_lies_in_the_way_is_one_line_and_stays_as_it_is(
+    trained: Path, prepare: str, args: str, named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, RUN)
+    subprocess.run(prepare, shell=True, check=True)
+    before = contents()
+    assert main([*args.split(), *(SMALL if args.startswith("fit") else ())]) in (2, 4)
+    assert named in one_line(capsys)
+    assert contents() == before
+
+
+@pytest.mark.parametrize("command", ["test", "predict", "fit"])
+def test_a_damaged_or_foreign_checkpoint_is_one_line(
+    trained: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, saved = (get(trained / "checkpoints/last.ckpt") for get in (Path.read_bytes, checkpoint.read))
+    saved["state_dict"]["net.2.weight"] = saved["state_dict"]["net.2.weight"][:, :100]
+    wrong = {"shape (10, 100), the model (10, 784)": checkpoint.dumps(saved), "damaged": good[:-100]}
+    for word, data in wrong.items():
+        Path("x.ckpt").write_bytes(data)
+        assert main([command, *SMALL, "--ckpt_path", "x.ckpt"]) == 2
+        line = one_line(capsys)
+        assert "x.ckpt: " in line
+        assert word in line
+        assert list(contents()) == ["x.ckpt"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user, to whom a folder is read-only")
+def test_what_cannot_be_written_is_said_before_the_work(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained, RUN)
+    for each in (tmp_path, *tmp_path.rglob("*")):
+        each.chmod(0o555 if each.is_dir() else 0o444)
+    for folder in tmp_path.parents:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    os.seteuid(65534)
+    try:
+        for args, code in ((["predict", "--ckpt_path", str(RUN)], 2), (["fit", *SMALL], 2)):
+            assert main(args) == code
+            assert "Permission denied" in one_line(capsys)
+    finally:
+        os.seteuid(0)

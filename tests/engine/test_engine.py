@@ -1,0 +1,77 @@
+"""What the engine says of itself, and what it does where Lightning is another one."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loops.optimization import automatic
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from twins import QUIET, trained
+
+from softmax_regression.engine import callback, lean
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Clipping(BoringModel):
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        pass
+
+
+class OwnStrategy(SingleDeviceStrategy):
+    pass
+
+
+SAID: list[tuple[type, dict[str, Any], str]] = [
+    (BoringModel, {}, "lean step"),
+    (Clipping, {}, "lean step, calling Clipping.on_before_optimizer_step"),
+    (BoringModel, {"callbacks": lambda: [Timer()]}, "lean step, calling Timer.on_train_batch_end"),
+    (BoringModel, {"engine": False}, "Lightning's own step (engine.enabled is false)"),
+    (BoringModel, {"profiler": "simple"}, "Lightning's own step (a profiler measures it)"),
+    (BoringModel, {"strategy": OwnStrategy()}, "Lightning's own step (OwnStrategy)"),
+]
+SHORT = {"limit_train_batches": 2, "limit_val_batches": 1, "accelerator": "auto"}
+
+
+@pytest.mark.parametrize(("module", "options", "text"), SAID)
+def test_it_says_which_step_trains(module: Any, options: dict[str, Any], text: str) -> None:
+    assert trained(module, **SHORT, **options)["says"] == text
+
+
+@pytest.mark.parametrize("name", [*lean.NEEDED.split(), *lean.OF_LOOP.split()])
+def test_without_a_name_lightnings_step_trains(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for names in ("NEEDED", "OF_LOOP"):
+        renamed = re.sub(rf"\b{name.split('.')[-1]}\b", "_renamed", getattr(lean, names))
+        monkeypatch.setattr(lean, names, renamed)
+    run = trained(BoringModel, **SHORT)
+    assert run["says"].startswith("Lightning's own step (of another version: ")
+    assert run["says"].endswith("has no attribute '_renamed')")
+    assert run["trainer"].global_step == 4
+
+
+def test_without_a_class_lightnings_step_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(automatic, "ClosureResult")
+    monkeypatch.delitem(sys.modules, "softmax_regression.engine.lean")
+    monkeypatch.delattr("softmax_regression.engine.lean")
+    spec = importlib.util.spec_from_file_location("callback", callback.__file__)
+    assert spec
+    assert spec.loader
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    trainer = Trainer(**QUIET | SHORT, callbacks=[module.Engine()])
+    assert "(cannot import name 'ClosureResult' from" in module.Engine().describe(trainer)
+    monkeypatch.undo()
+    trainer.fit(BoringModel())
+    assert trainer.global_step == 4
+
+
+def test_the_guard_knows_every_private_name_that_is_used() -> None:
+    source = Path(lean.__file__).read_text()
+    used = set(re.findall(r"\.(_[a-z]\w+)", source.split("def why_not")[1]))
+    ours = set(re.findall(r"def (_[a-z]\w+)", source)) | {"_iterator"}  # which is looked for where it is used
+    assert used - ours <= set(re.split(r"[\s.]+", f"{lean.NEEDED} {lean.OF_LOOP}"))

@@ -1,0 +1,344 @@
+"""With the engine and without it: the same weights, checkpoints, metrics, random numbers and calls."""
+
+import itertools
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from examples.mlp import MLP
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.demos import boring_classes as demos
+from lightning.pytorch.demos.transformer import LightningTransformer
+from twins import ALL, BATCH, trained, twins
+from torch import Tensor, nn
+from torch.optim import SGD, lr_scheduler
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class Mixed(LightningModule):
+    """BatchNorm and dropout, something logged on each step, and an output with more than the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = nn.Linear(784, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 10)
+        self.net = nn.Sequential(nn.Flatten(), *layers)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = F.cross_entropy(self.net(batch[0]), batch[1])
+        self.log("loss", loss, on_step=True, on_epoch=True)
+        return {"loss": loss, "extra": batch_idx}
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", F.cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> Any:
+        return SGD(self.parameters(), 0.1)
+
+
+class ByHand(Mixed):
+    """Manual optimization of two optimizers, every other step one of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        loss, schedules = F.cross_entropy(self.net(batch[0]), batch[1]), self.lr_schedulers()
+        optimizer = self.optimizers()[batch_idx % 2]  # type: ignore[index]
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        for schedule in schedules if isinstance(schedules, list) else []:
+            schedule.step(*[loss.detach()] * isinstance(schedule, lr_scheduler.ReduceLROnPlateau))
+
+
+MODULES = {"linear": SoftmaxRegression, "MLP": MLP, "BatchNorm and dropout": Mixed, "by hand": ByHand}
+OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[[Any, int], Any] | None]] = {
+    "SGD": (lambda p: SGD(p, 0.1), None),
+    "momentum": (lambda p: SGD(p, 0.1, 0.9), None),
+    "Adam": (torch.optim.Adam, None),
+    "cosine": (lambda p: SGD(p, 0.1), lambda o, steps: lr_scheduler.CosineAnnealingLR(o, steps)),
+    "OneCycle": (lambda p: SGD(p, 0.1, 0.9), lambda o, steps: lr_scheduler.OneCycleLR(o, 0.2, steps + 1)),
+    "plateau": (lambda p: SGD(p, 0.1), lambda o, _: lr_scheduler.ReduceLROnPlateau(o, patience=0)),
+    "bf16-mixed": (lambda p: SGD(p, 0.1), None),
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "max_steps": {"max_steps": 9, "max_epochs": -1},
+    "val_check_interval": {"val_check_interval": 3},
+    "limits": {"limit_train_batches": 5, "limit_val_batches": 1},
+    "accumulation": {"accumulate_grad_batches": 3},
+    "clipping": {"gradient_clip_val": 0.05},
+    "kill and resume": {},
+}
+MATRIX = [
+    combination
+    for combination in itertools.product(MODULES, OPTIMIZERS, SETTINGS)
+    if combination[0] != "by hand" or combination[2] not in ("accumulation", "clipping")  # Lightning refuses
+]
+
+
+def with_optimizer(make: Callable[[], LightningModule], name: str) -> Callable[[], LightningModule]:
+    """A module whose optimizers, two where it is optimized by hand, are of this kind."""
+
+    def configured(module: LightningModule) -> Any:
+        parameters, steps = list(module.parameters()), int(module.trainer.estimated_stepping_batches)
+        halves = [parameters] if module.automatic_optimization else [parameters[:2], parameters[2:]]
+        optimizers = [OPTIMIZERS[name][0](half) for half in halves]
+        schedule = OPTIMIZERS[name][1]
+        how = {"interval": "epoch" if name == "plateau" else "step", "monitor": "val/loss"}
+        return optimizers, [{"scheduler": schedule(o, steps), **how} for o in optimizers if schedule]
+
+    def module() -> LightningModule:
+        made = make()
+        made.configure_optimizers = lambda: configured(made)  # type: ignore[method-assign]
+        return made
+
+    return module
+
+
+@pytest.fixture(scope="module")
+def data() -> FashionMNISTDataModule:
+    return FashionMNISTDataModule(32, 50, 200, "synthetic", synthetic_size=250)
+
+
+class Halt(Exception):  # noqa: N818 (it stands for a kill)
+    """A kill."""
+
+
+def killed(path: Path, hook: str, step: int) -> Callable[[], list[Callback]]:
+    """A callback that saves a checkpoint in a hook, from some step on, and then ends the run."""
+
+    def kill(trainer: Trainer, *_: Any) -> None:
+        if trainer.fit_loop.total_batch_idx >= step:
+            trainer.save_checkpoint(path)
+            raise Halt
+
+    def callbacks() -> list[Callback]:
+        callback = Callback()
+        setattr(callback, hook, kill)
+        return [callback]
+
+    return callbacks
+
+
+@pytest.mark.parametrize("case", range(len(MATRIX)), ids=[", ".join(c) for c in MATRIX])
+def test_runs_are_equal_to_the_last_bit(case: int, data: FashionMNISTDataModule, tmp_path: Path) -> None:
+    module, optimizer, setting = MATRIX[case]
+    make, hooks = with_optimizer(MODULES[module], optimizer), ((), BATCH, ALL)[case % 3]
+    options = SETTINGS[setting] | ({"precision": optimizer} if optimizer == "bf16-mixed" else {})
+    if setting == "kill and resume":
+        with pytest.raises(Halt):
+            trained(make, lambda: data, callbacks=killed(tmp_path / "k", "on_train_batch_end", 4), **options)
+        options["ckpt_path"] = tmp_path / "k"
+    assert twins(make, lambda: data, hooks=hooks, **options).global_step > 0
+
+
+@pytest.mark.parametrize("saved_by", [True, False])
+@pytest.mark.parametrize(
+    ("hook", "step"),
+    [
+        ("on_train_batch_end", 6),
+        ("on_validation_end", 2),
+        ("on_validation_end", 6),
+        ("on_train_epoch_end", 3),
+    ],
+)
+def test_a_run_goes_on_alike_wherever_it_was_saved_and_by_whom(
+    hook: str, step: int, saved_by: bool, data: FashionMNISTDataModule, tmp_path: Path
+) -> None:
+    path, options = tmp_path / "k", {"val_check_interval": 3, "max_epochs": 3}
+    with pytest.raises(Halt):
+        trained(Mixed, lambda: data, saved_by, callbacks=killed(path, hook, step), **options)
+    assert twins(Mixed, lambda: data, hooks=BATCH, ckpt_path=path, **options).current_epoch == 3
+
+
+class Own(demos.BoringModel):
+    """Skipped steps, an epoch that ends early, and hooks of the module's own, one set on the object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_after_backward = lambda: self.log("after", 1.0)  # type: ignore[method-assign]
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
+        self.log("started", float(batch_idx))
+        return -1 if batch_idx == 20 else None
+
+    def training_step(self, batch: Any) -> Any:  # type: ignore[override]
+        loss = self.layer(batch["x"]).square().mean()
+        loss.register_hook(lambda gradient: self.log("gradient", gradient))
+        return None if self.current_epoch and self.global_step % 4 == 3 else {"loss": loss, "x": batch["x"]}
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(0.5)
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        if self.layer.weight.grad is not None:
+            self.clip_gradients(optimizer, 0.01, "value")
+
+
+class OwnUpdate(demos.BoringModel):
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any = None) -> None:
+        optimizer.step(closure=closure) if batch_idx % 2 else closure()
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
+        optimizer.zero_grad(set_to_none=False)
+
+    def backward(self, loss: Tensor) -> None:  # type: ignore[override]
+        (2 * loss).backward()
+
+    def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
+        return batch * 2
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch + 1
+
+
+class OfOne(demos.BoringModel):
+    """A batch is a list, which the module empties."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.step(sum(batch.pop() for _ in range(len(batch))))
+
+
+class Sums(demos.BoringModel):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.step(batch["a"] + batch["b"])
+
+
+class ByIterator(demos.BoringModel):
+    def training_step(self, dataloader_iter: Any) -> Any:  # type: ignore[override]
+        return {"loss": self.step(next(dataloader_iter)[0])}
+
+
+class Rows(IterableDataset[Any]):
+    """Rows without a known length."""
+
+    def __init__(self, n: int, each: Callable[[Tensor], Any] = lambda row: row) -> None:
+        self.rows = [each(row) for row in torch.randn(n, 4, 32, generator=torch.Generator().manual_seed(0))]
+
+    def __iter__(self) -> Any:
+        return iter(self.rows)
+
+
+class Sized(Rows):
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def on(hook: str, answer: Callable[..., Any]) -> Callable[[], list[Callback]]:
+    """Make a callback whose hook is set on the object."""
+
+    def callbacks() -> list[Callback]:
+        callback = Callback()
+        setattr(callback, hook, answer)
+        return [callback]
+
+    return callbacks
+
+
+def stop(trainer: Trainer, *args: Any) -> None:
+    trainer.should_stop = trainer.should_stop or args[-1] == 3
+
+
+def with_mocks() -> LightningModule:
+    module = demos.BoringModel()
+    module.on_before_zero_grad, module.on_train_batch_start = Mock(), None  # type: ignore[assignment, method-assign]
+    return module
+
+
+def pairs() -> DataLoader[Any]:
+    g = torch.Generator().manual_seed(0)
+    rows = TensorDataset(torch.randn(40, 784, generator=g), torch.randint(10, (40,), generator=g))
+    return DataLoader(rows, 8, shuffle=True)
+
+
+def tokens() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*torch.randint(50, (2, 20, 9)).unbind()), 4)
+
+
+def transformer() -> LightningModule:
+    module = LightningTransformer(50)
+    module.prepare_data = lambda: None  # type: ignore[method-assign] # it downloads
+    return module
+
+
+def lbfgs() -> LightningModule:
+    module = Mixed()
+    module.configure_optimizers = lambda: torch.optim.LBFGS(module.parameters(), max_iter=3)  # type: ignore[method-assign]
+    return module
+
+
+def step_plateau() -> LightningModule:
+    module = Mixed()
+    sgd = SGD(module.parameters(), 0.1)
+    plateau = {"scheduler": lr_scheduler.ReduceLROnPlateau(sgd), "monitor": "loss_step", "interval": "step"}
+    module.configure_optimizers = lambda: ([sgd], [plateau])  # type: ignore[method-assign]
+    return module
+
+
+def both() -> tuple[DataLoader[Any], DataLoader[Any]]:
+    return pairs(), pairs()
+
+
+Boring, Case = demos.BoringModel, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any]]
+SHORT = {"limit_train_batches": 9, "limit_val_batches": 2}
+STEPS = {"val_check_interval": 7, "check_val_every_n_epoch": None}
+CASES: dict[str, Case] = {
+    "dict batches, skipped steps, own hooks": (Own, lambda: Sized(24, lambda row: {"x": row}), {}),
+    "own update and transfer": (OwnUpdate, tuple, SHORT),
+    "a batch is a list": (OfOne, lambda: Sized(9, lambda row: [row, row]), {}),
+    "None batches": (Boring, lambda: Sized(9, lambda row: row if row[0, 0] > 0 else None), {}),
+    "several loaders": (Sums, lambda: ({"a": Sized(9), "b": Sized(4)},), {}),
+    "dataloader_iter": (ByIterator, lambda: Sized(9), {}),
+    "no length": (Boring, lambda: (Rows(9), Rows(3)), {"val_check_interval": 4}),
+    "no length, limits": (Boring, lambda: (Rows(9), Rows(3)), {"limit_train_batches": 5}),
+    "mocks": (with_mocks, tuple, SHORT),
+    "a callback says -1": (Boring, tuple, SHORT | {"callbacks": on("on_train_batch_start", lambda *_: -1)}),
+    "should_stop": (Boring, tuple, SHORT | {"callbacks": on("on_train_batch_end", stop)}),
+    "min_steps": (Mixed, pairs, {"callbacks": on("on_train_batch_end", stop), "min_steps": 7}),
+    "min_epochs": (Mixed, pairs, {"callbacks": on("on_train_batch_end", stop), "min_epochs": 2}),
+    "accumulation": (Mixed, pairs, {"callbacks": lambda: [GradientAccumulationScheduler({0: 3, 1: 2})]}),
+    "SWA": (Mixed, pairs, {"callbacks": lambda: [StochasticWeightAveraging(0.01)], "max_epochs": 4}),
+    "LBFGS": (lbfgs, pairs, {}),
+    "plateau by step": (step_plateau, pairs, {}),
+    "profiler": (Mixed, pairs, {"profiler": "simple"}),
+    "validation by time": (Boring, tuple, SHORT | {"val_check_interval": timedelta(0)}),
+    "validation by steps": (Mixed, both, STEPS),
+    "every second epoch": (Mixed, both, {"check_val_every_n_epoch": 2, "max_epochs": 4}),
+    "half epochs": (Mixed, both, {"val_check_interval": 0.5, "accumulate_grad_batches": 2}),
+    "reload": (Boring, tuple, SHORT | {"reload_dataloaders_every_n_epochs": 1}),
+    "overfit": (Mixed, pairs, {"overfit_batches": 2}),
+    "sanity": (Boring, tuple, SHORT | {"num_sanity_val_steps": 2}),
+    "barebones": (Boring, tuple, SHORT | {"barebones": True, "max_epochs": 1}),
+    "fast_dev_run": (Mixed, pairs, {"fast_dev_run": 3}),
+    "deterministic": (Mixed, pairs, {"deterministic": True}),
+    "detect_anomaly": (Mixed, pairs, {"detect_anomaly": True}),
+    "16-mixed, clipping": (Mixed, pairs, {"precision": "16-mixed", "gradient_clip_val": 0.1}),
+    "64-true": (Mixed, pairs, {"precision": "64-true"}),
+    "torch.compile": (lambda: torch.compile(Boring(), backend="eager"), tuple, SHORT),
+    "demo model": (demos.DemoModel, lambda: (Sized(9),), {}),
+    "demo by hand": (demos.ManualOptimBoringModel, tuple, SHORT),
+    "demo data module": (Boring, demos.BoringDataModule, SHORT),
+    "demo without a length": (Boring, demos.BoringDataModuleNoLen, SHORT),
+    "demo transformer": (transformer, tokens, {"max_epochs": 1, "limit_train_batches": 3}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_other_modules_loaders_and_options_are_equal_too(case: str) -> None:
+    make, loaders, options = CASES[case]
+    for hooks in ((), ALL):
+        twins(make, loaders, hooks=hooks, **options)

@@ -1,0 +1,105 @@
+"""Installed as a package, without the folder it came from, everything works from any other folder."""
+
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from commands import SMALL, manifest, only_run
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+OWN = "from softmax_regression import SoftmaxRegression\nclass Own(SoftmaxRegression): pass\n"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that `pip install --target` has filled, without a network; read only, please."""
+    folder = tmp_path_factory.mktemp("installed")
+    for name in ("src", "conf"):
+        shutil.copytree(
+            ROOT / name, folder / "copy" / name, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
+        )
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "copy")
+    options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *options, f"--target={folder / 'target'}", "."],
+        cwd=folder / "copy",
+        check=True,
+    )
+    shutil.rmtree(folder / "copy")
+    return folder / "target"
+
+
+def test_the_wheel_has_every_module_page_and_configuration(installed: Path) -> None:
+    source, package = ROOT / "src" / "softmax_regression", installed / "softmax_regression"
+    expected = {p.relative_to(source) for p in source.rglob("*") if p.suffix in (".py", ".html", ".typed")}
+    expected |= {Path("conf", p.name) for p in (ROOT / "conf").iterdir()}
+    assert {
+        p.relative_to(package) for p in package.rglob("*") if p.is_file() and p.suffix != ".pyc"
+    } == expected
+
+
+def test_from_any_folder_it_finds_its_defaults_and_the_users_own_modules(
+    installed: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "own.py").write_text(OWN)
+    commands = [
+        ["fit", "--model=own.Own", *SMALL, "--trainer.max_epochs=1"],
+        ["test", "--ckpt_path", "best"],
+        ["list"],
+        ["sweep", "--print_config"],
+    ]
+    script = f"""
+import sys
+from importlib.metadata import entry_points
+(command,) = entry_points(group="console_scripts", name="softmax-regression")
+main = command.load()
+for args in {commands!r}:
+    sys.argv[:] = ["softmax-regression", *args]
+    print("exit", main())"""
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    # -P: the folder where it runs is not on sys.path, as for a console script.
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.count("exit 0") == 3, done.stderr
+    run = only_run(tmp_path / "logs")
+    assert manifest(run)["config"]["early_stopping"]["patience"] == 3  # of conf/default.yaml
+    assert manifest(run)["config"]["model"]["class_path"] == "own.Own"
+    assert manifest(run)["command"].startswith("softmax-regression fit --model=own.Own ")
+    assert f"  softmax-regression test --ckpt_path {run.relative_to(tmp_path)}" in done.stdout.splitlines()
+    assert "batch_size:" in done.stdout  # of conf/sweep.yaml
+    assert "4096" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("args", [["fit", "--print_config"], ["list", "--help"]])
+def test_it_runs_as_a_module(
+    args: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["softmax_regression", *args])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("softmax_regression", run_name="__main__")
+    assert ("patience" if args[0] == "fit" else "list") in capsys.readouterr().out
+
+
+def test_no_newer_python_is_kept_out() -> None:
+    assert PROJECT["project"]["requires-python"] == ">=3.11"
+
+
+def test_every_room_is_packaged() -> None:
+    rooms = {
+        f"softmax_regression.{p.parent.name}"
+        for p in (ROOT / "src" / "softmax_regression").glob("*/__init__.py")
+    }
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == rooms | {
+        "softmax_regression",
+        "softmax_regression.conf",
+    }
