@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -182,7 +182,7 @@ def open_model(which: str) -> tuple[Path, LightningModule]:
             f"{path}: {named} is not what was trained ({reason}); give a checkpoint of it, and let its "
             "__init__ call self.save_hyperparameters()"
         ) from error
-    model.history = saved.get("history", [])  # type: ignore[assignment]
+    model.history = saved.get("history", [])
     return path, model.eval()
 
 
@@ -206,11 +206,11 @@ def open_data(
     changed = {} if dirs is None else {"dirs": list(dirs)}
     try:
         kind: type[Any] = find_class(named, find_run(path) or path)
-        data: Any = kind(**init_args(kind, saved["datamodule_hyper_parameters"]) | changed)
+        data = kind(**init_args(kind, saved["datamodule_hyper_parameters"]) | changed)
     except (KeyError, TypeError) as error:
         raise InputError(f"{named}: not what the run was made with ({error}); train anew") from error
     data.prepare_data()
     data.setup(stage)
     if known.get("sha256") and known["sha256"] != data.loaded.sha256:
         print("warning: these are not the images that the run was trained with", file=sys.stderr)
-    return data
+    return cast(LightningDataModule, data)
