@@ -146,7 +146,7 @@ def test_the_loaders_hand_out_their_split_and_no_other(tiny: Path) -> None:
     split = loaded(tiny)
     images, labels = seen(split.train_dataloader())
     assert torch.equal(images, split.loaded.images[split.train_dataloader().order()])
-    assert torch.equal(labels, split.loaded.labels[split.train_index[order]])
+    assert torch.equal(labels, split.loaded.labels[split.train_dataloader().order()])
     (name, validation), *others = split.val_dataloader().items()
     assert name == "val"
     assert others == []
