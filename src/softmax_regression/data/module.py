@@ -166,7 +166,7 @@ class FashionMNISTDataModule(LightningDataModule):
     def train_dataloader(self) -> Minibatches:
         """Return the training minibatches, in an order decided by (seed, epoch)."""
         data = self.loaded
-        fixed = getattr(self.trainer, "overfit_batches", 0) > 0  # the same ones in every epoch
+        fixed = getattr(self.trainer, "overfit_batches", 0) > 0  # the same minibatches in every epoch
         loader = self._minibatches(
             data.images, data.labels, self.train_index, self.hparams["batch_size"],
             None if fixed else self.hparams["seed"],

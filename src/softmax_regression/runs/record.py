@@ -94,7 +94,7 @@ def stop_reason(trainer: Trainer) -> str:
             why = message.partition(". ")[0].removeprefix("Monitored metric ")
             why = why.replace(" in the last ", " for ").replace(" records", " validations")
             ours = isinstance(callback, EarlyStopping)
-            return f"early stopping: {why}" + "; --early_stopping.patience 0 trains to the end" * ours
+            return f"early stopping: {why}" + "; --early_stopping.patience 0 trains on" * ours
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
         return f"max_steps={trainer.max_steps} reached"
     if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
