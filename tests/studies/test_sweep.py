@@ -41,8 +41,8 @@ from softmax_regression.studies.sweep_trials import is_lost
 ROOT = Path(__file__).parents[2]
 SPACE: dict[str, list[Value] | Range] = {"batch_size": [16, 64], "lr": [0.1, 0.5, 0.01], "epochs": [1, 3]}
 Result = tuple[TrialState, Any]
-# https://github.com/Lightning-AI/pytorch-lightning/issues/21273
-pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
+# Lightning's, where SLURM is installed and not used.
+pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available on your system")
 
 # The thread that gives signs of life dies, too.
 DEAD_THREADS = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
