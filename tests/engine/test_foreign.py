@@ -10,8 +10,8 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from tests.engine.test_equal import Mixed, Sized, both
-from twins import ALL, twins
 from torch import nn
+from twins import ALL, twins
 
 pytestmark = [pytest.mark.foreign, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 PACKAGES = ["lightly", "prototorch", "prototorch-models", "nnue-trainer", "pytorch-lightning-spells"]

@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.utilities.model_summary import summarize
 from tests.engine.test_equal import with_optimizer
-from twins import QUIET, same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from twins import QUIET, same
 
 from softmax_regression import Engine, FashionMNISTDataModule, SoftmaxRegression
 from softmax_regression.data.minibatches import Shuffle
