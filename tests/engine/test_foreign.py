@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from tests.engine.test_equal import Mixed, Sized, both
+from test_equal import Mixed, Sized, both
 from torch import nn
 from twins import ALL, twins
 

@@ -16,7 +16,7 @@ from lightning.pytorch import callbacks as builtin
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.utilities.model_summary import summarize
-from tests.engine.test_equal import with_optimizer
+from test_equal import with_optimizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from twins import QUIET, same
