@@ -317,7 +317,7 @@ def test_the_page_the_table_and_tensorboard_have_every_trial(monkeypatch: pytest
     assert {path.name for path in page.parent.glob("*.png")} == {"trials.png", "curves.png"}
     search_command, fit_command = _commands(text)
     assert search_command == ["python", "study.py", "sweep", "--space", '{"lr": [0.1]}', "--quick"]
-    options = dict(zip(fit_command[3::2], fit_command[4::2], strict=True))
+    options = dict(zip(fit_command[2::2], fit_command[3::2], strict=True))
     assert options["--data.synthetic_size"] == "1500"
     assert (options["--data.train_size"], options["--data.val_size"]) == ("1000", "500")
     assert (options["--data.source"], options["--early_stopping.patience"]) == ("synthetic", "0")
@@ -327,7 +327,7 @@ def test_the_page_the_table_and_tensorboard_have_every_trial(monkeypatch: pytest
 def _commands(page: str) -> list[list[str]]:
     import html
 
-    found = re.search(r"(python study\.py.*)\n(python train\.py fit.*?)<", html.unescape(page))
+    found = re.search(r"(python study\.py.*)\n(softmax-regression fit.*?)<", html.unescape(page))
     assert found
     return [shlex.split(command) for command in found.groups()]
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from torch.utils.tensorboard.summary import hparams, scalar
 from torch.utils.tensorboard.writer import FileWriter
 
 from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.errors import typed
 from softmax_regression.figures.drawings import PALETTE, learning_curves
 from softmax_regression.figures.page import Page, write_csv
 from softmax_regression.model import SoftmaxRegression
@@ -177,7 +177,7 @@ def _fit_command(plan: Plan, params: Params, data: FashionMNISTDataModule) -> st
         options["trainer.max_epochs" if name == "epochs" else f"{group}.{name}"] = value
     options["early_stopping.patience"] = 0
     words = [[f"--{k}", v if isinstance(v, str) else json.dumps(v)] for k, v in options.items()]
-    return shlex.join(["python", "train.py", "fit", *itertools.chain(*words)])
+    return typed("train.py", "fit", *itertools.chain(*words))
 
 
 def rows(plan: Plan, trial: FrozenTrial, every: int = 1) -> Iterator[dict[str, object]]:
