@@ -167,7 +167,7 @@ def test_a_checkpoint_loads_without_running_code(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), module.parameters(), strict=True))
 
 
-BAD = {
+BAD: dict[str, list[float]] = {
     "lr": [0.0, math.nan],
     "dropout": [1.0],
     "momentum": [-0.1],

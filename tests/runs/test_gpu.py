@@ -1,6 +1,6 @@
 """The same experiment on CUDA devices; `pytest -m gpu` on a machine that has one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,31 +128,3 @@ def test_two_gpus_train_the_model_of_one() -> None:
     assert fit(*GPU, "--trainer.logger.save_dir=one") == 0
     for row, expected in zip(history(only_run()), history(only_run(Path("one"))), strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_step_is_timed(record_property: Callable[[str, object], None]) -> None:
-    """Warmed up, synchronised, repeated: the median milliseconds of an epoch, in the JUnit report."""
-    import statistics
-    import time
-
-    seconds: list[float] = []
-
-    class Clock(Callback):
-        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            torch.cuda.synchronize()
-            self.start = time.perf_counter()
-
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - self.start)
-
-    data = FashionMNISTDataModule(256, 0, source="synthetic", synthetic_size=60_000)
-    trainer = Trainer(
-        accelerator="gpu", devices=1, max_epochs=7, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=[Clock()],
-    )  # fmt: skip
-    trainer.fit(SoftmaxRegression(), data)
-    milliseconds = 1000 * statistics.median(seconds[2:])
-    record_property("epoch_ms", milliseconds)
-    print(f"{torch.cuda.get_device_name(0)}: {milliseconds:.1f} ms for an epoch of 235 steps")
-    assert milliseconds < 10_000

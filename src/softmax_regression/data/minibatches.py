@@ -101,8 +101,8 @@ class Minibatches:
 
     def order(self) -> Tensor:
         """Return the examples of this epoch in their order, (n,) int64, on the device of the data set."""
-        shuffled = isinstance(self.sampler, Shuffle)
-        return (self.index[self.sampler.order()] if shuffled else self.index).to(self.images.device)
+        order = self.index[self.sampler.order()] if isinstance(self.sampler, Shuffle) else self.index
+        return order.to(self.images.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the minibatches of this epoch, all of them unless `load_state_dict` says where to go on."""
