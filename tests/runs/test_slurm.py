@@ -1,14 +1,23 @@
 """conf/slurm.sh on a real SLURM of one node, which the tests set up in a temporary folder and end again.
 
+<<<<<<< HEAD
 They need `apt-get install slurm-wlm`, two CPU cores, and neither root nor munge; without the programs they
 are skipped. A requeued job waits for some seconds, until the credentials of its first start have expired.
+=======
+They need `apt-get install slurm-wlm` and two CPU cores, not root nor munge. A requeued job waits until the
+credentials of its first start have expired. Command: pytest -m slurm tests/runs/test_slurm.py
+>>>>>>> ddp
 
 | | exit code of the job | lines | state of the run |
 |---|---|---|---|
-| SIGKILL of a process | 143, the highest of srun's | one, and srun's | of the last save |
+| SIGKILL of a process | 143: srun ends the others by SIGTERM | one, and srun's | of the last save |
 | SIGINT (`scancel --signal=INT`) | 130 | one, and srun's | of that step |
 | bad input | 2 | one, and srun's | none |
+<<<<<<< HEAD
 | SIGUSR1 (`--signal=USR1@60`), any time | none: back in the queue, then 0 | one, and srun's | of that step |
+=======
+| SIGUSR1, from the imports on | none: back in the queue, then 0 | one, and srun's | of that step |
+>>>>>>> ddp
 """
 
 import getpass
@@ -182,7 +191,7 @@ def test_a_killed_process_ends_the_job(submit: Callable[..., str], rank: int) ->
     until(lambda: trains(job))
     os.kill(processes(job)[rank], signal.SIGKILL)
     code, said = ended(job)
-    assert code in ("137", "143", "5")
+    assert code == "143"
     assert [line.startswith(f"error: process {1 - rank}: ") for line in said] == [True]
     assert checkpoint.read(run_of(job) / "checkpoints" / "last.ckpt")["global_step"] > 0
 
@@ -201,7 +210,7 @@ def test_sigint_saves_and_ends_the_job(submit: Callable[..., str]) -> None:
 def test_bad_input_ends_the_job_with_one_line(submit: Callable[..., str]) -> None:
     job = submit("--data.batch_size=1")
     code, said = ended(job)
-    assert code in ("2", "143")
+    assert code == "2"
     assert [line.startswith("error: batch_size=1: must be at least 1 for each of 2") for line in said] == [
         True
     ]

@@ -121,7 +121,8 @@ class LastCheckpoint(Checkpoint):
     """Keep checkpoints/last.ckpt: saved every epoch, more often on request, and when the run is interrupted.
 
     SIGINT, SIGTERM and SIGHUP let the current step finish, save, and end the process with exit code 130, 143
-    or 129; a second one stops at once. Under SLURM, SIGUSR1 does so too and puts the job back in the queue.
+    or 129; a second one stops at once. Under SLURM, SIGUSR1 does so too and puts the job back in the queue,
+    which ends its processes by SIGTERM: 143, and not 138, is then seen.
     The checkpoint has the state of the random numbers, so that a resumed run draws what this one would have.
 
     Args:
