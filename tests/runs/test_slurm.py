@@ -1,23 +1,14 @@
 """conf/slurm.sh on a real SLURM of one node, which the tests set up in a temporary folder and end again.
 
-<<<<<<< HEAD
-They need `apt-get install slurm-wlm`, two CPU cores, and neither root nor munge; without the programs they
-are skipped. A requeued job waits for some seconds, until the credentials of its first start have expired.
-=======
 They need `apt-get install slurm-wlm` and two CPU cores, not root nor munge. A requeued job waits until the
 credentials of its first start have expired. Command: pytest -m slurm tests/runs/test_slurm.py
->>>>>>> ddp
 
 | | exit code of the job | lines | state of the run |
 |---|---|---|---|
 | SIGKILL of a process | 143: srun ends the others by SIGTERM | one, and srun's | of the last save |
 | SIGINT (`scancel --signal=INT`) | 130 | one, and srun's | of that step |
 | bad input | 2 | one, and srun's | none |
-<<<<<<< HEAD
-| SIGUSR1 (`--signal=USR1@60`), any time | none: back in the queue, then 0 | one, and srun's | of that step |
-=======
 | SIGUSR1, from the imports on | none: back in the queue, then 0 | one, and srun's | of that step |
->>>>>>> ddp
 """
 
 import getpass
