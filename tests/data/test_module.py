@@ -293,8 +293,8 @@ def test_photos_are_predicted_without_the_data_set(photos: Path, as_list: bool) 
     recorder = Recorder()
     images = [str(photos)] if as_list else str(photos)
     trainer().predict(recorder, datamodule=FashionMNISTDataModule(images=images), return_predictions=False)
-    images, labels = seen(recorder.seen)
-    assert torch.equal(images, draw(3, seed=0)[0])
+    found, labels = seen(recorder.seen)
+    assert torch.equal(found, draw(3, seed=0)[0])
     assert labels.tolist() == [-1, -1, -1]
 
 

@@ -65,7 +65,7 @@ def _options(text: str) -> dict[str, Any]:
 def check(run: Path | None, saved: dict[str, Any], cli: "TrainCLI") -> None:
     """Refuse flags that contradict the checkpoint, which further callbacks do not, and other data."""
     known = {"config": "{}"} | saved.get("run", {})
-    (record,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, RunRecord))
+    (record,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, RunRecord))  # type: ignore[attr-defined]
     before = {name: known.get(name) for name in ("model", "data")} | _options(known["config"])
     now = {"model": class_path(cli.model), "data": class_path(cli.datamodule)} | _options(str(record.config))
     now["trainer.callbacks"] = [
@@ -107,7 +107,7 @@ def end(trainer: Trainer, saved: dict[str, Any]) -> str | None:
         return f"it has {epochs} epochs, max_epochs={trainer.max_epochs}; raise trainer.max_epochs to go on"
     if 0 < trainer.max_steps <= steps:
         return f"it has {steps} steps, max_steps={trainer.max_steps}; raise trainer.max_steps to go on"
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         state = saved["callbacks"].get(callback.state_key, {})
         waited, trained = state.get("wait_count", 0), state.get("time_elapsed", {}).get("train", 0)
         if isinstance(callback, EarlyStopping) and 0 < callback.patience <= waited:

@@ -182,7 +182,7 @@ def open_model(which: str) -> tuple[Path, LightningModule]:
             f"{path}: {named} is not what was trained ({reason}); give a checkpoint of it, and let its "
             "__init__ call self.save_hyperparameters()"
         ) from error
-    model.history = saved.get("history", [])  # type: ignore[assignment]
+    model.history = saved.get("history", [])
     return path, model.eval()
 
 

@@ -38,7 +38,8 @@ def device_choice(trainer: Trainer) -> str:
         why = "as asked, there is a GPU" if found else "no GPU found"
         why += f"; {threads} thread{'s' if threads > 1 else ''}" + " each" * (count > 1)
         why += "; one process would be faster, the model is small" * (count > 1)
-    engines = [each.describe(trainer) for each in trainer.callbacks if isinstance(each, Engine)]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    engines = [each.describe(trainer) for each in callbacks if isinstance(each, Engine)]
     step = engines[0] if engines else "Lightning's own step (no Engine among the callbacks)"
     return f"training on {count} x {device.type} ({why}), precision {trainer.precision}, {step}"
 
@@ -63,7 +64,7 @@ class EpochProgress(ProgressBar):
         if trainer.is_global_zero:
             print(device_choice(trainer), flush=True)
             if getattr(sys.stderr, "isatty", bool)():  # there may be no stderr
-                self.on_train_batch_end = self._write_position  # type: ignore[method-assign]
+                self.on_train_batch_end = self._write_position  # type: ignore[assignment, method-assign]
 
     def _write_position(self, trainer: Trainer, *_: Any) -> None:
         if time.monotonic() - self._written > 0.1:

@@ -99,7 +99,7 @@ def stop_reason(trainer: Trainer) -> str:
         return f"max_steps={trainer.max_steps} reached"
     if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
         return f"max_epochs={trainer.max_epochs} reached"
-    left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]
+    left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
     if any(seconds is not None and seconds <= 0 for seconds in left):
         return "max_time is used up"
     return "a callback stopped the run"
