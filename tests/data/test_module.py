@@ -145,9 +145,8 @@ def test_the_default_split_of_the_real_data_is_balanced(real_folder: Path) -> No
 def test_the_loaders_hand_out_their_split_and_no_other(tiny: Path) -> None:
     split = loaded(tiny)
     images, labels = seen(split.train_dataloader())
-    order = split.train_dataloader().sampler.order()
-    assert torch.equal(images, split.loaded.images[split.train_index[order]])
-    assert torch.equal(labels, split.loaded.labels[split.train_index[order]])
+    assert torch.equal(images, split.loaded.images[split.train_dataloader().order()])
+    assert torch.equal(labels, split.loaded.labels[split.train_dataloader().order()])
     (name, validation), *others = split.val_dataloader().items()
     assert name == "val"
     assert others == []

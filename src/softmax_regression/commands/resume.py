@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from softmax_regression.commands.arguments import check_file
@@ -65,7 +65,8 @@ def _options(text: str) -> dict[str, Any]:
 def check(run: Path | None, saved: dict[str, Any], cli: "TrainCLI") -> None:
     """Refuse flags that contradict the checkpoint, which further callbacks do not, and other data."""
     known = {"config": "{}"} | saved.get("run", {})
-    (record,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, RunRecord))  # type: ignore[attr-defined]
+    callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    (record,) = (callback for callback in callbacks if isinstance(callback, RunRecord))
     before = {name: known.get(name) for name in ("model", "data")} | _options(known["config"])
     now = {"model": class_path(cli.model), "data": class_path(cli.datamodule)} | _options(str(record.config))
     now["trainer.callbacks"] = [

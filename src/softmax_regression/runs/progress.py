@@ -38,8 +38,7 @@ def device_choice(trainer: Trainer) -> str:
         why = "as asked, there is a GPU" if found else "no GPU found"
         why += f"; {threads} thread{'s' if threads > 1 else ''}" + " each" * (count > 1)
         why += "; one process would be faster, the model is small" * (count > 1)
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    engines = [each.describe(trainer) for each in callbacks if isinstance(each, Engine)]
+    engines = [each.describe(trainer) for each in trainer.callbacks if isinstance(each, Engine)]  # type: ignore[attr-defined]
     step = engines[0] if engines else "Lightning's own step (no Engine among the callbacks)"
     return f"training on {count} x {device.type} ({why}), precision {trainer.precision}, {step}"
 
@@ -64,7 +63,7 @@ class EpochProgress(ProgressBar):
         if trainer.is_global_zero:
             print(device_choice(trainer), flush=True)
             if getattr(sys.stderr, "isatty", bool)():  # there may be no stderr
-                self.on_train_batch_end = self._write_position  # type: ignore[assignment, method-assign]
+                self.on_train_batch_end = self._write_position  # type: ignore[method-assign, assignment]
 
     def _write_position(self, trainer: Trainer, *_: Any) -> None:
         if time.monotonic() - self._written > 0.1:

@@ -91,7 +91,7 @@ def _answer(page: Page, plan: Plan, complete: Sequence[FrozenTrial], test: dict[
     level = sum(Interval.of(_above(trial, best)).has_zero for trial in complete[1:])
     if n > 1:
         text += " (mean and 95 % interval over the seeds)"
-        text += f"; the paired difference from it is within noise for {level} others"
+        text += f"; the paired difference from it is within noise for {level} of the others"
     accuracy, loss = Interval.of(test["test/acc"]), Interval.of(test["test/loss"])
     page.text(f"{text}. The winner alone was tested, once: test accuracy {accuracy}, test loss {loss}.")
     for rank, trial in enumerate(complete, 1):
