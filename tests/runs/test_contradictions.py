@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
-from test_resume import assert_same, state
+from test_resume import assert_same, resume, state
 
 from commands import SMALL, fit, manifest, one_line, only_run
 from killed import strike
@@ -213,7 +213,7 @@ def test_the_manifest_of_a_run_that_was_killed_after_its_last_save_is_completed(
 
 
 def test_more_epochs_take_effect(run: Path) -> None:
-    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=5"]) == 0
+    assert resume(run, "--trainer.max_epochs=5") == 0
     assert fit("--trainer.max_epochs=5", "--trainer.logger.version=reference") == 0
     assert_same(state(run), state(run.with_name("reference")))
 
@@ -244,7 +244,7 @@ def test_raising_the_patience_goes_on_after_early_stopping() -> None:
     run = only_run()
     stopped = manifest(run)["final"]["epoch"]
     assert stopped < 30
-    assert main(["fit", "--resume", str(run), "--early_stopping.patience=5"]) == 0
+    assert resume(run, "--early_stopping.patience=5") == 0
     assert manifest(run)["final"]["epoch"] > stopped
     assert fit(*options, "--early_stopping.patience=5", "--trainer.logger.version=reference") == 0
     ours, reference = state(run), state(run.with_name("reference"))

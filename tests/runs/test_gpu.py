@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from test_resume import EVERY, OPTIONS, Killed, age, assert_same, kill, state
+from test_resume import EVERY, OPTIONS, Killed, assert_same, kill, resume, state
 
 from commands import SMALL, fit, manifest, only_run
 from ddp_worker import run_group, two_nodes
@@ -48,8 +48,7 @@ def test_a_killed_run_resumes_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> No
         strike(patch.setattr, "mid-epoch", 23, kill)
         with pytest.raises(Killed):
             fit(*options)
-    age(only_run(), 1)
-    assert main(["fit", f"--resume={only_run()}"]) == 0
+    assert resume(only_run()) == 0
     assert_same(state(only_run()), state(only_run(Path("whole"))))
 
 
