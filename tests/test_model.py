@@ -167,16 +167,17 @@ def test_a_checkpoint_loads_without_running_code(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), module.parameters(), strict=True))
 
 
-BAD = {
-    "lr": [0.0, math.nan],
-    "dropout": [1.0],
-    "momentum": [-0.1],
-    "weight_decay": [-1.0],
-    "num_classes": [0],
-}
+BAD = [
+    ("lr", 0.0),
+    ("lr", math.nan),
+    ("dropout", 1.0),
+    ("momentum", -0.1),
+    ("weight_decay", -1.0),
+    ("num_classes", 0),
+]
 
 
-@pytest.mark.parametrize(("name", "value"), [(name, value) for name in BAD for value in BAD[name]])
+@pytest.mark.parametrize(("name", "value"), BAD)
 def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{name}={value}: must be .*; change model.{name}"):
         SoftmaxRegression(**{name: value})  # type: ignore[arg-type]

@@ -133,7 +133,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FashionMNISTDataModule]:
 
     monkeypatch.setattr(Tensor, "cpu", to_host)
     monkeypatch.setattr(scores, "_widest", lambda _: torch.float32)  # as of MPS
-    with AppleGPU():
+    with AppleGPU():  # type: ignore[no-untyped-call]
         with pytest.raises(TypeError, match="float64"):
             torch.ones(2).double()
         assert torch.ones(2).cpu().double().sum() == 2

@@ -209,7 +209,8 @@ def test_what_lies_in_the_way_is_one_line_and_stays_as_it_is(
 def test_a_damaged_or_foreign_checkpoint_is_one_line(
     trained: Path, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    good, saved = (get(trained / "checkpoints/last.ckpt") for get in (Path.read_bytes, checkpoint.read))
+    good = (trained / "checkpoints" / "last.ckpt").read_bytes()
+    saved = checkpoint.read(trained / "checkpoints" / "last.ckpt")
     saved["state_dict"]["net.2.weight"] = saved["state_dict"]["net.2.weight"][:, :100]
     wrong = {"shape (10, 100), the model (10, 784)": checkpoint.dumps(saved), "damaged": good[:-100]}
     for word, data in wrong.items():

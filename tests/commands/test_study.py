@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from torch.utils.tensorboard.writer import SummaryWriter
@@ -45,7 +46,12 @@ def test_a_mistake_is_one_line_and_replaces_nothing(
 
 def test_help_imports_no_study(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     imported: list[str] = []
-    monkeypatch.setattr(study, "import_module", lambda name: [imported.append(name), import_module(name)][1])
+
+    def noted(name: str) -> ModuleType:
+        imported.append(name)
+        return import_module(name)
+
+    monkeypatch.setattr(study, "import_module", noted)
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     shown = capsys.readouterr().out.split()

@@ -120,7 +120,7 @@ def test_a_remainder_smaller_than_the_number_of_ranks_leaves_empty_shares() -> N
 def test_the_data_set_is_that_of_the_split() -> None:
     minibatches = loader(10, 3)
     assert len(minibatches.dataset) == 10
-    assert [int(y) for _, y in minibatches.dataset] == minibatches.index.tolist()
+    assert [int(minibatches.dataset[i][1]) for i in range(10)] == minibatches.index.tolist()
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:

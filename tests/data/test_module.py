@@ -145,9 +145,8 @@ def test_the_default_split_of_the_real_data_is_balanced(real_folder: Path) -> No
 def test_the_loaders_hand_out_their_split_and_no_other(tiny: Path) -> None:
     split = loaded(tiny)
     images, labels = seen(split.train_dataloader())
-    order = split.train_dataloader().sampler.order()
-    assert torch.equal(images, split.loaded.images[split.train_index[order]])
-    assert torch.equal(labels, split.loaded.labels[split.train_index[order]])
+    assert torch.equal(images, split.loaded.images[split.train_dataloader().order()])
+    assert torch.equal(labels, split.loaded.labels[split.train_dataloader().order()])
     (name, validation), *others = split.val_dataloader().items()
     assert name == "val"
     assert others == []
@@ -293,8 +292,8 @@ def test_photos_are_predicted_without_the_data_set(photos: Path, as_list: bool) 
     recorder = Recorder()
     images = [str(photos)] if as_list else str(photos)
     trainer().predict(recorder, datamodule=FashionMNISTDataModule(images=images), return_predictions=False)
-    images, labels = seen(recorder.seen)
-    assert torch.equal(images, draw(3, seed=0)[0])
+    found, labels = seen(recorder.seen)
+    assert torch.equal(found, draw(3, seed=0)[0])
     assert labels.tolist() == [-1, -1, -1]
 
 

@@ -41,7 +41,7 @@ SHORT = {"limit_train_batches": 2, "limit_val_batches": 1, "accelerator": "auto"
 
 @pytest.mark.parametrize(("module", "options", "text"), SAID)
 def test_it_says_which_step_trains(module: Any, options: dict[str, Any], text: str) -> None:
-    assert trained(module, **SHORT, **options)["says"] == text
+    assert trained(module, **SHORT, **options)[1] == text
 
 
 @pytest.mark.parametrize("name", [*lean.NEEDED.split(), *lean.OF_LOOP.split()])
@@ -49,10 +49,10 @@ def test_without_a_name_lightnings_step_trains(name: str, monkeypatch: pytest.Mo
     for names in ("NEEDED", "OF_LOOP"):
         renamed = re.sub(rf"\b{name.split('.')[-1]}\b", "_renamed", getattr(lean, names))
         monkeypatch.setattr(lean, names, renamed)
-    run = trained(BoringModel, **SHORT)
-    assert run["says"].startswith("Lightning's own step (of another version: ")
-    assert run["says"].endswith("has no attribute '_renamed')")
-    assert run["trainer"].global_step == 4
+    _, says, trainer = trained(BoringModel, **SHORT)
+    assert says.startswith("Lightning's own step (of another version: ")
+    assert says.endswith("has no attribute '_renamed')")
+    assert trainer.global_step == 4
 
 
 def test_without_a_class_lightnings_step_trains(monkeypatch: pytest.MonkeyPatch) -> None:

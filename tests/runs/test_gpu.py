@@ -1,13 +1,13 @@
 """The same experiment on CUDA devices; `pytest -m gpu` on a machine that has one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from test_resume import EVERY, OPTIONS, Killed, age, assert_same, kill, state
+from test_resume import EVERY, OPTIONS, Killed, assert_same, kill, resume, state
 
 from commands import SMALL, fit, manifest, only_run
 from ddp_worker import run_group, two_nodes
@@ -48,8 +48,7 @@ def test_a_killed_run_resumes_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> No
         strike(patch.setattr, "mid-epoch", 23, kill)
         with pytest.raises(Killed):
             fit(*options)
-    age(only_run(), 1)
-    assert main(["fit", f"--resume={only_run()}"]) == 0
+    assert resume(only_run()) == 0
     assert_same(state(only_run()), state(only_run(Path("whole"))))
 
 
@@ -128,31 +127,3 @@ def test_two_gpus_train_the_model_of_one() -> None:
     assert fit(*GPU, "--trainer.logger.save_dir=one") == 0
     for row, expected in zip(history(only_run()), history(only_run(Path("one"))), strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_step_is_timed(record_property: Callable[[str, object], None]) -> None:
-    """Warmed up, synchronised, repeated: the median milliseconds of an epoch, in the JUnit report."""
-    import statistics
-    import time
-
-    seconds: list[float] = []
-
-    class Clock(Callback):
-        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            torch.cuda.synchronize()
-            self.start = time.perf_counter()
-
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - self.start)
-
-    data = FashionMNISTDataModule(256, 0, source="synthetic", synthetic_size=60_000)
-    trainer = Trainer(
-        accelerator="gpu", devices=1, max_epochs=7, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=[Clock()],
-    )  # fmt: skip
-    trainer.fit(SoftmaxRegression(), data)
-    milliseconds = 1000 * statistics.median(seconds[2:])
-    record_property("epoch_ms", milliseconds)
-    print(f"{torch.cuda.get_device_name(0)}: {milliseconds:.1f} ms for an epoch of 235 steps")
-    assert milliseconds < 10_000

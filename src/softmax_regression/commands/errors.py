@@ -23,11 +23,9 @@ from softmax_regression.runs.trust import refused
 # What jsonargparse says.
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
 _UNKNOWN = re.compile(r"nrecognized arguments: ([^\s=]+)|ption '(\S+)' is not acc|cept option '(\S+)'")
-_REASON = re.compile(
-    r"class_path '(\S+)':\s+(?!\s|Parser key)(.+)|(Import path does .+|Unable to load \S+ \S+)"
-)
+_REASON = re.compile(r"class_path '(\S+)':\s+(?!\s|Parser)(.+)|(Import path does .+|Unable to load \S+ \S+)")
 _EXPECTED = re.compile(
-    r"Expected (?:a )?(?:<class '[\w.]*?(\w+)'>|typing\.Literal\[(.+?)\]|(dot import path))"
+    r"Expected (?:a )?(?:<class '[\w.]*?(\w+)'>|typing.Literal\[(.+?)\]|(dot import path))"
 )
 _TYPES = {"NoneType": "null", "Sequence": "list", "Iterable": "list", "dot import path": "module.Class"}
 
@@ -138,7 +136,7 @@ def _interruptible() -> Iterator[None]:
 def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]]) -> int:
     """Run a command, which knows some options, and return its exit code; a user's mistake is one line."""
     streams, path = (sys.stdout, sys.stderr), sys.path.copy()
-    sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)
     try:
         with _interruptible():
             sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed

@@ -29,9 +29,9 @@ STANDING: dict[str, type[Callback]] = {
 _MORE = (
     "--config FILE: YAML with any of the options, over which flags win. --ckpt_path RUN: a run's folder, a "
     ".ckpt file, or `best` or `last` of the newest run. --model CLASS, --data CLASS: another LightningModule "
-    "or LightningDataModule, such as examples.mlp.MLP. --optimizer CLASS, --lr_scheduler CLASS: of torch.optim, "
-    "such as Adam, with --optimizer.lr. --trainer.callbacks+=CLASS: your own, such as mine.Callback of mine.py "
-    "in this folder. --print_config: what would be run. --help-all: Lightning's Trainer as well."
+    "or LightningDataModule, such as examples.mlp.MLP. --optimizer CLASS, --lr_scheduler CLASS: of torch, "
+    "such as Adam, with --optimizer.lr. --trainer.callbacks+=CLASS: your own, as mine.Callback of mine.py in "
+    "this folder. --print_config: what would be run. --help-all: Lightning's Trainer as well."
 )
 
 

@@ -61,13 +61,14 @@ def discard_unstarted(folders: Sequence[Path]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def keep(run: Path | None, command: str, rows: Sequence[Mapping[str, float]], trainer: Trainer) -> None:
+def keep(cli: "TrainCLI", rows: Sequence[Mapping[str, float]]) -> None:
     """Print the metrics of a command, and keep them in the run's manifest if they are of all images."""
-    metrics = {name: value for row in rows for name, value in row.items()}
-    limit = trainer.limit_test_batches if command == "test" else trainer.limit_val_batches
+    trainer, metrics = cli.trainer, {name: value for row in rows for name, value in row.items()}
+    limit = trainer.limit_test_batches if cli.subcommand == "test" else trainer.limit_val_batches
     say(trainer, metrics_text(metrics))
-    if trainer.is_global_zero and run and isinstance(limit, float) and limit == 1:  # an int counts batches
-        update_manifest(run, **{command: metrics})
+    everything = isinstance(limit, float) and limit == 1  # an int counts batches
+    if trainer.is_global_zero and cli.run and everything:
+        update_manifest(cli.run, **{str(cli.subcommand): metrics})
 
 
 def predictions_path(cli: "TrainCLI") -> Path:

@@ -70,8 +70,8 @@ def evaluate(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     """Print the metrics of the test or the validation images, and keep them in the run's manifest."""
     _check(cli)
     _before_scoring(cli)
-    results = getattr(cli.trainer, cli.subcommand)(model, **kwargs | {"verbose": False})
-    outputs.keep(cli.run, cli.subcommand, results, cli.trainer)
+    results = getattr(cli.trainer, str(cli.subcommand))(model, **kwargs | {"verbose": False})
+    outputs.keep(cli, results)
 
 
 def predict(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
@@ -82,5 +82,5 @@ def predict(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     if type(model).predict_step is LightningModule.predict_step:  # which gives the labels to `forward`, too
         model.predict_step = partial(Classifier.predict_step, model)  # type: ignore[arg-type, method-assign]
     batches = cli.trainer.predict(model, **kwargs | {"return_predictions": True})
-    if not cli.trainer.fast_dev_run:
+    if not cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
         outputs.write_predictions(path, cli.datamodule, batches or [])

@@ -14,9 +14,8 @@ from softmax_regression.commands.errors import guarded
 from softmax_regression.errors import InputError
 from softmax_regression.runs import trust
 
-
-# Each is a function that returns what to print, such as the path of its page; what it is for; and its parameter,
-# if any, that takes the words that are not flags.
+# A function that returns what to print, such as the path of its page; what it is for; which of its parameters
+# takes the words that are not flags.
 STUDIES = {
     "numerics": ("numerics_study.run", "Where softmax and cross-entropy break, and what mends them.", None),
     "sweep": ("sweep.run", "Exercise 1: search batch size, learning rate, epochs and more.", None),

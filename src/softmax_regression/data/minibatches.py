@@ -51,6 +51,10 @@ class InOrder(SequentialSampler):
         """Note the epoch, counted from 0: a position in one is none in another."""
         self.epoch = epoch
 
+    def order(self) -> Tensor:
+        """Return range(n), shape (n,), int64, on the CPU."""
+        return torch.arange(len(self))
+
 
 class Minibatches:
     """An ordinary loader: one minibatch (x, y) a batch, each gathered when its turn comes.
@@ -101,8 +105,7 @@ class Minibatches:
 
     def order(self) -> Tensor:
         """Return the examples of this epoch in their order, (n,) int64, on the device of the data set."""
-        shuffled = isinstance(self.sampler, Shuffle)
-        return (self.index[self.sampler.order()] if shuffled else self.index).to(self.images.device)
+        return self.index[self.sampler.order()].to(self.images.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the minibatches of this epoch, all of them unless `load_state_dict` says where to go on."""

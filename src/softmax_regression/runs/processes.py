@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, accelerator, distributed
 from torch.distributed import DistError
 
-from softmax_regression.errors import InputError, LostProcessError
+from softmax_regression.errors import InputError, Interrupted, LostProcessError
 
 
 class ExactDDP(DDPStrategy):
@@ -100,5 +100,6 @@ def together() -> Iterator[None]:
                 "holds the port: see what it said, then go on with --resume"
             ) from error
         if not speaks() and os.environ.keys() & {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}:
-            time.sleep(GRACE)  # as soon as one process has ended, torchrun and srun end the others
+            with suppress(Interrupted):  # as soon as one process has ended, torchrun and srun end the others
+                time.sleep(GRACE)
         raise

@@ -94,12 +94,12 @@ def stop_reason(trainer: Trainer) -> str:
             why = message.partition(". ")[0].removeprefix("Monitored metric ")
             why = why.replace(" in the last ", " for ").replace(" records", " validations")
             ours = isinstance(callback, EarlyStopping)
-            return f"early stopping: {why}" + "; --early_stopping.patience 0 trains to the end" * ours
+            return f"early stopping: {why}" + "; --early_stopping.patience 0 trains on" * ours
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
         return f"max_steps={trainer.max_steps} reached"
     if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
         return f"max_epochs={trainer.max_epochs} reached"
-    left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]
+    left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
     if any(seconds is not None and seconds <= 0 for seconds in left):
         return "max_time is used up"
     return "a callback stopped the run"
@@ -162,8 +162,6 @@ class RunRecord(Callback):
         """Record everything that is known before the first step."""
         if not self.run:
             return
-        check_there(self.run)
-        write(str(self.config).encode(), self.run / "config.yaml")
         seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
         data = getattr(trainer.datamodule, "loaded", None)  # type: ignore[attr-defined]
         known: dict[str, Any] = {"status": "running", "stopped": None, "seed": seed and int(seed)}
@@ -173,6 +171,7 @@ class RunRecord(Callback):
         known["threads"] = torch.get_num_threads()
         known["data"] = {"origin": data.origin, "sha256": data.sha256} if data else {}
         self._update(**known, **environment())
+        write(str(self.config).encode(), self.run / "config.yaml")
         self._start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -184,11 +183,7 @@ class RunRecord(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the configuration, the classes of model and data, and what was trained on.
-
-        Raises:
-            StorageError: The run's folder is not there any more.
-        """
+        """Add the configuration, the classes of model and data, and what was trained on."""
         if self.run:
             check_there(self.run)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
