@@ -1,25 +1,28 @@
 """What Lightning promises holds: our model, data and engine, against a plain module in Lightning's own loop.
 
-The images, their order and the first weights are the same; the effect of each flag and callback is compared.
+Images, their order and the first weights are the same; what each flag and callback does is compared.
 """
 
+import csv
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch import callbacks as builtin
-from lightning.pytorch.loggers import Logger
-from lightning.pytorch.profilers import SimpleProfiler
-from lightning.pytorch.utilities.model_summary import summarize
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
+from lightning.pytorch.tuner import Tuner
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_equal import with_optimizer
+from twins import QUIET, same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
-from twins import QUIET, same
 
 from softmax_regression import Engine, FashionMNISTDataModule, SoftmaxRegression
 from softmax_regression.data.minibatches import Shuffle
@@ -34,7 +37,7 @@ class Plain(LightningModule):
         super().__init__()
         self.layer, self.lr = nn.Linear(784, 10), 0.1
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         return self.layer(x.flatten(1))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -46,7 +49,7 @@ class Plain(LightningModule):
         self.log("val/loss", F.cross_entropy(self(batch[0]), batch[1]))
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return self(batch[0]).argmax(1)
+        return self(batch[0])
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), self.lr)
@@ -65,74 +68,93 @@ class PlainData(FashionMNISTDataModule):
     """The same images in DataLoaders of torch."""
 
     def _minibatches(
-        self, images: Tensor, labels: Tensor, index: Tensor, batch_size: Any = None, seed: Any = None
+        self, images: Any, labels: Any, index: Any, batch_size: Any = None, seed: Any = None
     ) -> Any:
-        set_ = TensorDataset(images[index][:, None] / 255, labels[index])
-        sampler = None if seed is None else Shuffle(len(index), seed)
-        return DataLoader(set_, batch_size or self.hparams["eval_batch_size"], sampler=sampler)
+        rows = TensorDataset(images[index][:, None] / 255, labels[index])
+        order = {} if seed is None else {"sampler": Shuffle(len(index), seed)}
+        return DataLoader(rows, batch_size=batch_size or self.hparams["eval_batch_size"], **order)
 
 
-class Watch(Callback):
-    """Outputs, learning rates, steps and validations of a run."""
+class Watch(Callback, Logger):
+    """Steps, outputs, learning rates, validations, and what was logged of that which both modules log."""
+
+    name, version = "watch", 0
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
-        self.seen.append((trainer.global_step, args[-1], args[0]["loss"], rates))
+        bar = trainer.progress_bar_callback
+        totals = (bar.total_train_batches, bar.total_val_batches) if bar else ()
+        self.seen.append((trainer.global_step, args[-1], args[0]["loss"], rates, totals))
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         self.seen.append(("validated", trainer.global_step, trainer.sanity_checking, args[-1]))
 
-
-class Memory(Logger):
-    """What was logged at which step, of that which both modules log."""
-
-    name, version = "memory", 0
-
-    def __init__(self) -> None:
-        self.logged: list[Any] = []
-
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        if kept := {k: v for k, v in metrics.items() if k in ("loss", "lr-SGD") or k.endswith("/samples")}:
-            self.logged.append((step, kept))
+        kept = {k: v for k, v in metrics.items() if k in ("loss", "lr-SGD") or k.endswith("/samples")}
+        self.seen.append((step, kept, sum("cpu" in key for key in metrics))) if kept else None
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         pass
 
 
-class LateBias(builtin.BaseFinetuning):
-    """Trains the biases from the second epoch on."""
+class Writer(builtin.BasePredictionWriter):
+    """Notes which images a prediction is of."""
 
-    def freeze_before_training(self, pl_module: LightningModule) -> None:
-        list(pl_module.parameters())[1].requires_grad = False
-
-    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: Any) -> None:
-        if epoch == 1:
-            list(pl_module.parameters())[1].requires_grad = True
+    def write_on_epoch_end(self, trainer: Trainer, module: Any, predictions: Any, batch_indices: Any) -> None:
+        self.indices = batch_indices
 
 
-def frozen(trainer: Trainer, module: LightningModule) -> None:
-    list(module.parameters())[1].requires_grad = False
+def frozen(_: Any, module: LightningModule) -> None:
+    [*module.parameters()][1].requires_grad = False
 
 
-def saved(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*.ckpt"))
+def subject(ours: bool, folder: Path, **options: Any) -> tuple[LightningModule, Any, Trainer]:
+    """Our side of a comparison or the other: module, data and Trainer."""
+    make: Callable[[], LightningModule] = Ours if ours else Plain
+    optimizer, callbacks = options.pop("optimizer", None), options.pop("callbacks", list)()
+    module = with_optimizer(make, optimizer)() if optimizer else make()
+    with torch.no_grad():
+        for values in module.parameters():
+            values.copy_(torch.linspace(-0.01, 0.01, values.numel()).view_as(values))
+    sizes: dict[str, Any] = {"synthetic_size": 250, "eval_batch_size": 20}
+    data = (FashionMNISTDataModule if ours else PlainData)(32, 50, 200, "synthetic", **sizes)
+    own = {key: value(folder) for key, value in options.items() if callable(value)}
+    usual = QUIET | {"logger": callbacks[-1:], "default_root_dir": folder}
+    return module, data, Trainer(**usual | options | own | {"callbacks": [Engine(ours), *callbacks]})
 
 
 def made(cls: Any, *args: Any, **kwargs: Any) -> Callable[[], list[Any]]:
     return lambda: [cls(*args, **kwargs)]
 
 
-def actions(trainer: Trainer) -> dict[str, int]:
-    counted = trainer.profiler.recorded_durations if isinstance(trainer.profiler, SimpleProfiler) else {}
-    return {name: len(times) for name, times in counted.items() if not name.startswith("[")}
+def saved(trainer: Trainer) -> list[str]:
+    return sorted(path.name for path in Path(trainer.default_root_dir).rglob("*.ckpt"))
 
 
+def profiled(trainer: Trainer) -> bool:
+    return "optimizer_step" in next(Path(trainer.default_root_dir).glob("*.txt")).read_text()
+
+
+def events(trainer: Trainer) -> list[list[int]]:
+    board = EventAccumulator(trainer.loggers[0].log_dir)
+    board.Reload()
+    return [[event.step for event in board.Scalars(name)] for name in ("loss", "val/loss")]
+
+
+def rows(trainer: Trainer) -> list[str]:
+    lines = Path(trainer.loggers[0].log_dir, "metrics.csv").read_text().splitlines()
+    return [row["step"] for row in csv.DictReader(lines) if row["loss"]]
+
+
+SPIKE = made(builtin.SpikeDetection)
+TIMED = made(builtin.ModelCheckpoint, train_time_interval=timedelta(0), save_top_k=-1)
+RATE = made(builtin.ThroughputMonitor, lambda batch: len(batch[0]), window_size=3)
+SAVES: dict[str, Any] = {"enable_checkpointing": True, "effect": saved}
 PROMISES: dict[str, dict[str, Any]] = {
-    "limit_train_batches 1": {"limit_train_batches": 1},
-    "limit_train_batches 0.3": {"limit_train_batches": 0.3},
+    "limit_train_batches": {"limit_train_batches": 1},
     "overfit_batches 1": {"overfit_batches": 1},
     "overfit_batches 2": {"overfit_batches": 2},
     "val_check_interval 1": {"val_check_interval": 1},
@@ -144,40 +166,31 @@ PROMISES: dict[str, dict[str, Any]] = {
     "no validation": {"limit_val_batches": 0},
     "check_val_every_n_epoch": {"check_val_every_n_epoch": 2, "max_epochs": 4},
     "max_steps": {"max_steps": 4},
-    "min_steps": {"min_steps": 12, "max_epochs": 1},
     "num_sanity_val_steps": {"num_sanity_val_steps": 2},
     "accumulate_grad_batches": {"accumulate_grad_batches": 3},
-    "gradient_clip_val": {"gradient_clip_val": 0.1},
-    "gradient_clip_algorithm": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+    "gradient_clip_val": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
     "fast_dev_run": {"fast_dev_run": 2},
-    "precision": {"precision": "bf16-mixed"},
-    "double precision": {"precision": "64-true"},
-    "profiler": {"profiler": SimpleProfiler, "effect": actions},
+    "SimpleProfiler": {"profiler": lambda f: SimpleProfiler(f, "profile"), "effect": profiled},
+    "AdvancedProfiler": {"profiler": lambda f: AdvancedProfiler(f, "profile"), "effect": profiled},
+    "CSVLogger": {"logger": CSVLogger, "log_every_n_steps": 3, "effect": rows},
+    "TensorBoardLogger": {"logger": TensorBoardLogger, "log_every_n_steps": 3, "effect": events},
+    "TQDMProgressBar": {"callbacks": made(builtin.TQDMProgressBar), "enable_progress_bar": True},
+    "RichProgressBar": {"callbacks": made(builtin.RichProgressBar), "enable_progress_bar": True},
+    "ModelCheckpoint by steps": SAVES | {"callbacks": made(builtin.ModelCheckpoint, every_n_train_steps=3)},
+    "ModelCheckpoint by time": SAVES | {"callbacks": TIMED},
     "LearningRateMonitor": {"callbacks": made(builtin.LearningRateMonitor, "step"), "optimizer": "OneCycle"},
-    "EMA": {"callbacks": made(builtin.EMAWeightAveraging, decay=0.8)},
+    "LearningRateFinder": {"callbacks": made(builtin.LearningRateFinder, num_training_steps=20)},
+    "BatchSizeFinder": {"callbacks": made(builtin.BatchSizeFinder, init_val=16, max_trials=3)},
+    "EMAWeightAveraging": {"callbacks": made(builtin.EMAWeightAveraging, decay=0.8)},
     "SWA": {"callbacks": made(builtin.StochasticWeightAveraging, 0.5), "max_epochs": 4},
-    "pruning": {"callbacks": made(builtin.ModelPruning, "l1_unstructured", amount=0.5)},
-    "frozen parameters": {"callbacks": lambda: [builtin.LambdaCallback(on_fit_start=frozen)]},
-    "BaseFinetuning": {"callbacks": made(LateBias)},
-    "eval mode": {
-        "callbacks": lambda: [builtin.LambdaCallback(on_fit_start=lambda _, module: module.eval())]
-    },
+    "ModelPruning": {"callbacks": made(builtin.ModelPruning, "l1_unstructured", amount=0.5)},
+    "frozen parameters": {"callbacks": made(builtin.LambdaCallback, on_fit_start=frozen)},
+    "eval mode": {"callbacks": made(builtin.LambdaCallback, on_fit_start=lambda _, module: module.eval())},
     "accumulation by epoch": {"callbacks": made(builtin.GradientAccumulationScheduler, {0: 1, 1: 3})},
-    "SpikeDetection": {
-        "callbacks": made(builtin.SpikeDetection),
-        "effect": lambda t: t.callbacks[1].state_dict(),
-    },
-    "ThroughputMonitor": {
-        "callbacks": made(builtin.ThroughputMonitor, lambda b: len(b[0]), window_size=3),
-        "log_every_n_steps": 1,
-    },
-    "DeviceStatsMonitor": {"callbacks": made(builtin.DeviceStatsMonitor, cpu_stats=True)},
-    "Timer": {"callbacks": made(builtin.Timer), "effect": lambda t: t.callbacks[1].time_elapsed("train") > 0},
-    "ModelSummary": {
-        "callbacks": made(builtin.ModelSummary),
-        "effect": lambda t: summarize(t.lightning_module).total_parameters,
-    },
-    "cosine": {"optimizer": "cosine"},
+    "SpikeDetection": {"callbacks": SPIKE, "effect": lambda trainer: trainer.callbacks[1].last_val},
+    "ThroughputMonitor": {"callbacks": RATE, "log_every_n_steps": 1},
+    "DeviceStatsMonitor": {"callbacks": made(builtin.DeviceStatsMonitor, True), "log_every_n_steps": 2},
+    "Timer": {"callbacks": made(builtin.Timer), "effect": lambda t: t.callbacks[1].time_elapsed() > 0},
     "OneCycleLR": {"optimizer": "OneCycle"},
     "ReduceLROnPlateau": {"optimizer": "plateau", "max_epochs": 4},
     "StepLR": {"optimizer": "StepLR"},
@@ -185,33 +198,72 @@ PROMISES: dict[str, dict[str, Any]] = {
 }
 
 
-def outcome(ours: bool, tmp_path: Path, promise: dict[str, Any]) -> Any:
-    """Train, and return the weights, the watched run, what was logged, and a promise's own effect."""
-    options = dict(promise)
-    effect, callbacks = options.pop("effect", lambda _: None), options.pop("callbacks", list)()
-    optimizer, watch, memory = options.pop("optimizer", None), Watch(), Memory()
-    if "profiler" in options:
-        options["profiler"] = options["profiler"](dirpath=tmp_path, filename="profile")
-    torch.manual_seed(0)
-    module: LightningModule = Ours() if ours else Plain()
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.linspace(-0.01, 0.01, parameter.numel()).view_as(parameter))
-    data = (FashionMNISTDataModule if ours else PlainData)(
-        32, 50, 200, "synthetic", synthetic_size=250, eval_batch_size=20
-    )
-    if optimizer:
-        module = with_optimizer(lambda: module, optimizer)()
-    trainer = Trainer(
-        **QUIET
-        | {"logger": memory, "default_root_dir": tmp_path, "callbacks": [Engine(ours), *callbacks, watch]}
-        | options
-    )
-    trainer.fit(module, data)
-    return list(module.parameters()), watch.seen, memory.logged, effect(trainer)
+# The collection of garbage between two trials takes seconds in a large process.
+without_collection = patch("lightning.pytorch.tuner.batch_size_scaling.garbage_collection_cuda", list)
 
 
+@without_collection
 @pytest.mark.parametrize("promise", PROMISES)
-def test_promises_of_lightning_hold(promise: str, tmp_path: Path) -> None:
-    ours, plain = (outcome(engine, tmp_path, PROMISES[promise]) for engine in (True, False))
-    same(ours, plain, atol=1e-5)  # our layer adds the same products in another order
+def test_a_run_keeps_the_promise(promise: str, tmp_path: Path) -> None:
+    def outcome(ours: bool) -> Any:
+        options, watch = PROMISES[promise].copy(), Watch()
+        effect, callbacks = options.pop("effect", lambda _: None), options.pop("callbacks", list)()
+        options["callbacks"] = lambda: [*callbacks, watch]
+        module, data, trainer = subject(ours, tmp_path / str(ours), **options)
+        trainer.fit(module, data)
+        size = data.hparams["batch_size"]
+        return [*module.parameters()], watch.seen, size, effect(trainer)
+
+    same(outcome(True), outcome(False), atol=1e-5)  # our layer adds the same products in another order
+
+
+NO_INDICES = pytest.mark.xfail(reason="Lightning takes them from a torch DataLoader only", strict=True)
+
+
+def found_rate(ours: bool, folder: Path) -> Any:
+    module, data, trainer = subject(ours, folder)
+    found = Tuner(trainer).lr_find(module, data, num_training=20)
+    return found.suggestion() if found else None
+
+
+def found_size(ours: bool, folder: Path) -> Any:
+    module, data, trainer = subject(ours, folder)
+    return Tuner(trainer).scale_batch_size(module, datamodule=data, mode="binsearch", init_val=16)
+
+
+def indices(ours: bool, folder: Path) -> Any:
+    module, data, trainer = subject(ours, folder, callbacks=made(Writer, "epoch"), logger=False)
+    trainer.predict(module, data)
+    return [callback.indices for callback in trainer.callbacks if isinstance(callback, Writer)]
+
+
+@without_collection
+@pytest.mark.parametrize("tool", [found_rate, found_size, pytest.param(indices, marks=NO_INDICES)])
+def test_a_tool_keeps_its_promise(tool: Callable[[bool, Path], Any], tmp_path: Path) -> None:
+    ours, theirs = (tool(side, tmp_path) for side in (True, False))
+    assert ours == theirs
+    assert ours
+
+
+class Usual(SoftmaxRegression):
+    """A subclass with another forward, a layer more, and a usual training step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.more = nn.Sequential(nn.BatchNorm1d(10), nn.Linear(10, 10))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.more(super().forward(x))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+@pytest.mark.xfail(reason="the scores of the epoch, which it does not count, are NaN", strict=True)
+def test_what_a_subclass_adds_is_trained() -> None:
+    module = Usual()
+    before = [values.clone() for values in module.state_dict().values()]
+    data = FashionMNISTDataModule(32, 50, 200, "synthetic", synthetic_size=250)
+    Trainer(**QUIET, callbacks=[Engine()]).fit(module, data)
+    after = module.state_dict().values()
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
