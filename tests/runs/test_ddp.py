@@ -259,7 +259,7 @@ def test_the_end_of_one_process_ends_all_and_the_run_goes_on(
     assert time.monotonic() - start < LIMIT
     if number == signal.SIGTERM:
         assert [process.code for process in ended] == [143, 143]
-        assert ended[0].err.endswith(f"saved; go on with `python train.py fit --resume {RUN}`\n")
+        assert ended[0].err.endswith(f" fit --resume {RUN}`\n")
         assert (ended[0].err.count("\n"), ended[1].err) == (1, "")
         assert checkpoint.read(RUN / "checkpoints" / "last.ckpt")["global_step"] == 60
     else:
