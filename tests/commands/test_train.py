@@ -125,6 +125,7 @@ def test_without_validation_images_it_says_what_is_off_and_trains(capsys: pytest
     assert fit("--data.val_size=0") == 0
     assert "EarlyStopping is off" in capsys.readouterr().out
     assert manifest(only_run())["final"]["epoch"] == 3
+    assert [path.name for path in (only_run() / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 @pytest.mark.parametrize(
@@ -334,6 +335,7 @@ def test_a_lost_output_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr("sys.stdout", full)
         monkeypatch.setattr("sys.stderr", None)
+        assert fit("--trainer.max_epoch=1") == 2
         assert fit("--trainer.max_epochs=1") == 0
     assert manifest(only_run())["status"] == "finished"
 

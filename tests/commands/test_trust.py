@@ -209,7 +209,7 @@ def test_a_hostile_checkpoint_is_live_and_refused_in_every_way(
     assert not Path(CANARY).exists()
 
 
-BOMB = "a: &a [x]\nb: [" + ", ".join(["*a"] * 30) + "]"
+BOMB = "dirs: [&a x, " + ", ".join(["*a"] * 30) + "]"
 C = "{class_path: foreign.C}"
 LAMBDA = "class_path: lightning.pytorch.callbacks.LambdaCallback"
 BOARD = "class_path: lightning.pytorch.loggers.TensorBoardLogger"
@@ -259,16 +259,12 @@ def test_a_class_that_a_run_names_is_not_imported(
 def test_a_class_that_a_checkpoint_names_is_not_imported(
     saved: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    wrong = [
-        {"model": name}
-        for name in ("foreign.C", "subprocess.Popen", "lightning.pytorch.cli.Path", "theirs.C")
-    ]
-    wrong += [
-        {"config": text} for text in (THEIRS["class"], THEIRS["of Python"], "/dev/zero", "x.yaml", BOMB)
-    ]
-    for each in wrong:
-        Path("theirs.ckpt").write_bytes(dumps(saved | {"run": saved["run"] | each}))
-        assert run("report" if "model" in each else "test", "theirs.ckpt") == 2
+    names = ("foreign.C", "subprocess.Popen", "lightning.pytorch.cli.Path", "theirs.C")
+    texts = [THEIRS["class"], THEIRS["of Python"], "/dev/zero", "x.yaml"]
+    texts += [saved["run"]["config"].replace("dirs: null", BOMB)]
+    for key, value in [*(("model", name) for name in names), *(("config", text) for text in texts)]:
+        Path("theirs.ckpt").write_bytes(dumps(saved | {"run": saved["run"] | {key: value}}))
+        assert run("report" if key == "model" else "test", "theirs.ckpt") == 2
         one_line(capsys)
     assert not Path(CANARY).exists()
 
