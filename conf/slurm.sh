@@ -13,9 +13,10 @@
 #SBATCH --open-mode=append
 
 run=logs/softmax/slurm-$SLURM_JOB_ID
-if [ -f "$run/checkpoints/last.ckpt" ]; then
+if [ -n "$(find "$run" -name '*.ckpt' 2>/dev/null)" ]; then
     options=(--resume "$run")
 else
+    rm -rf "$run"  # of a start that was killed before it could save anything
     options=(--trainer.logger.version "slurm-$SLURM_JOB_ID" "$@")
 fi
 # The processes that srun starts are counted: no --trainer.devices, no --trainer.num_nodes.

@@ -67,6 +67,7 @@ def run_group(
     kill: tuple[int, signal.Signals, int] | None = None,
     env: dict[str, str] | None = None,
     patience: int = 60,
+    cores: int = 8,
 ) -> list[Ended]:
     """Run commands one after the other, in n processes, in the current folder.
 
@@ -78,6 +79,7 @@ def run_group(
         kill: The rank, the signal that it gets, and the update before which it gets it.
         env: Further environment variables.
         patience: Seconds that they wait for each other.
+        cores: CPU cores that each believes in.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -88,7 +90,7 @@ def run_group(
     for rank, file in zip(ranks, files, strict=True):
         variables = address | environment(rank, n) | (env or {})
         mine = kill[1:] if kill and kill[0] == rank else None
-        arguments = (commands, variables, str(Path.cwd()), str(file), patience, mine)
+        arguments = (commands, variables, str(Path.cwd()), str(file), patience, cores, mine)
         processes.append(CONTEXT.Process(target=_work, args=arguments))
     deadline = time.monotonic() + LIMIT
     try:
@@ -127,7 +129,7 @@ def wait(process: subprocess.Popen[str]) -> tuple[str, str]:
 
 def _work(
     commands: Sequence[Sequence[str]], env: dict[str, str], folder: str, output: str, patience: int,
-    kill: tuple[signal.Signals, int] | None,
+    cores: int, kill: tuple[signal.Signals, int] | None,
 ) -> None:  # fmt: skip
     os.chdir(folder)
     sys.path.insert(0, str(ROOT))  # for the examples
@@ -143,7 +145,7 @@ def _work(
     from softmax_regression.runs import processes
 
     torch.set_num_threads(1)
-    os.sched_getaffinity = lambda pid: set(range(8))  # the cap is not what is tested here
+    os.sched_getaffinity = lambda pid: set(range(cores))
     processes.TIMEOUT, processes.GRACE = timedelta(seconds=patience), 0
     if kill:
         _signal_itself(*kill)

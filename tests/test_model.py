@@ -1,103 +1,152 @@
-"""The LightningModule: its shapes, losses, gradients and metrics, compared with PyTorch written out."""
+"""The section's model: its shapes, losses, gradients and schedule, compared with PyTorch written out."""
 
 import doctest
-import itertools
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (as in the package)
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from torch.utils.data import DataLoader, TensorDataset
 
 from softmax_regression import FashionMNISTDataModule, InputError, SoftmaxRegression, model
 
 
-def data(**options: object) -> FashionMNISTDataModule:
-    return FashionMNISTDataModule(
-        source="synthetic",
-        synthetic_size=600,
-        val_size=101,
-        batch_size=32,
-        **options,  # type: ignore[arg-type]
-    )
+def data(**options: Any) -> FashionMNISTDataModule:
+    small: dict[str, Any] = {"source": "synthetic", "synthetic_size": 600, "val_size": 101, "batch_size": 32}
+    return FashionMNISTDataModule(**small | options)
 
 
-def train(module: SoftmaxRegression, epochs: int = 2, **options: object) -> SoftmaxRegression:
-    trainer = Trainer(
-        max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
-    trainer.fit(module, data(**options))
+def trainer(epochs: int = 2, **options: Any) -> Trainer:
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    quiet |= {"enable_checkpointing": False, "num_sanity_val_steps": 0, "accelerator": "cpu"}
+    return Trainer(max_epochs=epochs, **quiet | options)
+
+
+def trained(epochs: int = 2, seed: int = 0, trainer_options: Any = None, **options: Any) -> SoftmaxRegression:
+    seed_everything(seed)
+    module = SoftmaxRegression(**options)
+    trainer(epochs, **trainer_options or {}).fit(module, data(seed=seed))
     return module
 
 
+class Rates(Callback):
+    """The learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.seen.append(optimizer.param_groups[0]["lr"])
+
+
 def test_the_docstring_example() -> None:
-    assert doctest.testmod(model).failed == 0
+    ran = doctest.testmod(model)
+    assert ran.attempted > 0
+    assert ran.failed == 0
 
 
 def test_logits_are_linear_in_the_pixels_whatever_their_type_and_shape() -> None:
-    module = SoftmaxRegression(seed=1)
+    module = SoftmaxRegression()
     images = torch.randint(256, (5, 28, 28), dtype=torch.uint8)
     x = images.float() / 255
-    expected = x.flatten(1) @ module.linear.weight.T + module.linear.bias
-    assert torch.allclose(module(images), expected, atol=1e-6)
+    weight, bias = module.parameters()
+    assert torch.allclose(module(images), x.flatten(1) @ weight.T + bias, atol=1e-6)
     assert torch.equal(module(images), module(x))
     assert torch.equal(module(x), module(x.unsqueeze(1)))
 
 
 def test_initial_weights_are_normal_with_init_std_and_decided_by_the_seed() -> None:
-    a, b, c = SoftmaxRegression(seed=1), SoftmaxRegression(seed=1), SoftmaxRegression(seed=2, init_std=1.0)
-    torch.rand(1)  # whatever the global generator does
-    assert torch.equal(a.linear.weight, b.linear.weight)
-    assert a.linear.weight.std().item() == pytest.approx(0.01, rel=0.05)
-    assert c.linear.weight.std().item() == pytest.approx(1.0, rel=0.05)
-    assert not a.linear.bias.any()
+    def drawn(seed: int, **options: float) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(seed)
+        weight, bias = SoftmaxRegression(**options).parameters()  # type: ignore[arg-type]
+        return weight, bias
+
+    (weight, bias), (again, _), (other, _) = drawn(1), drawn(1), drawn(2, init_std=1.0)
+    assert torch.equal(weight, again)
+    assert weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert other.std().item() == pytest.approx(1.0, rel=0.05)
+    assert not bias.any()
 
 
-@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "lr": 0.01}, {"weight_decay": 0.1}])
-def test_training_is_minibatch_sgd_written_out(options: dict[str, float]) -> None:
-    module = train(SoftmaxRegression(seed=3, **options), seed=3)  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    "options", [{}, {"momentum": 0.9, "lr": 0.01}, {"weight_decay": 0.1}, {"schedule": "cosine"}]
+)
+def test_training_is_minibatch_sgd_written_out(options: dict[str, Any]) -> None:
+    module = trained(seed=3, **options)
     source = data(seed=3)
-    source.setup()
-    reference = SoftmaxRegression(seed=3, **options)  # type: ignore[arg-type]
-    sgd = torch.optim.SGD(
-        reference.parameters(), reference.hparams["lr"],
-        options.get("momentum", 0.0), weight_decay=options.get("weight_decay", 0.0),
-    )  # fmt: skip
-    batches = source.train_dataloader()
+    torch.manual_seed(3)
+    reference = SoftmaxRegression(**options)
+    lr = reference.hparams["lr"]
+    momentum, decay = options.get("momentum", 0.0), options.get("weight_decay", 0.0)
+    sgd = torch.optim.SGD(reference.parameters(), lr, momentum, weight_decay=decay)
+    minibatches, step = source.train_dataloader(), 0
     for epoch in range(2):
-        batches.sampler.set_epoch(epoch)
-        for images, labels, _ in itertools.chain(*batches):
+        minibatches.sampler.set_epoch(epoch)
+        for x, y in minibatches:
+            if "schedule" in options:
+                sgd.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * step / 32)) / 2
             sgd.zero_grad()
-            F.cross_entropy(reference(images), labels).backward()
+            F.cross_entropy(reference(x), y).backward()
             sgd.step()
-    assert torch.allclose(module.linear.weight, reference.linear.weight, atol=1e-7)
-    assert torch.allclose(module.linear.bias, reference.linear.bias, atol=1e-7)
+            step += 1
+    for ours, expected in zip(module.parameters(), reference.parameters(), strict=True):
+        assert torch.allclose(ours, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("as_floats", [True, False])
+def test_it_trains_on_any_loader_of_images_and_classes(as_floats: bool) -> None:
+    source = data()
+    source.setup()
+    images, labels = source.loaded.images, source.loaded.labels
+    x = images[:, None] / 255 if as_floats else images
+    module = SoftmaxRegression()
+    loader = DataLoader(TensorDataset(x, labels), batch_size=32)
+    trainer(5).fit(module, loader, loader)
+    assert module.history[-1]["train/acc"] > 0.75
+    assert module.history[-1]["val/acc"] > 0.75
 
 
 def test_the_three_losses_give_the_same_curve() -> None:
-    runs = {loss: train(SoftmaxRegression(loss=loss)) for loss in ("torch", "stable", "naive")}
+    runs = {loss: trained(loss=loss) for loss in ("torch", "stable", "naive")}
     for loss in ("stable", "naive"):
         for row, expected in zip(runs[loss].history, runs["torch"].history, strict=True):
             assert row == pytest.approx(expected, rel=1e-5)
-        assert torch.allclose(runs[loss].linear.weight, runs["torch"].linear.weight, atol=1e-6)
 
 
-def test_metrics_weigh_every_example_alike() -> None:
-    module = train(SoftmaxRegression(), epochs=1)
-    source = data()
-    source.setup()
-    assert source.data
-    images, labels = source.data.images[source.val_index], source.data.labels[source.val_index]
-    logits = module(images)
-    row = module.history[0]
-    assert row["val/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
-    assert row["val/acc"] * 101 == pytest.approx((logits.argmax(1) == labels).sum().item(), abs=1e-4)
+def test_two_minibatches_that_are_accumulated_make_the_update_of_one_that_is_as_large() -> None:
+    """The loss of an update is the mean of theirs, and that of the epoch the mean over its images."""
+    small, large = SoftmaxRegression(), SoftmaxRegression()
+    large.load_state_dict(small.state_dict())
+    trainer(accumulate_grad_batches=2).fit(small, data(train_size=448))
+    trainer().fit(large, data(train_size=448, batch_size=64))
+    for row, expected in zip(small.history, large.history, strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_cosine_schedule_ends_at_zero_and_the_constant_one_stays() -> None:
-    assert train(SoftmaxRegression(schedule="cosine")).history[-1]["lr"] == pytest.approx(0.0, abs=1e-12)
-    assert train(SoftmaxRegression(lr=0.2)).history[-1]["lr"] == 0.2
+@pytest.mark.parametrize(
+    ("limits", "steps"),
+    [
+        ({}, 32),
+        ({"max_steps": 20}, 20),
+        ({"limit_train_batches": 5}, 10),
+        ({"accumulate_grad_batches": 3}, 12),
+    ],
+)
+def test_the_cosine_schedule_falls_to_0_over_the_run_however_it_is_limited(
+    limits: dict[str, int], steps: int
+) -> None:
+    rates = Rates()
+    module = trained(lr=0.2, schedule="cosine", trainer_options={"callbacks": [rates], **limits})
+    expected = [0.1 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
+    assert rates.seen == pytest.approx(expected)
+    assert module.history[-1]["lr"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_constant_rate_stays() -> None:
+    assert trained(lr=0.2).history[-1]["lr"] == 0.2
 
 
 def test_dropout_drops_in_training_only() -> None:
@@ -107,44 +156,33 @@ def test_dropout_drops_in_training_only() -> None:
     assert torch.equal(module(x), module(x))
     module.train()
     assert not torch.equal(module(x), module(x))
-    assert train(module).history != train(SoftmaxRegression()).history
-
-
-def test_predictions_are_class_probability_and_distribution() -> None:
-    module = SoftmaxRegression(init_std=1.0)
-    images = torch.randint(256, (7, 28, 28), dtype=torch.uint8)
-    found = module.predict_step([(images[:4], torch.zeros(4), 4), (images[4:], torch.zeros(3), 3)], 0)
-    assert found["probabilities"].shape == (7, 10)
-    assert torch.allclose(found["probabilities"].sum(1), torch.ones(7))
-    assert torch.equal(found["class"], module(images).argmax(1))
-    assert torch.equal(found["probability"], found["probabilities"].amax(1))
+    assert trained(dropout=0.5).history != trained().history
 
 
 def test_a_checkpoint_loads_without_running_code(tmp_path: Path) -> None:
-    module = train(SoftmaxRegression(lr=0.2))
-    module.trainer.save_checkpoint(tmp_path / "x.ckpt")
+    module = trained(lr=0.2)
+    module.trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=False)
     again = SoftmaxRegression.load_from_checkpoint(tmp_path / "x.ckpt", weights_only=True)
     assert again.hparams == module.hparams
-    assert torch.equal(again.linear.weight, module.linear.weight)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), module.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("lr", 0.0),
-        ("lr", float("nan")),
-        ("dropout", 1.0),
-        ("momentum", -0.1),
-        ("weight_decay", -1.0),
-        ("num_classes", 0),
-    ],
-)
+BAD = [
+    ("lr", 0.0),
+    ("lr", math.nan),
+    ("dropout", 1.0),
+    ("momentum", -0.1),
+    ("weight_decay", -1.0),
+    ("num_classes", 0),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD)
 def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{name}={value}: must be .*; change model.{name}"):
         SoftmaxRegression(**{name: value})  # type: ignore[arg-type]
 
 
 def test_cosine_needs_an_end() -> None:
-    trainer = Trainer(max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     with pytest.raises(InputError, match="schedule=cosine"):
-        trainer.fit(SoftmaxRegression(schedule="cosine"), data())
+        trainer(-1).fit(SoftmaxRegression(schedule="cosine"), data())

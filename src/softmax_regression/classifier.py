@@ -38,7 +38,7 @@ class Classifier(LightningModule):
         self._validated: dict[str, float] = {}  # the metrics of this epoch's last validation
 
     def metrics(self) -> dict[str, Metric]:
-        """Return the metrics of logits (n, k) and classes (n,) beside the loss; a subclass may add its own."""
+        """Return the metrics of logits (n, k) and classes (n,) beside the loss; a subclass may add some."""
         return {"acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)}
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:

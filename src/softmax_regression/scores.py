@@ -1,5 +1,6 @@
 """Exact metrics over the images of an epoch, at next to no cost for a step."""
 
+import warnings
 from collections.abc import Callable, Mapping
 
 import torch
@@ -33,10 +34,10 @@ class EpochScores(nn.Module):
         That is exact for float32 losses, so that a save in the midst of an epoch changes no bit of the sum.
         """
         device = fn(torch.zeros(0, device=self.loss.device)).device
-        wide = torch.float32 if device.type == "mps" else torch.float64  # which that one does not have
-        self.loss.set_dtype(wide)
+        if device != self.loss.device:
+            self.loss.set_dtype(torch.float32)  # one of the two may have no other
         self.loss.to(device)
-        self.loss.set_dtype(wide)  # torchmetrics forgets it on the way
+        self.loss.set_dtype(_widest(device))  # torchmetrics forgets it on the way
         self.others.to(device)
         return self
 
@@ -47,6 +48,8 @@ class EpochScores(nn.Module):
             self._score()
 
     def _score(self) -> None:
+        # Sums that do not show where a run was interrupted; `to(device)` makes torchmetrics forget the type.
+        self.loss.set_dtype(_widest(self.loss.device))
         if not self._waiting:
             return
         logits, y, losses = zip(*self._waiting, strict=True)
@@ -60,7 +63,9 @@ class EpochScores(nn.Module):
     def compute(self) -> dict[str, float]:
         """Return the metrics by name, and begin anew."""
         self._score()
-        values = {"loss": self.loss.compute(), **self.others.compute()}
+        with warnings.catch_warnings():  # that nothing came since `load_sums`
+            warnings.filterwarnings("ignore", "The ``compute`` method of metric")
+            values = {"loss": self.loss.compute(), **self.others.compute()}
         self.reset()
         return {name: value.item() for name, value in values.items()}
 
@@ -73,18 +78,30 @@ class EpochScores(nn.Module):
     def _metrics(self) -> dict[str, Metric]:
         return {"loss": self.loss, **{str(name): metric for name, metric in self.others.items()}}
 
-    def sums(self, world_size: int) -> dict[str, dict[str, Tensor]]:
-        """Return the state of each metric, (ranks, ...), for a checkpoint; all processes take part."""
+    def sums(self, world_size: int) -> dict[str, dict[str, list[Tensor]]]:
+        """Return the state of each metric, a tensor of each process, for a checkpoint; all take part."""
         self._score()
         gather = gather_all_tensors if world_size > 1 else lambda value: [value]
         return {
-            name: {key: torch.stack(gather(value)) for key, value in metric.metric_state.items()}
+            name: {key: gather(_joined(value)) for key, value in metric.metric_state.items()}
             for name, metric in self._metrics().items()
         }
 
-    def load_sums(self, sums: Mapping[str, Mapping[str, Tensor]], rank: int, world_size: int) -> None:
+    def load_sums(self, sums: Mapping[str, Mapping[str, list[Tensor]]], rank: int, world_size: int) -> None:
         """Take up what `sums` returned; on another number of processes one of them takes it all."""
         for name, metric in self._metrics().items():
             for key, ranks in sums.get(name, {}).items():
-                same = len(ranks) == world_size
-                setattr(metric, key, ranks[rank] if same else ranks.sum(0) * (rank == 0))
+                mine = (
+                    ranks[rank : rank + 1] if len(ranks) == world_size else ranks[: len(ranks) * (rank == 0)]
+                )
+                before = metric.metric_state[key]
+                setattr(metric, key, list(mine) if isinstance(before, list) else sum(mine, before))
+
+
+def _joined(state: Tensor | list[Tensor]) -> Tensor:
+    """Return the state of a metric as one tensor; that of an area under a curve is a list of batches."""
+    return state if isinstance(state, Tensor) else torch.cat(state) if state else torch.zeros(0)
+
+
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -13,14 +13,14 @@ DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, as this module 
 
 def contestant(task: Task) -> Run:
     """Return the loop for the linear model, timed from its first step to its end."""
-    tensors = task.tensors()
-    return lambda epochs: fit(epochs, *tensors)
+    x, y, val_x, val_y = task.tensors()
+    return lambda epochs: fit(epochs, x, y, val_x, val_y)
 
 
 def of_mlp(task: Task) -> Run:
     """Return the loop for the MLP."""
-    tensors = task.tensors()
-    return lambda epochs: fit(epochs, *tensors, make=mlp)
+    x, y, val_x, val_y = task.tensors()
+    return lambda epochs: fit(epochs, x, y, val_x, val_y, mlp)
 
 
 def default_threads(task: Task) -> Run:

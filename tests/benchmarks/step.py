@@ -6,7 +6,7 @@ Command: python -m tests.benchmarks.step
 import argparse
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import median
 
 import torch
@@ -88,7 +88,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(args)
     torch.set_num_threads(1)
-    loops = {
+    loops: dict[str, Callable[[int], float]] = {
         "plain loop": by_hand,
         "the engine": lambda steps: by_lightning(steps, True),
         "Lightning's own loop": lambda steps: by_lightning(steps, False),

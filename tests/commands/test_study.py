@@ -1,46 +1,66 @@
 """The command line of the studies: what was written is printed, a mistake is one line and exit code 2."""
 
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from softmax_regression.commands import study
 from softmax_regression.commands.study import STUDIES, main
 from softmax_regression.studies import numerics_study, sweep
 
+MISTAKES = [
+    ("", "expected"),
+    ("nonsense", "nonsense"),
+    ("curve", "runs"),
+    ("report nowhere", "nowhere: no such checkpoint"),
+    ("list --logs nowhere", "nowhere"),
+    ("numerics --ot x", "--ot: no such option; did you mean --out"),
+    ("numerics --seed 18446744073709551616", "seed=18446744073709551616: must be at least 0 and below 2^32"),
+    ("numerics --out x.py", "x.py"),
+    ("numerics --config nowhere.yaml", "nowhere.yaml: no such file"),
+    ("sweep --workers many", "workers=many: expected int"),
+    ("sweep --quick --source synthetic --space.depth [1]", "depth"),
+]
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ([], "expected"),
-        (["nonsense"], "nonsense"),
-        (["sweep", "--workers", "many"], "workers"),
-        (["sweep", "--quick", "--source", "synthetic", "--space.depth", "[1]"], "space.depth: unknown"),
-        (["curve"], "runs"),
-        (["curve", "absent"], "absent: has no logged metrics"),
-    ],
-)
-def test_a_mistake_is_one_line(
-    args: list[str],
+
+@pytest.mark.parametrize(("args", "message"), MISTAKES, ids=[args for args, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_replaces_nothing(
+    args: str,
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main(args) == 2
+    Path("x.py").write_text("mine")
+    assert main(args.split()) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error
     assert error.count("\n") == 1
+    assert Path("x.py").read_text() == "mine"
 
 
-def test_help_lists_the_studies(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
+def test_help_imports_no_study(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+
+    def noted(name: str) -> ModuleType:
+        imported.append(name)
+        return import_module(name)
+
+    monkeypatch.setattr(study, "import_module", noted)
+    with pytest.raises(SystemExit, match="0"):
         main(["--help"])
-    assert exit_.value.code == 0
-    text = capsys.readouterr().out
-    assert all(name in text for name in STUDIES)
+    shown = capsys.readouterr().out.split()
+    assert all(name in shown for name in STUDIES)
+    assert not imported
+    with pytest.raises(SystemExit, match="0"):
+        main(["curve", "--help"])
+    assert "--output" in capsys.readouterr().out
+    assert set(imported) == {"softmax_regression.studies.curve"}
 
 
 def test_what_was_written_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -51,19 +71,19 @@ def test_what_was_written_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == f"{output}\n"
 
 
-def test_options_and_configuration_reach_the_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_options_and_configuration_reach_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
 
-    def run(space: dict[str, list[float]], seeds: list[int], quick: bool = False) -> Path:
-        seen.update(space=space, seeds=seeds, quick=quick)
+    def run(
+        space: dict[str, list[float]], seeds: list[int], quick: bool = False, prune: bool = False
+    ) -> Path:
+        seen.update(space=space, seeds=seeds, quick=quick, prune=prune)
         return tmp_path
 
     monkeypatch.setattr(sweep, "run", run)
     (tmp_path / "mine.yaml").write_text("space: {lr: [0.5]}\nseeds: [7]\n")
-    assert main(["sweep", "--config", str(tmp_path / "mine.yaml"), "--quick"]) == 0
-    assert seen == {"space": {"lr": [0.5]}, "seeds": [7], "quick": True}
+    assert main(["sweep", "--seeds", "[8]", "--quick", "--config", str(tmp_path / "mine.yaml")]) == 0
+    assert seen == {"space": {"lr": [0.5]}, "seeds": [8], "quick": True, "prune": False}
 
 
 def test_an_interruption_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

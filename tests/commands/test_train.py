@@ -6,11 +6,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
 
 from commands import SMALL, fit, manifest, only_run, scalars
 from softmax_regression.commands.train import main
@@ -70,7 +69,7 @@ def run(trained: Path) -> Path:
     return shutil.copytree(trained, Path("logs", "softmax", trained.name))
 
 
-def last(run: Path) -> dict[str, object]:
+def last(run: Path) -> dict[str, Any]:
     return checkpoint.read(run / "checkpoints" / "last.ckpt")
 
 
@@ -83,7 +82,7 @@ def test_fit_leaves_configuration_manifest_checkpoints_and_events(trained: Path)
     assert record["config"]["data"]["init_args"]["val_size"] == 101
     assert record["best"]["val/loss"] <= record["final"]["val/loss"]
     series = scalars(trained)
-    assert [step for step, _ in series["val/acc"]] == [16, 32, 48] or len(series["val/acc"]) == 3
+    assert len(series["val/acc"]) == 3
     assert series["val/acc"][-1][1] == pytest.approx(record["final"]["val/acc"])
 
 
@@ -100,6 +99,7 @@ def test_two_runs_with_one_seed_have_the_same_bits_and_folders_of_their_own() ->
 def test_fit_prints_a_line_an_epoch_and_commands_that_can_be_pasted(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    Path("train.py").touch()
     assert fit("--trainer.logger.save_dir=my logs") == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -127,22 +127,17 @@ def test_without_validation_images_it_says_what_is_off_and_trains(capsys: pytest
     assert manifest(only_run())["final"]["epoch"] == 3
 
 
-@pytest.mark.parametrize("place", [0, -1])
-@pytest.mark.parametrize("form", [["--config", "x.yaml"], ["--config=x.yaml"], ["-c", "x.yaml"], ["-cx.yaml"]])
-def test_a_flag_wins_over_a_file_wherever_it_stands(form: list[str], place: int) -> None:
-    Path("x.yaml").write_text("model: {lr: 0.5, momentum: 0.5}")
-    flags = ["--model.lr=0.25"]
-    flags[place if place == 0 else 1 : place if place == 0 else 1] = form
-    assert fit("--trainer.max_epochs=1", *flags) == 0
-    args = manifest(only_run())["config"]["model"]["init_args"]
-    assert (args["lr"], args["momentum"]) == (0.25, 0.5)
-
-
-def test_a_group_may_be_a_file_and_comes_before_its_flags() -> None:
+@pytest.mark.parametrize(
+    "file", ["--config x.yaml", "--config=x.yaml", "-c x.yaml", "-cx.yaml", "--trainer t.yaml"]
+)
+def test_a_flag_wins_over_a_file_wherever_it_stands(file: str) -> None:
+    Path("x.yaml").write_text("trainer: {max_epochs: 5, limit_train_batches: 2}")
     Path("t.yaml").write_text("max_epochs: 5\nlimit_train_batches: 2")
-    assert fit("--trainer.max_epochs=1", "--trainer", "t.yaml") == 0
-    trainer = manifest(only_run())["config"]["trainer"]
-    assert (trainer["max_epochs"], trainer["limit_train_batches"]) == (1, 2)
+    for words in (["--trainer.max_epochs=1", *file.split()], [*file.split(), "--trainer.max_epochs=1"]):
+        assert main(["fit", *SMALL, *words]) == 0
+        trainer = manifest(only_run())["config"]["trainer"]
+        assert (trainer["max_epochs"], trainer["limit_train_batches"]) == (1, 2)
+        shutil.rmtree("logs")
 
 
 @pytest.mark.usefixtures("mine")
@@ -151,17 +146,17 @@ def test_a_model_and_a_callback_of_the_users_own(capsys: pytest.CaptureFixture[s
     assert fit(*options, "--model.hidden", "16", "--model", "mine.Net", "--trainer.max_epochs=1") == 0
     assert "good morning" in capsys.readouterr().out
     saved = last(only_run())
-    assert saved["state_dict"]["net.1.weight"].shape == (16, 784)  # type: ignore[index]
-    assert saved["hyper_parameters"]["lr"] == 0.25  # type: ignore[index] # its own default, not that of ours
+    assert saved["state_dict"]["net.1.weight"].shape == (16, 784)
+    assert saved["hyper_parameters"]["lr"] == 0.25  # its own default, not that of ours
     assert main(["test", "--ckpt_path", str(only_run())]) == 0
     assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=2"]) == 0
-    assert len(last(only_run())["history"]) == 2  # type: ignore[arg-type]
+    assert len(last(only_run())["history"]) == 2
 
 
 def test_an_optimizer_and_a_schedule_by_flags(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--optimizer.lr=0.004", "--optimizer", "Adam", "--lr_scheduler", "StepLR"]
     assert fit(*flags, "--lr_scheduler.step_size=1", "--lr_scheduler.gamma=0.5") == 0
-    (state,) = last(only_run())["optimizer_states"]  # type: ignore[misc,attr-defined]
+    (state,) = last(only_run())["optimizer_states"]
     assert {"exp_avg", "exp_avg_sq"} < set(state["state"][0])
     assert state["param_groups"][0]["lr"] == 0.004 / 2**3
     assert capsys.readouterr().err == ""
@@ -172,7 +167,18 @@ def test_several_loggers_write_each_their_own() -> None:
     assert fit(f"--trainer.logger={loggers}", "--trainer.max_epochs=1") == 0
     assert (only_run() / "checkpoints" / "last.ckpt").exists()
     assert "val/loss" in (only_run(Path("csv")) / "metrics.csv").read_text()
-    assert main(["test", "--ckpt_path", str(only_run()), "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=t"]) == 0
+    assert (
+        main(
+            [
+                "test",
+                "--ckpt_path",
+                str(only_run()),
+                "--trainer.logger=CSVLogger",
+                "--trainer.logger.save_dir=t",
+            ]
+        )
+        == 0
+    )
     assert "test/acc" in (only_run(Path("t")) / "metrics.csv").read_text()
 
 
@@ -182,7 +188,9 @@ def test_a_checkpoint_io_of_the_users_own_is_used_as_it_is() -> None:
     assert b"sha256=" not in (only_run() / "checkpoints" / "last.ckpt").read_bytes()[-100:]  # which ours adds
 
 
-def test_a_profiler_and_a_summary_print(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_a_profiler_and_a_summary_print(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "lightning.pytorch")
     options = ("--trainer.profiler=simple", "--trainer.enable_model_summary=true", "--trainer.max_epochs=1")
     assert fit(*options) == 0
@@ -207,7 +215,10 @@ def test_test_names_what_it_scores_and_keeps_the_metrics(
 
 def test_a_score_of_a_part_is_not_kept(run: Path) -> None:
     before = manifest(run)
-    assert main(["test", "--ckpt_path", str(run), "--data.eval_batch_size=10", "--trainer.limit_test_batches=1"]) == 0
+    assert (
+        main(["test", "--ckpt_path", str(run), "--data.eval_batch_size=10", "--trainer.limit_test_batches=1"])
+        == 0
+    )
     assert manifest(run) == before
 
 
@@ -293,7 +304,11 @@ def test_help_shows_ours_first_and_lightnings_on_demand(capsys: pytest.CaptureFi
     assert "--trainer.max_epochs" not in text
     assert main(["fit", "--help-all"]) == 0
     text = capsys.readouterr().out
-    assert text.index("--model.lr") < text.index("--early_stopping.patience") < text.index("--trainer.max_epochs")
+    assert (
+        text.index("--model.lr")
+        < text.index("--early_stopping.patience")
+        < text.index("--trainer.max_epochs")
+    )
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--print_config"])
     assert "max_epochs: 10" in capsys.readouterr().out
@@ -333,16 +348,19 @@ def test_a_terminal_says_at_once_what_takes_long(script: str) -> None:
     shutil.copy(ROOT / script, script)
     command = f"{sys.executable} {script}"
     environment = os.environ | {"PYTHONPATH": "fake"}
-    shown = subprocess.run(["script", "-qec", command, "/dev/null"], env=environment, capture_output=True, text=True)
+    shown = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], env=environment, capture_output=True, text=True
+    )
     assert shown.stdout.split("\n") == ["importing torch and lightning ...", "imported", "\x1b[K"]
     piped = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert (piped.stdout, piped.stderr) == ("imported\n", "")
 
 
 def test_the_commands_import_little_beside_lightning() -> None:
+    packages = "{name.partition('.')[0] for name in sys.modules}"
     code = (
-        "import sys, lightning.pytorch.cli, torchmetrics, torchvision; before = {m.split('.')[0] for m in sys.modules};"
-        "import softmax_regression.commands.train; print(*{m.split('.')[0] for m in sys.modules} - before)"
+        f"import sys, lightning.pytorch.cli, torchmetrics, torchvision; before = {packages}; "
+        f"import softmax_regression.commands.train; print(*{packages} - before)"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert set(found.split()) <= {"softmax_regression", "filelock"}

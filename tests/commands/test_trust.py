@@ -1,4 +1,4 @@
-"""No checkpoint and no configuration of a stranger runs code; the attacks are shown to work elsewhere."""
+"""A user may name any class; no checkpoint and no configuration of a stranger's run makes code run."""
 
 import hashlib
 import io
@@ -16,23 +16,46 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import jsonargparse
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
 from commands import SMALL, fit, one_line, only_run
-from softmax_regression.commands import study as studies
-from softmax_regression.commands import trust
-from softmax_regression.commands.train import COMMANDS, main
-from softmax_regression.runs.checkpoint import read
+from softmax_regression.commands import study
+from softmax_regression.commands.options import COMMANDS
+from softmax_regression.commands.train import main
+from softmax_regression.errors import InputError
+from softmax_regression.runs import trust
+from softmax_regression.runs.checkpoint import dumps, read
 
 CANARY = "canary"  # a file in the folder of the test; that it exists says that foreign code ran
+ABOVE = "from lightning.pytorch import Callback, LightningModule\n"
+FOREIGN = f"""{ABOVE}import pathlib
+pathlib.Path({CANARY!r}).touch()
+class C(Callback): pass
+class D(Callback): pass
+def f(): pass
+def g(): pass
+"""
 
 
 @pytest.fixture(autouse=True)
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def foreign(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Modules on the path, not in the folder, that leave a canary when they are imported."""
+    folder = tmp_path_factory.mktemp("libraries")
+    for name in ("foreign", "étranger"):
+        (folder / f"{name}.py").write_text(FOREIGN)
+    monkeypatch.syspath_prepend(folder)
+    yield
+    for name in ("foreign", "étranger"):
+        sys.modules.pop(name, None)
+    trust.enforce()
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +118,6 @@ def tarred(content: Any) -> bytes:
     return buffer.getvalue()
 
 
-def scripted() -> bytes:
-    buffer = io.BytesIO()
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), buffer)
-    return buffer.getvalue()
-
-
 def within(name: str) -> Callable[[dict[str, Any]], bytes]:
     return lambda saved: zipped(saved | {name: saved[name] | {"x": SYSTEM}})
 
@@ -140,124 +157,69 @@ def sealed(data: bytes) -> bytes:
     return data + hashlib.sha256(data).hexdigest().encode()
 
 
-# Every way in which a person names a checkpoint; the commands of study.py that read one belong here too.
+# Every way in which a person names a checkpoint.
 WAYS: dict[str, Callable[[str], list[str]]] = {
     "fit --resume": lambda path: ["fit", *SMALL, "--resume", path],
     "fit --ckpt_path": lambda path: ["fit", *SMALL, f"--ckpt_path={path}"],
-    "test": lambda path: ["test", *SMALL, "--ckpt_path", path],
-    "validate": lambda path: ["validate", *SMALL, "--ckpt_path", path],
-    "predict": lambda path: ["predict", *SMALL, "--ckpt_path", path],
+    "test": lambda path: ["test", "--ckpt_path", path],
+    "test, forced": lambda path: ["test", "--ckpt_path", path, "--weights_only=false"],
+    "validate": lambda path: ["validate", "--ckpt_path", path],
+    "predict": lambda path: ["predict", "--ckpt_path", path],
     "report": lambda path: ["report", path],
     "compare": lambda path: ["compare", path, path],
     "export": lambda path: ["export", path],
 }
 
 
-COMMANDS_WITH_A_CONFIGURATION = [way for way in WAYS if way.split()[0] in COMMANDS]
+def run(way: str, path: str, *options: str) -> int:
+    words = WAYS[way](path)
+    return main([*words, *options]) if words[0] in COMMANDS else study.main(words)
 
 
-def exit_code(way: str, path: str, *options: str) -> int:
-    arguments = WAYS[way](path)
-    return main([*arguments, *options]) if arguments[0] in COMMANDS else studies.main(arguments)
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_the_hostile_checkpoints_are_live(kind: str, saved: dict[str, Any]) -> None:
-    Path("x.ckpt").write_bytes(HOSTILE[kind](saved))
-    with suppress(Exception):
-        torch.load("x.ckpt", weights_only=False)
-    assert Path(CANARY).exists()
+def a_run(saved: dict[str, Any], config: str) -> str:
+    """Make the folder of a stranger's run, and return it."""
+    folder = Path("logs/softmax/theirs")
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(config)
+    (folder / "checkpoints" / "last.ckpt").write_bytes(dumps(saved))
+    return str(folder)
 
 
 @pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE")  # which as an error would refuse it
-@pytest.mark.parametrize("forced", [False, True], ids=["", "weights_only=False wanted"])
-@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_a_hostile_checkpoint_is_refused_in_one_line(
-    kind: str,
-    way: str,
-    forced: bool,
-    saved: dict[str, Any],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_a_hostile_checkpoint_is_live_and_refused_in_every_way(
+    kind: str, saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = []
-    if forced:
-        monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
-        options = ["--weights_only=false"]
-    Path("x.ckpt").write_bytes(sealed(HOSTILE[kind](saved)))
-    assert exit_code(way, "x.ckpt", *options) == 2
-    line = one_line(capsys)
-    assert "x.ckpt" in line
-    assert "damaged" not in line  # it is not refused for its checksum
-    assert [path.name for path in Path().iterdir()] == ["x.ckpt"]
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_hostile_checkpoint_in_a_run_is_refused(
-    way: str, saved: dict[str, Any], capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = Path("logs/softmax/a")
-    (run / "checkpoints").mkdir(parents=True)
-    (run / "config.yaml").write_text("{trainer: {max_epochs: 3}}")
-    (run / "checkpoints" / "last.ckpt").write_bytes(sealed(zipped(SYSTEM)))
-    for path in (str(run), "last"):
-        assert exit_code(way, path) == 2
-        assert "refused" in one_line(capsys)
+    data = HOSTILE[kind](saved)
+    Path("x.ckpt").write_bytes(data)
+    with suppress(Exception):
+        torch.load("x.ckpt", weights_only=False)
+    assert Path(CANARY).exists()
+    (Path(CANARY).rmdir if Path(CANARY).is_dir() else Path(CANARY).unlink)()
+    Path("x.ckpt").write_bytes(sealed(data))
+    folder = Path(a_run(saved, "{trainer: {max_epochs: 3}}"))
+    (folder / "checkpoints" / "last.ckpt").write_bytes(sealed(data))
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    for way in WAYS:
+        for path in ("x.ckpt", str(folder)):
+            assert run(way, path) == 2, way
+            out, err = capsys.readouterr()
+            assert out == ""
+            assert "checksum" not in err  # it is not refused for its checksum
     assert not Path(CANARY).exists()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:Warning")  # it is on its way out
-def test_torchscript_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("x.ckpt").write_bytes(sealed(scripted()))
-    assert main(["test", "--ckpt_path", "x.ckpt"]) == 2
-    assert "x.ckpt: " in one_line(capsys)
-
-
-# Configurations
-
-
-@pytest.fixture
-def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A module on the path that leaves a canary when it is imported, under two names."""
-    for name in ("foreign", "étranger"):
-        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / CANARY)!r}, 'w')\nclass C: pass\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    yield
-    for name in ("foreign", "étranger"):
-        sys.modules.pop(name, None)
-
-
+BOMB = "a: &a [x]\nb: [" + ", ".join(["*a"] * 30) + "]"
 C = "{class_path: foreign.C}"
 LAMBDA = "class_path: lightning.pytorch.callbacks.LambdaCallback"
 BOARD = "class_path: lightning.pytorch.loggers.TensorBoardLogger"
-
-FLAGS = {
-    "class": ["--trainer.logger=foreign.C"],
-    "class path": ["--trainer.logger.class_path=foreign.C"],
-    "appended": ["--trainer.callbacks+=foreign.C"],
-    "not ASCII": ["--trainer.callbacks+=étranger.C"],
-    "two arguments": ["--trainer.logger", "foreign.C"],
-    "JSON": ['--trainer.callbacks=[{"class_path": "foreign.C"}]'],
-    "JSON, all": ['--trainer={"logger": {"class_path": "foreign.C"}}'],
-    "plugins": ["--trainer.plugins=[foreign.C]"],
-    "profiler": ["--trainer.profiler.class_path=foreign.C"],
-    "strategy": ["--trainer.strategy.class_path=foreign.C"],
-    "callable": [f"--trainer.callbacks=[{{{LAMBDA}, init_args: {{on_fit_start: foreign.C}}}}]"],
-    "help": ["--trainer.logger.help=foreign.C"],
-    "through a trusted module": ["--trainer.callbacks+=lightning.fabric.utilities.cloud_io.os.system"],
-    "of torch, but runs code": [
-        "--trainer.callbacks=lightning.pytorch.callbacks.LambdaCallback",
-        "--trainer.callbacks.on_fit_start=torch.hub.load",
-    ],
-    "of the parser": ["--trainer.callbacks+=jsonargparse.set_parsing_settings"],
-}  # fmt: skip
-
-FILES = {
+THEIRS = {
     "class": f"trainer: {{logger: {C}}}",
+    "not ASCII": "trainer: {callbacks: [étranger.C]}",
     "in a list": f"trainer: {{callbacks: [{{{LAMBDA}}}, {C}]}}",
     "in init_args": f"trainer: {{callbacks: [{{{LAMBDA}, init_args: {{on_fit_start: foreign.C}}}}]}}",
     "in init_args of a string": f'trainer: {{callbacks: "[{C}]"}}',
+    "escaped": r'trainer: {callbacks: "[{class_path: \"for\\x65ign.C\"}]"}',
     "where anything goes": f"trainer: {{logger: {{{BOARD}, init_args: {{save_dir: x, comment: {C}}}}}}}",
     "dotted key": f'{{"trainer.logger": {C}}}',
     "merged": f"x: &x {C}\ntrainer: {{logger: {{<<: *x}}}}",
@@ -265,108 +227,134 @@ FILES = {
     "optimizer": f"optimizer: {C}",
     "file beside it": "trainer: sub.yaml",
     "file of another name": "trainer: {logger: sub.txt}",
+    "of this folder's logs": "trainer: {callbacks: [logs.softmax.theirs.own.C]}",
+    "through a trusted module": "trainer: {callbacks: [lightning.fabric.utilities.cloud_io.os.system]}",
+    "of torch, but runs code": f"trainer: {{callbacks: {{{LAMBDA}, init_args: {{setup: torch.hub.load}}}}}}",
+    "of Python": "trainer: {callbacks: [{class_path: subprocess.Popen, init_args: {args: [touch, canary]}}]}",
+    "of the parser": "trainer: {callbacks: [jsonargparse.set_parsing_settings]}",
 }
 
 
-def write_configuration(text: str) -> str:
-    folder = Path("configurations")
-    folder.mkdir()
-    (folder / "sub.yaml").write_text(f"logger: {C}")
-    (folder / "sub.txt").write_text(C)
-    (folder / "x.yaml").write_text(text)
-    return str(folder / "x.yaml")
-
-
-def assert_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    line = one_line(capsys)
-    assert len(line) < 3000
-    assert not Path(CANARY).exists()
-    assert not {"foreign", "étranger"} & sys.modules.keys()
-
-
-@pytest.mark.usefixtures("foreign")
-@pytest.mark.parametrize("flags", FLAGS.values(), ids=FLAGS)
-def test_a_foreign_class_in_a_flag_is_refused_before_it_is_imported(
-    flags: list[str], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("text", THEIRS.values(), ids=THEIRS)
+def test_a_class_that_a_run_names_is_not_imported(
+    text: str, saved: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fit(*flags) == 2
-    assert_refused(capsys)
-    assert not Path("logs").exists()
-
-
-@pytest.mark.usefixtures("foreign")
-@pytest.mark.parametrize("text", FILES.values(), ids=FILES)
-def test_a_foreign_class_in_a_file_is_not_imported(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code = fit("--config", write_configuration(text), "--trainer.max_epochs=1")
-    if text == FILES["where anything goes"]:  # no class is wanted there, so that it is a mere value
-        assert code == 0
+    path = a_run(saved, text)
+    for name, words in {
+        "sub.yaml": f"logger: {C}",
+        "sub.txt": C,
+        "own.py": FOREIGN,
+        "__init__.py": "",
+    }.items():
+        Path(path, name).write_text(words)
+    for way in ("test", "fit --resume"):
+        code = run(way, path)
         assert not Path(CANARY).exists()
-    else:
-        assert code == 2
-        assert_refused(capsys)
+        assert not {"foreign", "étranger"} & sys.modules.keys()
+        if text != THEIRS["where anything goes"]:  # no class is wanted there, so that it is a mere value
+            assert code == 2
+            one_line(capsys)
 
 
-@pytest.mark.usefixtures("foreign")
-def test_a_foreign_class_is_refused_wherever_the_option_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("x.yaml").write_text(f"fit: {{trainer: {{logger: {C}}}}}")
-    Path("trainer.txt").write_text(f"logger: {C}")
-    for args in (
-        ["--config", "x.yaml", "fit"],
-        ["--fit.trainer.logger=foreign.C", "fit"],
-        ["fit", "--trainer", "trainer.txt"],
-        ["fit", "--trainer=file://" + str(Path("trainer.txt").absolute())],
-    ):
-        assert main(args) == 2
-        assert_refused(capsys)
-
-
-@pytest.mark.usefixtures("foreign")
-def test_a_foreign_class_in_the_configuration_of_a_run_is_refused(
+def test_a_class_that_a_checkpoint_names_is_not_imported(
     saved: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fit("--trainer.max_epochs=1") == 0
+    wrong = [
+        {"model": name}
+        for name in ("foreign.C", "subprocess.Popen", "lightning.pytorch.cli.Path", "theirs.C")
+    ]
+    wrong += [
+        {"config": text} for text in (THEIRS["class"], THEIRS["of Python"], "/dev/zero", "x.yaml", BOMB)
+    ]
+    for each in wrong:
+        Path("theirs.ckpt").write_bytes(dumps(saved | {"run": saved["run"] | each}))
+        assert run("report" if "model" in each else "test", "theirs.ckpt") == 2
+        one_line(capsys)
+    assert not Path(CANARY).exists()
+
+
+def test_what_a_user_names_is_trusted_in_flags_and_in_files(saved: dict[str, Any]) -> None:
+    Path("x.yaml").write_text(f"trainer: {{callbacks: [{C}]}}")
+    Path("t.yaml").write_text(f"callbacks: [{C}]")
+    for flags in (
+        ["--trainer.callbacks+=foreign.C"],
+        ["--config=x.yaml"],
+        ["-cx.yaml"],
+        ["--trainer", "t.yaml"],
+    ):
+        Path(CANARY).unlink(missing_ok=True)
+        sys.modules.pop("foreign", None)
+        assert fit("--trainer.max_epochs=1", *flags) == 0
+        assert Path(CANARY).exists()
+
+
+def test_trust_in_one_command_says_nothing_about_another(
+    saved: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit("--trainer.max_epochs=1", "--trainer.callbacks+=foreign.C") == 0
     capsys.readouterr()
-    run = only_run()
-    (run / "config.yaml").write_text(f"trainer: {{logger: {C}}}")
-    for way in COMMANDS_WITH_A_CONFIGURATION:
-        assert exit_code(way, str(run)) == 2
-        assert_refused(capsys)
+    theirs = a_run(saved, f"trainer: {{callbacks: [{C}]}}")
+    assert main(["test", "--ckpt_path", theirs]) == 2
+    assert "class foreign.C is refused" in one_line(capsys)
+    assert main(["test", "--ckpt_path", theirs, "--trainer.callbacks+=foreign.D"]) == 2
+    assert "class foreign.C is refused" in one_line(capsys)
 
 
-@pytest.mark.usefixtures("foreign")
+def allowed(name: str) -> bool:
+    """Whether a configuration may name a function or class now."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--f", type=Callable)
+    with suppress(Exception):
+        parser.parse_args([f"--f={name}"])
+        return True
+    return False
+
+
+def test_a_name_is_trusted_no_further_than_needed() -> None:
+    never = ("torch.hub.load", "os.system", "os.path.join", "jsonargparse.set_parsing_settings")
+    trust.enforce()
+    assert allowed("torch.nn.functional.relu")
+    assert not any(allowed(name) for name in (*never, "foreign.f"))
+    trust.enforce(["torch.utils.data.random_split", "os.path.join", "jsonargparse.CLI", "foreign.f"])
+    assert allowed("foreign.g")
+    assert not any(map(allowed, never))
+    trust.enforce(["foreign.f"], Path("theirs"))
+    assert allowed("foreign.f")
+    assert not allowed("foreign.g")
+
+
+def test_the_users_own_modules_lie_beside_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "beside.py",
+        "yaml.py",
+        "not-one.py",
+        "package/__init__.py",
+        "folder/inside.py",
+        "theirs/__init__.py",
+    ):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(f"{ABOVE}class M(LightningModule): pass")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(Path.cwd())])
+    assert trust.own_modules() == ["beside", "package", "theirs"]
+    assert trust.own_modules(Path("theirs/run")) == ["beside", "package"]
+    assert trust.own_modules(Path.cwd()) == []
+    assert trust.find_class("beside.M").__name__ == "M"
+    for name in (
+        "beside.ABOVE",
+        "beside.N",
+        "beside.LightningModule.load_from_checkpoint",
+        "folder.inside.M",
+        "M",
+    ):
+        with pytest.raises(InputError, match=name):
+            trust.find_class(name)
+
+
 def test_environment_variables_are_no_options(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("PL_FIT__TRAINER__LOGGER", "PL_TRAINER__LOGGER", "PL_CONFIG", "PL_FIT__CONFIG"):
         monkeypatch.setenv(name, "foreign.C")
     assert fit("--trainer.max_epochs=1") == 0
     assert not Path(CANARY).exists()
-
-
-def test_the_line_names_the_option_the_class_and_what_is_allowed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit("--trainer.callbacks+=json.JSONDecoder") == 2
-    line = one_line(capsys)
-    assert line.startswith("error: trainer.callbacks: class json.JSONDecoder is refused")
-    assert ", ".join(trust.TRUSTED) in line
-
-
-def test_classes_of_lightning_and_of_this_package_may_be_named() -> None:
-    assert (
-        fit("--trainer.callbacks+=lightning.pytorch.callbacks.LambdaCallback", "--trainer.max_epochs=1") == 0
-    )
-
-
-@pytest.mark.usefixtures("foreign")
-def test_a_study_trusts_no_more_than_a_run(
-    server: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    jsonargparse.set_parsing_settings(import_path_denylist=[], import_path_allowlist=[])  # as it is at first
-    Path("x.yaml").write_text(f"space: {{lr: {C}}}")
-    for option in ("--config=x.yaml", f"--space.lr={C}", "--space.lr=foreign.C"):
-        assert studies.main(["sweep", option]) == 2
-        assert_refused(capsys)
-    address, asked = server
-    assert studies.main(["sweep", f"--config={address}"]) == 2
-    assert "not from URLs" in one_line(capsys)
-    assert not asked
 
 
 @pytest.fixture
@@ -394,28 +382,23 @@ def server() -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
-URLS = (
-    "--config={}", "--trainer={}", "--trainer.logger={}", "--trainer.callbacks={}", "--data={}", "--model={}",
-    "--ckpt_path={}", "--resume={}", "--config=simplecache::{}", "--trainer=simplecache::{}",
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("option", URLS)
 def test_nothing_is_fetched_from_a_url(
-    option: str, server: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
+    server: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     address, asked = server
-    for url in (address + ".yaml", address + ".ckpt", "memory://x.yaml"):
-        assert main(["fit", option.format(url)]) == 2
-        one_line(capsys)
-    assert main([option.format(address), "fit"]) == 2
+    for option in (
+        "config",
+        "trainer",
+        "trainer.logger",
+        "trainer.callbacks",
+        "data",
+        "model",
+        "ckpt_path",
+        "resume",
+    ):
+        for url in (f"{address}.yaml", f"{address}.ckpt", "memory://x.yaml", f"simplecache::{address}.yaml"):
+            assert main(["fit", f"--{option}={url}"]) == 2
+            one_line(capsys)
+    assert study.main(["numerics", f"--config={address}"]) == 2
     one_line(capsys)
     assert not asked
-
-
-def test_a_bomb_of_aliases_and_a_file_without_end_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    levels = [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 10)]
-    Path("x.yaml").write_text("\n".join(["a0: &a0 [x]", *levels, "trainer: {callbacks: *a9}"]))
-    for path, word in (("x.yaml", "aliases"), ("/dev/zero", "no regular file")):
-        assert main(["fit", "--config", path]) == 2
-        assert word in one_line(capsys)

@@ -4,159 +4,134 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from softmax_regression.data.minibatches import Batches, Minibatches, Shuffle
+from softmax_regression.data.minibatches import Minibatches, Shuffle
 
 SIZES = {
     "n": st.integers(1, 60),
     "batch_size": st.integers(1, 70),
-    "steps": st.integers(1, 7),
     "seed": st.none() | st.integers(0, 2**32 - 1),
     "epoch": st.integers(0, 1000),
 }
 
 
-def batches(
-    n: int,
-    batch_size: int,
-    steps: int = 1,
-    seed: int | None = 0,
-    epoch: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Batches:
+def loader(
+    n: int, batch_size: int, seed: int | None = 0, epoch: int = 0, rank: int = 0, world_size: int = 1
+) -> Minibatches:
     """A split of n out of n + 3 examples, whose labels, and all pixels, are their numbers in the data set."""
     labels = torch.arange(n + 3)
     images = labels.to(torch.uint8)[:, None, None].expand(-1, 28, 28)
     index = torch.randperm(n + 3, generator=torch.Generator().manual_seed(n))[:n]
-    result = Batches(images, labels, index, batch_size, steps, seed, rank, world_size)
+    result = Minibatches(images, labels, index, batch_size, seed, rank, world_size)
     result.sampler.set_epoch(epoch)
     return result
 
 
-def flat(lists: list[Minibatches]) -> list[tuple[list[int], int]]:
-    """The labels and the global size of each minibatch."""
-    return [(y.tolist(), size) for minibatches in lists for _, y, size in minibatches]
-
-
-def seen(lists: list[Minibatches]) -> list[int]:
-    return [label for labels, _ in flat(lists) for label in labels]
+def seen(minibatches: Minibatches) -> list[list[int]]:
+    """The labels of each minibatch."""
+    return [y.tolist() for _, y in minibatches]
 
 
 @given(**SIZES, world_size=st.integers(1, 5))
 def test_each_example_is_seen_once_an_epoch_on_one_rank(
-    n: int, batch_size: int, steps: int, seed: int | None, epoch: int, world_size: int
+    n: int, batch_size: int, seed: int | None, epoch: int, world_size: int
 ) -> None:
-    ranks = [batches(n, batch_size, steps, seed, epoch, rank, world_size) for rank in range(world_size)]
-    shards = [list(rank) for rank in ranks]
-    assert sorted(label for shard in shards for label in seen(shard)) == sorted(ranks[0].index.tolist())
-    assert {len(shard) for shard in shards} == {len(rank) for rank in ranks} == {len(ranks[0])}
-    assert {len(flat(shard)) for shard in shards} == {ranks[0].steps_per_epoch}
+    ranks = [loader(n, batch_size, seed, epoch, rank, world_size) for rank in range(world_size)]
+    shards = [seen(rank) for rank in ranks]
+    assert sorted(itertools.chain(*itertools.chain(*shards))) == sorted(ranks[0].index.tolist())
+    assert {len(shard) for shard in shards} == {len(rank) for rank in ranks} == {-(-n // batch_size)}
 
 
 @given(**SIZES, world_size=st.integers(2, 5))
-def test_the_shards_of_a_minibatch_make_up_the_one_of_a_single_process(
-    n: int, batch_size: int, steps: int, seed: int | None, epoch: int, world_size: int
+def test_the_shares_of_a_minibatch_make_up_the_one_of_a_single_process(
+    n: int, batch_size: int, seed: int | None, epoch: int, world_size: int
 ) -> None:
-    whole = flat(list(batches(n, batch_size, steps, seed, epoch)))
-    shards = [
-        flat(list(batches(n, batch_size, steps, seed, epoch, rank, world_size))) for rank in range(world_size)
-    ]
-    for (labels, size), *parts in zip(whole, *shards, strict=True):
-        assert size == len(labels)
-        assert sorted(label for part, _ in parts for label in part) == sorted(labels)
-        assert {part_size for _, part_size in parts} == {size}
-        lengths = [len(part) for part, _ in parts]
-        assert max(lengths) - min(lengths) <= 1
+    ranks = [loader(n, batch_size, seed, epoch, rank, world_size) for rank in range(world_size)]
+    for whole, *parts in zip(seen(loader(n, batch_size, seed, epoch)), *ranks, strict=True):
+        shares = [y.tolist() for _, y in parts]
+        assert sorted(itertools.chain(*shares)) == sorted(whole)
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        weights = [rank.share for rank in ranks]  # of the minibatch that was handed out last
+        assert weights == pytest.approx([len(share) * world_size / len(whole) for share in shares])
+        assert sum(weights) == pytest.approx(world_size)
 
 
 @given(**SIZES)
-def test_minibatches_are_full_but_the_last_and_the_same_whatever_steps_is(
-    n: int, batch_size: int, steps: int, seed: int | None, epoch: int
-) -> None:
-    lists = list(batches(n, batch_size, steps, seed, epoch))
-    assert flat(lists) == flat(list(batches(n, batch_size, 1, seed, epoch)))
-    sizes = [size for _, size in flat(lists)]
+def test_minibatches_are_full_but_the_last(n: int, batch_size: int, seed: int | None, epoch: int) -> None:
+    sizes = [len(labels) for labels in seen(loader(n, batch_size, seed, epoch))]
     assert sizes[:-1] == [batch_size] * (len(sizes) - 1)
     assert sizes[-1] == n - sum(sizes[:-1])
-    assert [len(minibatches) for minibatches in lists[:-1]] == [steps] * (len(lists) - 1)
-    assert 1 <= len(lists[-1]) <= steps
 
 
 @given(**SIZES)
-def test_images_and_labels_belong_together(
-    n: int, batch_size: int, steps: int, seed: int | None, epoch: int
+def test_images_are_floats_and_belong_to_their_labels(
+    n: int, batch_size: int, seed: int | None, epoch: int
 ) -> None:
-    for x, y, _ in itertools.chain(*batches(n, batch_size, steps, seed, epoch)):
-        assert x.shape == (len(y), 28, 28)
-        assert x.dtype == torch.uint8
-        assert y.dtype == torch.int64
-        assert torch.equal(x, y.to(torch.uint8)[:, None, None].expand(-1, 28, 28))
+    for x, y in loader(n, batch_size, seed, epoch):
+        assert x.shape == (len(y), 1, 28, 28)
+        assert (x.dtype, y.dtype) == (torch.float32, torch.int64)
+        assert torch.equal(x, (y / 255)[:, None, None, None].expand_as(x))
 
 
-@given(**SIZES, stop=st.integers(0, 20), resumed_steps=st.integers(1, 7))
+@given(**SIZES, stop=st.integers(0, 20))
 def test_a_restored_position_gives_the_remaining_minibatches_once(
-    n: int, batch_size: int, steps: int, seed: int | None, epoch: int, stop: int, resumed_steps: int
+    n: int, batch_size: int, seed: int | None, epoch: int, stop: int
 ) -> None:
-    whole = flat(list(batches(n, batch_size, steps, seed, epoch)))
-    first = batches(n, batch_size, steps, seed, epoch)
-    done = flat(list(itertools.islice(first, stop % len(first))))
+    first, second = loader(n, batch_size, seed, epoch), loader(n, batch_size, seed)
+    whole = seen(first)
+    done = [y.tolist() for _, y in itertools.islice(first, stop % len(first))]
     assert first.position == len(done)
-    state = first.state_dict()
-
-    second = batches(n, batch_size, resumed_steps, seed)
-    second.load_state_dict(state)
+    second.load_state_dict(first.state_dict())
     second.sampler.set_epoch(epoch)
-    assert done + flat(list(second)) == whole
+    assert done + seen(second) == whole
     assert second.position == 0
     next(iter(second))
-    assert flat(list(second)) == whole  # and only once
+    assert seen(second) == whole  # and only once
 
 
-def test_a_complete_epoch_is_at_position_0_as_soon_as_its_last_list_is_out() -> None:
-    pass_ = batches(10, 3, steps=2)
-    positions = [pass_.position for _ in pass_]
-    assert positions == [2, 0]  # a checkpoint at the end of an epoch is one before the next
+def test_a_complete_epoch_is_at_position_0_as_soon_as_its_last_minibatch_is_out() -> None:
+    minibatches = loader(10, 3)
+    positions = [minibatches.position for _ in minibatches]
+    assert positions == [1, 2, 3, 0]  # a checkpoint at the end of an epoch is one before the next
 
 
-def test_the_state_says_the_epoch_and_counts_for_no_other() -> None:
-    first = batches(10, 2, epoch=4)
+@pytest.mark.parametrize("seed", [0, None])
+def test_the_state_says_the_epoch_and_counts_for_no_other(seed: int | None) -> None:
+    first, second = loader(10, 2, seed, epoch=4), loader(10, 2, seed)
     next(iter(first))
     assert first.state_dict() == {"epoch": 4, "position": 1}
-    second = batches(10, 2)
     second.load_state_dict(first.state_dict())
     second.sampler.set_epoch(5)
-    assert flat(list(second)) == flat(list(batches(10, 2, epoch=5)))
+    assert seen(second) == seen(loader(10, 2, seed, epoch=5))
 
 
 def test_a_pass_that_was_left_early_does_not_shorten_the_next() -> None:
-    validation = batches(10, 2, seed=None)
+    validation = loader(10, 2, seed=None)
     next(iter(validation))  # what a sanity check or a limit on the batches does
-    assert seen(list(validation)) == validation.index.tolist()
+    assert list(itertools.chain(*seen(validation))) == validation.index.tolist()
 
 
-def test_a_remainder_smaller_than_the_number_of_ranks_leaves_empty_shards() -> None:
-    last = [list(itertools.chain(*batches(9, 4, steps=3, rank=rank, world_size=3)))[-1] for rank in range(3)]
-    assert [len(y) for _, y, _ in last] == [1, 0, 0]
-    assert [x.shape for x, _, _ in last] == [(1, 28, 28), (0, 28, 28), (0, 28, 28)]
-    assert {size for _, _, size in last} == {1}
+def test_a_remainder_smaller_than_the_number_of_ranks_leaves_empty_shares() -> None:
+    last = [list(loader(9, 4, rank=rank, world_size=3))[-1] for rank in range(3)]
+    assert [len(y) for _, y in last] == [1, 0, 0]
+    assert [x.shape for x, _ in last] == [(1, 1, 28, 28), (0, 1, 28, 28), (0, 1, 28, 28)]
 
 
-def test_without_a_seed_the_order_is_that_of_the_index() -> None:
-    plain = batches(50, 8, seed=None, epoch=3)
-    assert seen(list(plain)) == plain.index.tolist()
+def test_the_data_set_is_that_of_the_split() -> None:
+    minibatches = loader(10, 3)
+    assert len(minibatches.dataset) == 10
+    assert [int(minibatches.dataset[i][1]) for i in range(10)] == minibatches.index.tolist()
 
 
 def test_the_order_is_a_function_of_seed_and_epoch_alone() -> None:
-    expected = seen(list(batches(100, 7, seed=5, epoch=3)))
-    used = batches(100, 33, steps=4, seed=5)
+    expected = list(itertools.chain(*seen(loader(100, 7, seed=5, epoch=3))))
+    used = loader(100, 33, seed=5)
     for epoch in (0, 1, 9, 3):
         used.sampler.set_epoch(epoch)
-        last = seen(list(used))
+        last = list(itertools.chain(*seen(used)))
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    assert last == expected == seen(list(batches(100, 7, seed=5, epoch=3)))
+    assert last == expected == used.order().tolist()
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -164,7 +139,7 @@ def test_the_order_changes_with_the_seed_and_with_the_epoch() -> None:
     def order(seed: int, epoch: int) -> tuple[int, ...]:
         shuffle = Shuffle(100, seed)
         shuffle.set_epoch(epoch)
-        return tuple(shuffle.order().tolist())
+        return tuple(shuffle)
 
     seeds = [*range(10), 1_000_003, 2**32 - 1]
     orders = {order(seed, epoch) for seed in seeds for epoch in range(10)}
@@ -181,12 +156,10 @@ def test_every_place_of_the_order_is_as_likely_for_every_example() -> None:
 
 
 @pytest.mark.gpu
-def test_batches_of_a_data_set_on_the_gpu_are_gathered_there() -> None:
-    host = batches(100, 7, steps=3, seed=1)
-    device = Batches(host.images.cuda(), host.labels.cuda(), host.index, 7, 3, 1)
-
-    def on(lists: Batches) -> list[Tensor]:
-        return [tensor for minibatches in lists for x, y, _ in minibatches for tensor in (x, y)]
-
-    assert all(tensor.is_cuda for tensor in on(device))
-    assert all(torch.equal(a, b.cpu()) for a, b in zip(on(host), on(device), strict=True))
+def test_minibatches_of_a_data_set_on_the_gpu_are_gathered_there() -> None:
+    host = loader(100, 7, seed=1)
+    device = Minibatches(host.images.cuda(), host.labels.cuda(), host.index, 7, 1)
+    for (x, y), (expected_x, expected_y) in zip(device, host, strict=True):
+        assert x.is_cuda
+        assert torch.equal(x.cpu(), expected_x)
+        assert torch.equal(y.cpu(), expected_y)

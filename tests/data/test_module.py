@@ -1,5 +1,6 @@
 import doctest
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,11 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from torch import Tensor
 
+from softmax_regression.classifier import Batch
 from softmax_regression.data import module as data
-from softmax_regression.data import files as fashion_mnist
-from softmax_regression.data.minibatches import Batches, Minibatch, Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
-from softmax_regression.errors import InputError
-from softmax_regression.data.files import Dataset
 from softmax_regression.data.synthetic import draw
+from softmax_regression.errors import InputError
 
 # https://github.com/Lightning-AI/pytorch-lightning/issues/21273
 pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
@@ -34,9 +33,10 @@ def loaded(tiny: Path, **options: Any) -> FashionMNISTDataModule:
     return result
 
 
-def seen(batches: Batches) -> tuple[Tensor, Tensor]:
-    minibatches = [minibatch for several in batches for minibatch in several]
-    return torch.cat([x for x, _, _ in minibatches]), torch.cat([y for _, y, _ in minibatches])
+def seen(minibatches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+    """The images (n, 28, 28) uint8 and labels (n,) of minibatches."""
+    xs, ys = zip(*minibatches, strict=True)
+    return (torch.cat(xs)[:, 0] * 255).round().to(torch.uint8), torch.cat(ys)
 
 
 class Recorder(LightningModule):
@@ -44,10 +44,10 @@ class Recorder(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[Minibatch] = []
+        self.seen: list[Batch] = []
 
-    def predict_step(self, batch: Minibatches, batch_idx: int) -> int:
-        self.seen += batch
+    def predict_step(self, batch: Batch, batch_idx: int) -> int:
+        self.seen.append(batch)
         return len(batch)
 
 
@@ -85,7 +85,7 @@ def test_both_splits_have_the_classes_equally_often_to_one(
 
 def test_the_validation_images_are_the_same_for_every_seed_and_training_size(tiny: Path) -> None:
     expected = loaded(tiny).val_index
-    for options in ({"seed": 1}, {"train_size": 20}, {"batch_size": 7, "steps_per_execution": 3}):
+    for options in ({"seed": 1}, {"train_size": 20}, {"batch_size": 7}):
         assert torch.equal(loaded(tiny, **options).val_index, expected)
     torch.manual_seed(99)
     assert torch.equal(loaded(tiny).val_index, expected)
@@ -145,9 +145,8 @@ def test_the_default_split_of_the_real_data_is_balanced(real_folder: Path) -> No
 def test_the_loaders_hand_out_their_split_and_no_other(tiny: Path) -> None:
     split = loaded(tiny)
     images, labels = seen(split.train_dataloader())
-    order = split.train_dataloader().sampler.order()
-    assert torch.equal(images, split.loaded.images[split.train_index[order]])
-    assert torch.equal(labels, split.loaded.labels[split.train_index[order]])
+    assert torch.equal(images, split.loaded.images[split.train_dataloader().order()])
+    assert torch.equal(labels, split.loaded.labels[split.train_dataloader().order()])
     (name, validation), *others = split.val_dataloader().items()
     assert name == "val"
     assert others == []
@@ -163,10 +162,10 @@ def test_the_order_of_the_training_images_follows_the_seed(tiny: Path) -> None:
     assert not torch.equal(one, other)
 
 
-def test_batch_size_and_steps_are_those_asked_for(tiny: Path) -> None:
-    loader = loaded(tiny, batch_size=64, steps_per_execution=3).train_dataloader()
-    assert [len(several) for several in loader] == [3, 3, 2]
-    assert [size for several in loader for _, _, size in several] == [64] * 7 + [500 - 7 * 64]
+def test_batch_sizes_are_those_asked_for(tiny: Path) -> None:
+    split = loaded(tiny, batch_size=64, eval_batch_size=30)
+    assert [len(y) for _, y in split.train_dataloader()] == [64] * 7 + [500 - 7 * 64]
+    assert [len(y) for _, y in split.val_dataloader()["val"]] == [30, 30, 30, 10]
 
 
 def test_the_test_images_are_watched_only_when_asked_for(tiny: Path) -> None:
@@ -182,7 +181,7 @@ def test_the_data_are_loaded_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -
     for stage in ("fit", "validate", "test", "predict", None):
         split.setup(stage)
     assert split.loaded is first
-    assert split.state_dict() == {"sha256": first.sha256, "source": "fashion-mnist"}
+    assert split.state_dict() == {"sha256": first.sha256, "source": "files", "position": {}}
 
 
 def test_the_example_in_the_documentation_runs() -> None:
@@ -214,10 +213,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
         "lower data.train_size or data.val_size",
     ),
     ({"synthetic_size": 9}, "synthetic_size=9: must be at least 10; change data.synthetic_size"),
-    (
-        {"steps_per_execution": 0},
-        "steps_per_execution=0: must be at least 1; change data.steps_per_execution",
-    ),
+    ({"eval_batch_size": 0}, "eval_batch_size=0: must be at least 1; change data.eval_batch_size"),
     ({"dirs": []}, "dirs=[]: expected at least one folder; add one to data.dirs"),
 ]
 
@@ -247,7 +243,7 @@ def test_sizes_that_do_not_fit_are_refused_again_the_second_time(tiny: Path) -> 
 
 
 def test_generated_images_need_no_files_and_say_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fashion_mnist, "load", None)
+    monkeypatch.setattr(data, "read_files", None)
     split = FashionMNISTDataModule(source="synthetic", synthetic_size=600, val_size=100)
     split.setup()
     assert split.loaded.images.shape == (600, 28, 28)
@@ -258,15 +254,15 @@ def test_generated_images_need_no_files_and_say_what_they_are(monkeypatch: pytes
 
 
 def test_generated_training_and_test_images_have_none_in_common() -> None:
-    generated = data.load("synthetic", synthetic_size=600)
+    generated = data.load(source="synthetic", synthetic_size=600)
     both = torch.cat([generated.images, generated.test_images]).flatten(1)
     assert len(both.unique(dim=0)) == 700
 
 
 def test_generated_images_are_the_same_every_time_and_their_digest_says_which() -> None:
-    one, other = (data.load("synthetic", synthetic_size=size) for size in (600, 610))
+    one, other = (data.load(source="synthetic", synthetic_size=size) for size in (600, 610))
     torch.manual_seed(5)
-    again = data.load("synthetic", synthetic_size=600)
+    again = data.load(source="synthetic", synthetic_size=600)
     assert all(torch.equal(a, b) for a, b in zip(one[:4], again[:4], strict=True))
     assert one.sha256 == again.sha256
     assert one.sha256 != other.sha256
@@ -287,10 +283,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(dirs: Any) -> Dataset:
-        raise AssertionError("photos need no other images")
-
-    monkeypatch.setattr(fashion_mnist, "load", refuse)
+    monkeypatch.setattr(data, "load", None)
 
 
 @pytest.mark.usefixtures("no_files")
@@ -299,15 +292,16 @@ def test_photos_are_predicted_without_the_data_set(photos: Path, as_list: bool) 
     recorder = Recorder()
     images = [str(photos)] if as_list else str(photos)
     trainer().predict(recorder, datamodule=FashionMNISTDataModule(images=images), return_predictions=False)
-    assert torch.equal(torch.cat([x for x, _, _ in recorder.seen]), draw(3, seed=0)[0])
-    assert torch.cat([y for _, y, _ in recorder.seen]).tolist() == [-1, -1, -1]
+    found, labels = seen(recorder.seen)
+    assert torch.equal(found, draw(3, seed=0)[0])
+    assert labels.tolist() == [-1, -1, -1]
 
 
 def test_without_photos_the_test_images_are_predicted(tiny: Path) -> None:
     recorder, split = Recorder(), module(tiny)
     trainer().predict(recorder, datamodule=split, return_predictions=False)
-    assert torch.equal(torch.cat([x for x, _, _ in recorder.seen]), split.loaded.test_images)
-    assert torch.equal(torch.cat([y for _, y, _ in recorder.seen]), split.loaded.test_labels)
+    assert torch.equal(seen(recorder.seen)[0], split.loaded.test_images)
+    assert torch.equal(seen(recorder.seen)[1], split.loaded.test_labels)
 
 
 def test_photos_leave_the_other_stages_alone(tiny: Path, photos: Path) -> None:
@@ -337,7 +331,7 @@ def test_files_that_are_no_photos_are_named_and_counted(
 @pytest.mark.usefixtures("no_files")
 def test_a_folder_without_a_photo_is_bad_input(tmp_path: Path) -> None:
     split = FashionMNISTDataModule(images=str(tmp_path / "absent"))
-    with pytest.raises(InputError, match=r"images=.*absent: none of 1 files can be used") as caught:
+    with pytest.raises(InputError, match=r"none of 1 photos can be used .*absent") as caught:
         split.setup("predict")
     assert "\n" not in str(caught.value)
 
@@ -353,15 +347,14 @@ class Counter(Recorder):
         self.epochs: dict[tuple[str, int], list[int]] = {}
         self.weight = torch.nn.Parameter(torch.zeros(1))
 
-    def _step(self, stage: str, batch: Minibatches) -> None:
-        labels = [label for _, y, _ in batch for label in y.tolist()]
-        self.epochs.setdefault((stage, self.current_epoch), []).extend(labels)
+    def _step(self, stage: str, batch: Batch) -> None:
+        self.epochs.setdefault((stage, self.current_epoch), []).extend(batch[1].tolist())
 
-    def training_step(self, batch: Minibatches, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._step("train", batch)
         return self.weight.sum()
 
-    def validation_step(self, batch: Minibatches, batch_idx: int, dataloader_idx: int = 0) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         if not self.trainer.sanity_checking:
             self._step("val", batch)
 
@@ -376,10 +369,9 @@ def index_labels(split: FashionMNISTDataModule) -> None:
 
 
 def test_a_sanity_check_does_not_shorten_validation_and_every_epoch_has_its_own_order(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path,
 ) -> None:
-    monkeypatch.setattr(data, "EVAL_BATCH_SIZE", 30)
-    split, counter = loaded(tiny), Counter()
+    split, counter = loaded(tiny, eval_batch_size=30), Counter()
     index_labels(split)
     trainer(max_epochs=2, num_sanity_val_steps=2).fit(counter, datamodule=split)
     for epoch in (0, 1):
@@ -393,6 +385,42 @@ def test_an_epoch_that_is_limited_sees_the_first_minibatches_of_its_order(tiny: 
     index_labels(split)
     trainer(max_epochs=3, limit_train_batches=4, limit_val_batches=0).fit(counter, datamodule=split)
     for epoch in range(3):
-        batches = split.train_dataloader()
-        batches.sampler.set_epoch(epoch)
-        assert counter.epochs["train", epoch] == seen(batches)[1][:40].tolist()
+        loader = split.train_dataloader()
+        loader.sampler.set_epoch(epoch)
+        assert counter.epochs["train", epoch] == seen(loader)[1][:40].tolist()
+
+
+@pytest.mark.parametrize("counts_its_steps", [False, True])
+def test_an_epoch_that_was_interrupted_goes_on_at_its_minibatch(
+    tiny: Path, tmp_path: Path, counts_its_steps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a schedule asks for the number of steps, which lets Lightning forget the loader's state."""
+
+    class Scheduled(Counter):
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            if counts_its_steps:
+                assert self.trainer.estimated_stepping_batches == 100
+            return super().configure_optimizers()
+
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if self.global_step == stop_at:
+                self.trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=False)
+                raise KeyError
+
+    whole, first, rest, stop_at = Scheduled(), Scheduled(), Scheduled(), -1
+    options: dict[str, Any] = {"max_epochs": 2, "limit_val_batches": 0}
+    trainer(**options).fit(whole, datamodule=loaded(tiny))
+    stop_at = 70
+    with pytest.raises(KeyError):
+        trainer(**options).fit(first, datamodule=loaded(tiny))
+    stop_at = -1
+    trainer(**options).fit(rest, datamodule=loaded(tiny), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    assert first.epochs["train", 1] + rest.epochs["train", 1] == whole.epochs["train", 1]
+    assert len(rest.epochs["train", 1]) == 300
+
+
+def test_overfitting_takes_the_same_minibatches_in_every_epoch(tiny: Path) -> None:
+    counter = Counter()
+    trainer(max_epochs=2, overfit_batches=3, limit_val_batches=0).fit(counter, datamodule=loaded(tiny))
+    assert len(set(counter.epochs["train", 0])) <= 30
+    assert counter.epochs["train", 0] == counter.epochs["train", 1]

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loops.optimization import automatic
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from tests.engine.twins import QUIET, trained
+from twins import QUIET, trained
 
 from softmax_regression.engine import callback, lean
 

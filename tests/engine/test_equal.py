@@ -15,10 +15,10 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.demos import boring_classes as demos
 from lightning.pytorch.demos.transformer import LightningTransformer
-from tests.engine.twins import ALL, BATCH, on, trained, twins
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, lr_scheduler
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from twins import ALL, BATCH, on, trained, twins
 
 from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
 

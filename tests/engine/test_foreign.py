@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule
-from tests.engine.test_equal import Sized, pairs
-from tests.engine.twins import ALL, twins
+from test_equal import Sized, pairs
 from torch import nn
+from twins import ALL, twins
 
 pytestmark = [pytest.mark.foreign, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 PACKAGES = ["lightly", "prototorch", "prototorch-models", "nnue-trainer"]

@@ -19,10 +19,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
 from lightning.pytorch.tuner import Tuner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tests.engine.test_equal import with_optimizer
-from tests.engine.twins import QUIET, same
+from test_equal import with_optimizer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from twins import QUIET, same
 
 from softmax_regression import Engine, FashionMNISTDataModule, SoftmaxRegression
 from softmax_regression.data.minibatches import Shuffle

@@ -9,6 +9,7 @@ from torchmetrics.functional.classification import multiclass_f1_score
 
 from commands import SMALL, fit, manifest, only_run, scalars
 from softmax_regression import FashionMNISTDataModule
+from softmax_regression.commands import study
 from softmax_regression.commands.train import main
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.folder import open_model
@@ -70,6 +71,10 @@ def test_the_mlp_has_a_hidden_layer_of_the_size_asked_for() -> None:
     shapes = [tuple(value.shape) for value in weights(only_run()).values()]
     assert shapes == [(32, 784), (32,), (10, 32), (10,)]
     assert manifest(only_run())["final"]["train/acc"] > 0.5  # it learns
+    assert study.main(["report", str(only_run())]) == 0
+    page = (only_run() / "report" / "index.html").read_text(encoding="utf-8")
+    assert "not linear in the pixels" in page  # so that it has no templates
+    assert not (only_run() / "report" / "weights.png").exists()
 
 
 def test_the_options_of_softmax_regression_hold_for_the_mlp() -> None:
@@ -78,7 +83,7 @@ def test_the_options_of_softmax_regression_hold_for_the_mlp() -> None:
     model = MLP(init_std=0.5, dropout=0.4, num_classes=7)
     assert [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)] == [0.4]
     assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 7)
-    assert float(model.net[2].weight.detach().std()) == pytest.approx(0.5, rel=0.05)
+    assert float(model.state_dict()["net.2.weight"].std()) == pytest.approx(0.5, rel=0.05)
     assert model.hparams["hidden"] == 256
 
 
@@ -110,6 +115,10 @@ def test_the_metric_appears_wherever_metrics_do(capsys: pytest.CaptureFixture[st
     assert main(["test", "--ckpt_path", str(run)]) == 0
     assert " f1 " in capsys.readouterr().out
     assert "test/f1" in manifest(run)["test"]
+    assert study.main(["report", str(run)]) == 0
+    page = (run / "report" / "index.html").read_text(encoding="utf-8")
+    assert "test/f1" in page
+    assert "not linear" not in page
 
 
 def test_the_metric_is_that_of_the_predictions() -> None:

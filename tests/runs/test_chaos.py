@@ -19,7 +19,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from test_resume import EVERY, OPTIONS, Killed, age, assert_same, kill, state
+from test_resume import EVERY, OPTIONS, Killed, age, assert_same, kill, resume, state
 
 import killed
 from commands import SMALL, fit, only_run
@@ -93,7 +93,7 @@ def test_a_loader_that_shuffles_with_global_state_fails_the_comparison(
         killed.strike(patch.setattr, "mid-epoch", 21, kill)
         with pytest.raises(Killed):
             fit(*options)
-    assert main(["fit", "--resume", str(only_run())]) == 0
+    assert resume(only_run()) == 0
     with pytest.raises(AssertionError):
         assert_same(state(only_run()), whole)
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
-from test_resume import assert_same, state
+from test_resume import assert_same, resume, state
 
 from commands import SMALL, fit, manifest, one_line, only_run
+from killed import strike
 from softmax_regression.commands.train import main
 from softmax_regression.errors import InputError
 from softmax_regression.files import locked
-from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.checkpoint import read
 
@@ -166,35 +166,41 @@ def test_a_configuration_alone_resumes_nothing(run: Path, capsys: pytest.Capture
     assert manifest(only_run(Path("new")))["final"]["epoch"] == 1
 
 
-ENDS: dict[str, tuple[list[str], str]] = {
-    "epochs": (
-        ["--trainer.max_epochs=1"],
-        "it has 1 epochs, max_epochs=1; raise trainer.max_epochs to go on",
-    ),
-    "steps": (["--trainer.max_steps=5"], "it has 5 steps, max_steps=5; raise trainer.max_steps to go on"),
+STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
+ENDS: dict[str, tuple[list[str], str, str]] = {  # options, why it ended, what to do to go on
+    "epochs": (["--trainer.max_epochs=1"], "max_epochs=1 reached", "raise trainer.max_epochs to go on"),
+    "steps": (["--trainer.max_steps=5"], "max_steps=5 reached", "raise trainer.max_steps to go on"),
     "time": (
-        ["--trainer.max_time={seconds: 1}", "--trainer.max_epochs=-1"],
-        "raise trainer.max_time to go on",
+        ["--trainer.max_time={seconds: 1}", "--trainer.max_epochs=-1", "--early_stopping.patience=0"],
+        "max_time is used up", "raise trainer.max_time to go on",
     ),
     "patience": (
         ["--model.lr=5", "--data.train_size=64", "--trainer.max_epochs=40"],
-        "early stopping: val/loss did not improve for 3 validations; go on with --early_stopping.patience 4",
+        "early stopping: val/loss did not improve for 3 validations; --early_stopping.patience 0 trains on",
+        "go on with --early_stopping.patience 4",
     ),
-}
+    "a callback": (
+        [f"--trainer.callbacks+={STOPPING}", "--trainer.callbacks.monitor=val/acc",
+         "--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=1"],
+        "early stopping: val/acc did not improve for 1 validations", "val/acc did not improve for 1",
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("limit", ENDS)
-def test_a_finished_run_is_left_as_it_is_and_what_ended_it_is_named(
+def test_what_ends_a_run_is_named_and_a_finished_one_is_left_as_it_is(
     limit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options, said = ENDS[limit]
+    options, stopped, remedy = ENDS[limit]
     assert fit(*options) == 0
-    before = files(only_run())
+    run = only_run()
+    assert manifest(run)["stopped"] == stopped
+    before = files(run)
     capsys.readouterr()
-    assert main(["fit", "--resume", str(only_run())]) == 0
+    assert main(["fit", "--resume", str(run)]) == 0
     assert "nothing to resume (" in (out := capsys.readouterr().out)
-    assert said in out
-    assert files(only_run()) == before
+    assert remedy in out
+    assert files(run) == before
 
 
 def test_the_manifest_of_a_run_that_was_killed_after_its_last_save_is_completed(run: Path) -> None:
@@ -207,7 +213,7 @@ def test_the_manifest_of_a_run_that_was_killed_after_its_last_save_is_completed(
 
 
 def test_more_epochs_take_effect(run: Path) -> None:
-    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=5"]) == 0
+    assert resume(run, "--trainer.max_epochs=5") == 0
     assert fit("--trainer.max_epochs=5", "--trainer.logger.version=reference") == 0
     assert_same(state(run), state(run.with_name("reference")))
 
@@ -238,7 +244,7 @@ def test_raising_the_patience_goes_on_after_early_stopping() -> None:
     run = only_run()
     stopped = manifest(run)["final"]["epoch"]
     assert stopped < 30
-    assert main(["fit", "--resume", str(run), "--early_stopping.patience=5"]) == 0
+    assert resume(run, "--early_stopping.patience=5") == 0
     assert manifest(run)["final"]["epoch"] > stopped
     assert fit(*options, "--early_stopping.patience=5", "--trainer.logger.version=reference") == 0
     ours, reference = state(run), state(run.with_name("reference"))
@@ -260,19 +266,19 @@ def test_a_run_that_trains_is_not_resumed_by_another_process(
         assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 2
     assert one_line(capsys).startswith(f"error: {run}: another process is at work there; wait for it, or")
     assert files(run) == before
-    original, refused = SoftmaxRegression.on_train_epoch_end, 0
+    new, refused = run.with_name("new"), []
 
-    def end(self: SoftmaxRegression) -> None:
-        nonlocal refused
-        with pytest.raises(InputError), locked(Path(self.trainer.log_dir or ""), ""):
+    def try_lock(folder: Path) -> None:
+        with pytest.raises(InputError), locked(folder, ""):
             pass
-        refused += 1
-        original(self)
+        refused.append(folder)
 
-    monkeypatch.setattr(SoftmaxRegression, "on_train_epoch_end", end)
+    with monkeypatch.context() as patch:
+        strike(patch.setattr, "at the end of an epoch", 0, lambda: try_lock(new))
+        assert fit("--trainer.max_epochs=1", "--trainer.logger.version=new") == 0
+    strike(monkeypatch.setattr, "at the end of an epoch", 0, lambda: try_lock(run))
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 0
-    assert fit("--trainer.max_epochs=1", "--trainer.logger.version=new") == 0
-    assert refused == 2
+    assert refused == [new, run]
 
 
 def test_a_checkpoint_that_was_replaced_meanwhile_is_not_gone_on_from(

@@ -1,29 +1,25 @@
 """The same experiment on CUDA devices; `pytest -m gpu` on a machine that has one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from test_resume import assert_same, state
+from test_resume import EVERY, OPTIONS, Killed, assert_same, kill, resume, state
 
 from commands import SMALL, fit, manifest, only_run
 from ddp_worker import run_group, two_nodes
+from killed import strike
 from softmax_regression.commands.train import main
-from softmax_regression.data.minibatches import Batches
+from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs import checkpoint
 
 pytestmark = pytest.mark.gpu
 GPU = ("--trainer.accelerator=gpu", "--trainer.devices=1")
-
-
-@pytest.fixture(autouse=True)
-def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def history(run: Path) -> list[dict[str, float]]:
@@ -46,21 +42,13 @@ def test_a_gpu_trains_the_model_of_a_cpu() -> None:
 
 
 def test_a_killed_run_resumes_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    options = (*GPU, "--model.momentum=0.9", "--model.lr=0.01", "--model.dropout=0.1")
-    often = "--trainer.callbacks.every_n_train_steps=5"
-    assert fit(*options, often, "--trainer.logger.save_dir=whole") == 0
-    original = SoftmaxRegression._learn
-
-    def learn(self: SoftmaxRegression, *minibatch: Any) -> torch.Tensor:
-        if self.global_step == 23:
-            raise KeyError("killed")
-        return original(self, *minibatch)
-
+    options = (*GPU, *OPTIONS, f"{EVERY}=5")
+    assert fit(*options, "--trainer.logger.save_dir=whole") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(SoftmaxRegression, "_learn", learn)
-        with pytest.raises(KeyError):
-            fit(*options, often)
-    assert main(["fit", f"--resume={only_run()}"]) == 0
+        strike(patch.setattr, "mid-epoch", 23, kill)
+        with pytest.raises(Killed):
+            fit(*options)
+    assert resume(only_run()) == 0
     assert_same(state(only_run()), state(only_run(Path("whole"))))
 
 
@@ -98,14 +86,14 @@ def default_sync_mode() -> Iterator[None]:
 
 @pytest.mark.usefixtures("default_sync_mode")
 def test_the_host_does_not_wait_for_the_device_within_an_epoch() -> None:
-    data = FashionMNISTDataModule(32, 100, source="synthetic", synthetic_size=600, steps_per_execution=4)
+    data = FashionMNISTDataModule(32, 100, source="synthetic", synthetic_size=600)
     trainer = Trainer(
         accelerator="gpu", devices=1, max_epochs=2, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
         callbacks=[NoSynchronisation()],
     )  # fmt: skip
     trainer.fit(SoftmaxRegression(), data)
-    assert isinstance(trainer.train_dataloader, Batches)
+    assert isinstance(trainer.train_dataloader, Minibatches)
     assert trainer.train_dataloader.images.is_cuda
 
 
@@ -139,31 +127,3 @@ def test_two_gpus_train_the_model_of_one() -> None:
     assert fit(*GPU, "--trainer.logger.save_dir=one") == 0
     for row, expected in zip(history(only_run()), history(only_run(Path("one"))), strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_step_is_timed(record_property: Callable[[str, object], None]) -> None:
-    """Warmed up, synchronised, repeated: the median milliseconds of an epoch, in the JUnit report."""
-    import statistics
-    import time
-
-    seconds: list[float] = []
-
-    class Clock(Callback):
-        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            torch.cuda.synchronize()
-            self.start = time.perf_counter()
-
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - self.start)
-
-    data = FashionMNISTDataModule(256, 0, source="synthetic", synthetic_size=60_000)
-    trainer = Trainer(
-        accelerator="gpu", devices=1, max_epochs=7, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=[Clock()],
-    )  # fmt: skip
-    trainer.fit(SoftmaxRegression(), data)
-    milliseconds = 1000 * statistics.median(seconds[2:])
-    record_property("epoch_ms", milliseconds)
-    print(f"{torch.cuda.get_device_name(0)}: {milliseconds:.1f} ms for an epoch of 235 steps")
-    assert milliseconds < 10_000

@@ -83,6 +83,12 @@ def age(run: Path, number: int) -> None:
         file.rename(run / f"events.out.tfevents.{number:010}.{rest}")
 
 
+def resume(run: Path, *options: str, number: int = 1) -> int:
+    """Go on with a run, as if it had been interrupted a while ago."""
+    age(run, number)
+    return main(["fit", "--resume", str(run), *options])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_that_is_killed_at_every_moment_resumes_bit_for_bit(kind: str) -> None:
     Path("own_mlp.py").write_text(MLP)
@@ -93,12 +99,11 @@ def test_a_run_that_is_killed_at_every_moment_resumes_bit_for_bit(kind: str) -> 
         with pytest.MonkeyPatch.context() as patch:
             strike(patch.setattr, moment, int(epochs * steps), kill)
             try:
-                assert (main(["fit", f"--resume={only_run()}"]) if number else fit(*OPTIONS, *options)) == 0
+                _ = resume(only_run(), number=number) if number else fit(*OPTIONS, *options)
             except Killed:
                 killed += 1
-        age(only_run(), number)
     assert killed == len(KILLS)
-    assert main(["fit", "--resume", str(only_run())]) == 0
+    assert resume(only_run(), number=killed) == 0
     assert_same(state(only_run()), state(reference))
     assert {file.name for file in only_run().rglob("*.*pt")} == {"best.ckpt", "last.ckpt"}
     assert not list(only_run().rglob("*.tmp"))

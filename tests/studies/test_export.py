@@ -211,7 +211,7 @@ def test_by_default_the_export_lies_in_the_folder_of_the_run(
     assert {file.name for file in (run / "export").iterdir()} == {*FILES, "index.html"}
     (run / "export" / "index.html").write_text("mine")
     (run / "export" / "model.onnx").unlink()
-    assert main(["export", str(run / "checkpoints" / "last.ckpt"), "--force", "true"]) == 0
+    assert main(["export", str(run / "checkpoints" / "last.ckpt"), "--force"]) == 0
     out, err = capsys.readouterr()
     assert out == f"{run / 'export' / 'index.html'}\n"
     assert [line.split(":")[0] for line in err.splitlines()] == [*FILES]

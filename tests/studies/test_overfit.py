@@ -20,6 +20,9 @@ from softmax_regression.studies.stacked import METRICS, Scores, Stack
 SIZE = Size(100, 4, 1)
 TINY = Design((Size(30, 4, 2), Size(60, 2, 1)), (0.0, 0.5), (0.0, 0.1), 2)
 
+# Lightning's, where SLURM is installed and not used.
+pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available on your system")
+
 
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:

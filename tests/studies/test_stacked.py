@@ -17,8 +17,8 @@ from softmax_regression.studies.stacked import Stack
 
 EPOCHS = 3
 SEED = 7
-# https://github.com/Lightning-AI/pytorch-lightning/issues/21273
-pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated")
+# Lightning's, where SLURM is installed and not used.
+pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available on your system")
 
 
 def datamodule(seed: int) -> FashionMNISTDataModule:

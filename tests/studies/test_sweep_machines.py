@@ -1,6 +1,7 @@
 """Machines that share a database share the trials, and take over those of one that is killed."""
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -344,11 +345,11 @@ def test_of_two_machines_one_killed_the_other_finishes_alone(database: Callable[
 def test_the_page_of_a_sweep_on_a_database_names_the_machine_and_no_password(
     database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    url = database("page")
+    url = database("page").replace("secret", "sec'ret")
     monkeypatch.setattr(sys, "argv", ["study.py", "sweep", "--storage", url, "--quick"])
     page = sweep.run({"lr": [0.1, 0.3]}, source="synthetic", storage=url, quick=True)
     assert "postgresql+psycopg://me:***@127.0.0.1" in page.read_text()
     assert f"{socket.gethostname()}-" in page.read_text()
     for path in Path("logs").rglob("*"):
-        assert path.is_dir() or b"secret" not in path.read_bytes()
-    assert "secret" not in "".join(capsys.readouterr())
+        assert path.is_dir() or not re.search(b"sec.{1,9}ret", path.read_bytes())
+    assert not re.search("sec.{1,9}ret", "".join(capsys.readouterr()))

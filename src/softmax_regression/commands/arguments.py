@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from stat import S_ISREG
 from typing import NamedTuple
 
 import yaml
@@ -44,7 +43,7 @@ def option(args: Sequence[str], name: str) -> str | None:
 
 
 def arranged(args: Sequence[str]) -> list[str]:
-    """Return options so that a flag wins over a file wherever it stands: files, groups, the rest."""
+    """Return options so that a flag wins over a file wherever it stands: files, groups, then the rest."""
     ranked = sorted(options(args), key=lambda o: 0 if o.name == "config" else 1 if "." not in o.name else 2)
     return [word for option in ranked for word in option.words]
 
@@ -56,7 +55,7 @@ def with_own_defaults(args: Sequence[str]) -> list[str]:
     lr, would train with that of SoftmaxRegression. Lightning's base classes, which have none, come between.
     """
     paths = [Path(o.values[0]) for o in options(args) if o.name == "config" and o.values]
-    files, flags = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths], []
+    files, flags = [yaml.safe_load(path.read_bytes()) for path in paths], []
     for group, base in (("model", "LightningModule"), ("data", "LightningDataModule")):
         parts = [file.get(group) for file in files]
         named = [part.get("class_path") if isinstance(part, dict) else part for part in parts]
@@ -70,7 +69,7 @@ def named_by_user(args: Sequence[str]) -> list[str]:
     """Return the texts in which a user names classes: flags, and the files that they name."""
     values = [value for o in options(args) if o.name not in PLACES[1:] for value in o.values]
     files = [Path(value) for value in values if value.endswith((".yaml", ".yml", ".json"))]
-    return values + [file.read_text(encoding="utf-8") for file in files if file.is_file()]
+    return values + [file.read_text(encoding="utf-8", errors="replace") for file in files if file.is_file()]
 
 
 def check_paths(args: Sequence[str]) -> None:
@@ -83,17 +82,19 @@ def check_paths(args: Sequence[str]) -> None:
 
 
 def check_file(path: str) -> None:
-    """Refuse a configuration file that is missing, empty, no YAML, a bomb, or at a URL."""
-    if "://" in path:
-        raise InputError(f"{path}: configurations are files, not URLs; download it and read it first")
+    """Refuse what is no configuration file: folders, devices and URLs, and see `check_text`."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file (URLs are not read); give a YAML file like those in conf/")
+    check_text(Path(path).read_bytes(), path)
+
+
+def check_text(text: str | bytes, source: str) -> None:
+    """Refuse a configuration that is no YAML, holds no options, or is a bomb."""
     try:
-        if not S_ISREG(Path(path).stat().st_mode):
-            raise ValueError("no regular file")
-        text = Path(path).read_text(encoding="utf-8")
-        if (aliases := sum(isinstance(each, yaml.AliasEvent) for each in yaml.parse(text))) > MAX_ALIASES:
-            raise ValueError(f"{aliases} aliases, more than {MAX_ALIASES}")
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > MAX_ALIASES:
+            raise ValueError(f"more than {MAX_ALIASES} aliases")
         if not isinstance(yaml.safe_load(text), dict):
             raise ValueError("it holds no options")
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-        raise InputError(f"{path}: not a configuration ({reason}); give a YAML file as in conf/") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{source}: not a configuration ({reason}); give a YAML file as in conf/") from error

@@ -38,9 +38,7 @@ def options(command: str, config: Any) -> None:
 def devices(trainer: Trainer, data: LightningDataModule) -> None:
     """Refuse more processes than the machine has cores, or than there are images in a minibatch."""
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores():
-        raise InputError(
-            f"trainer.devices={trainer.num_devices}: this machine has {cores()} CPU cores; lower it"
-        )
+        raise InputError(f"trainer.devices={trainer.num_devices}: there are {cores()} CPU cores; lower it")
     if (batch_size := data.hparams.get("batch_size", math.inf)) < trainer.world_size:
         raise InputError(
             f"batch_size={batch_size}: must be at least 1 for each of {trainer.world_size} devices; "
@@ -62,12 +60,12 @@ def monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule
         name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
         if monitor is None or monitor in logged or getattr(callback, "patience", 1) == 0:
             continue
-        ours = isinstance(callback, EarlyStopping | BestCheckpoint)
-        if not ours or not unseen or not monitor.startswith("val/"):
+        if unseen and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
+            callback.switch_off()
+            if trainer.is_global_zero:
+                print(f"{name} is off: no validation images, so nothing logs {monitor}")
+        else:
             raise InputError(f"monitor={monitor} of {name}: nothing logs it; expected {' or '.join(logged)}")
-        if trainer.is_global_zero:
-            print(f"{name} is off: no validation images, so nothing logs {monitor}")
-        callback.switch_off()
 
 
 def classes(model: LightningModule, data: LightningDataModule) -> None:

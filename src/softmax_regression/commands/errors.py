@@ -1,6 +1,7 @@
 """What ends a command: a known kind of error is one true line and an exit code; a bug keeps its traceback."""
 
 import difflib
+import io
 import os
 import re
 import signal
@@ -8,39 +9,32 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import distributed
 
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
-from softmax_regression.runs.trust import REFUSED
+from softmax_regression.runs.trust import refused
 
 # What jsonargparse says.
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
-_UNKNOWN = re.compile(r"nrecognized arguments: (\S+)|[Oo]ption '(\S+)' is not acc|not accept option '(\S+)'")
-_REASON = re.compile(r"class_path '([^']*)':\s+(?!\s|Parser key)(.+)|(Import path does .+)|(Unable to .+) '")
-_EXPECTED = re.compile(r"Expected an? (?:<class '[\w.]*?(\w+)'>|typing\.Literal\[(.+?)\]|(dot import path))")
-_TYPES = {
-    "NoneType": "null", "Sequence": "a list", "Iterable": "a list", "list": "a list",
-    "dot import path": "the name of a class with its module",
-}  # fmt: skip
-
-
-@cache
-def _nowhere() -> TextIO:
-    return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 (open until the end)
+_UNKNOWN = re.compile(r"nrecognized arguments: ([^\s=]+)|ption '(\S+)' is not acc|cept option '(\S+)'")
+_REASON = re.compile(r"class_path '(\S+)':\s+(?!\s|Parser)(.+)|(Import path does .+|Unable to load \S+ \S+)")
+_EXPECTED = re.compile(
+    r"Expected (?:a )?(?:<class '[\w.]*?(\w+)'>|typing.Literal\[(.+?)\]|(dot import path))"
+)
+_TYPES = {"NoneType": "null", "Sequence": "list", "Iterable": "list", "dot import path": "module.Class"}
 
 
 class Words:
     """A stream whose loss costs nothing: what a closed pipe or a full disk does not take is dropped."""
 
     def __init__(self, stream: Any) -> None:
-        self.stream = stream or _nowhere()
+        self.stream = stream or io.StringIO()
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # of letters that the locale does not have
 
@@ -50,9 +44,9 @@ class Words:
             self.stream.write(text)
             self.stream.flush()
         except (OSError, ValueError):
-            lost, self.stream = self.stream, _nowhere()
-            with suppress(OSError, ValueError, AttributeError):  # or Python complains when it ends
-                os.dup2(self.stream.fileno(), lost.fileno())
+            with suppress(OSError, ValueError):  # or Python complains when it ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            self.stream = io.StringIO()
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -61,38 +55,32 @@ class Words:
 
 
 def explain(message: str, known: Iterable[str] = ()) -> str:
-    """Put what jsonargparse says into one line, and in few words where they are known.
-
-    Args:
-        message: What it says.
-        known: The options that there are, to find the one that was meant.
-    """
+    """Put what jsonargparse says into one line, and in few words; name the known option that is meant."""
     key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
-    if refused := _REFUSED.search(message):
-        return f"{key}: class {refused[1]} {REFUSED}"
+    if found := _REFUSED.search(message):
+        return f"{key}: {refused(found[1])}"
     if unknown := _UNKNOWN.search(message):
         option = unknown[1] or f"--{key and key + '.'}{unknown[2] or unknown[3]}"
-        return f"{option}: no such option{_meant(option, known)}"
+        return f"{option}: no such option; {_meant(option, known)}"
     given, named = re.search(r"(?:Got|Given) value: (.*)", message), _REASON.search(message)
     kinds = [_TYPES.get(found[1] or found[3], found[1]) or found[2] for found in _EXPECTED.finditer(message)]
     if not named and not kinds:
         return " ".join(message.split())
-    reason = named[2] or named[3] or named[4] if named else f"expected {' or '.join(dict.fromkeys(kinds))}"
-    known_value = given and "Namespace(" not in given[1]
-    what = f"{key}={given[1]}" if given and known_value else key or (named and named[1])
-    return f"{what}: {' '.join(reason.split())}"
+    reason = named[2] or named[3] if named else f"expected {' or '.join(dict.fromkeys(kinds))}"
+    short = given and "Namespace(" not in given[1]
+    return f"{f'{key}={given[1]}' if given and short else key or (named and named[1])}: {reason}"
 
 
 def _meant(option: str, known: Iterable[str]) -> str:
     """Name the options whose whole name, or whose last part, is nearest to a mistyped one."""
     if not option.startswith("-"):
-        return "; a list is written as '[a, b]'"
+        return "a list is written as '[a, b]'"
     name, last = option.lstrip("-"), {each: each.rpartition(".")[2] for each in sorted(known)}
     near = difflib.get_close_matches(name, last, n=1, cutoff=0.8)
     if not near and name and "." not in name:
         parts = difflib.get_close_matches(name, set(last.values()), n=2, cutoff=0.7)
         near = [each for each, part in last.items() if part in parts or part.startswith(name)][:3]
-    return f"; did you mean {' or '.join(f'--{each}' for each in near)}" if near else "; see --help"
+    return f"did you mean {' or '.join(f'--{each}' for each in near)}" if near else "see --help"
 
 
 def _of_options(error: BaseException) -> bool:
@@ -100,7 +88,7 @@ def _of_options(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace and trace.tb_next:
         trace = trace.tb_next
-    module = str(trace.tb_frame.f_globals.get("__name__", "")) if trace else ""
+    module = str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
     kinds = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError)
     return isinstance(error, kinds) and module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
 
@@ -111,8 +99,8 @@ def _line(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str
     while isinstance(error, ValueError | ArgumentError) and cause and not isinstance(cause, InputError):
         cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what a class says of its arguments
     match cause or error:
-        case Interrupted(exit_code=code) as found:
-            return str(found), code
+        case Interrupted() as found:
+            return str(found), found.exit_code
         case InputError() | DivergedError() | StorageError() | LostProcessError() as found:
             return f"error: {found}", found.exit_code
         case ArgumentError() as found:
@@ -121,9 +109,8 @@ def _line(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str
             return f"error: {found}", StorageError.exit_code
         case KeyboardInterrupt():
             return "interrupted", 130
-        case Exception() as found if _of_options(found):
-            return f"error: {explain(str(found))}", InputError.exit_code
-    return None
+        case found:
+            return (f"error: {explain(str(found))}", InputError.exit_code) if _of_options(found) else None
 
 
 @contextmanager
@@ -146,15 +133,10 @@ def _interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]] = tuple) -> int:
-    """Run a command and return its exit code; a user's mistake is one line on stderr.
-
-    Args:
-        command: What to run.
-        known: Returns the options that it knows, to find the one that a mistyped one meant.
-    """
+def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]]) -> int:
+    """Run a command, which knows some options, and return its exit code; a user's mistake is one line."""
     streams, path = (sys.stdout, sys.stderr), sys.path.copy()
-    sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)
     try:
         with _interruptible():
             sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed

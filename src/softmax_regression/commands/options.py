@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer
@@ -27,43 +26,33 @@ STANDING: dict[str, type[Callback]] = {
     "engine": Engine, "early_stopping": EarlyStopping, "best_checkpoint": BestCheckpoint,
     "last_checkpoint": LastCheckpoint, "figures": FigureLogger,
 }  # fmt: skip
-_OWN = {
-    "seed_everything": "Seed of the initial weights, the order of the images and the dropped pixels.",
-    "threads": "CPU threads; the default is one, or what OMP_NUM_THREADS says, see runs/threads.py.",
-    "resume": "Go on with the run in this folder, exactly where it stopped.",
-    "output": "Where `predict` writes its CSV; the default is in the run's folder.",
-}
 _MORE = (
-    "--model CLASS, --data CLASS: another LightningModule or LightningDataModule, such as examples.mlp.MLP. "
-    "--optimizer CLASS, --lr_scheduler CLASS: of torch.optim, such as Adam, with --optimizer.lr. "
-    "--trainer.callbacks+=CLASS: a callback of your own, such as mine.Callback of mine.py in this folder. "
-    "--print_config: what would be run. --help-all: also the options of Lightning's Trainer."
+    "--config FILE: YAML with any of the options, over which flags win. --ckpt_path RUN: a run's folder, a "
+    ".ckpt file, or `best` or `last` of the newest run. --model CLASS, --data CLASS: another LightningModule "
+    "or LightningDataModule, such as examples.mlp.MLP. --optimizer CLASS, --lr_scheduler CLASS: of torch, "
+    "such as Adam, with --optimizer.lr. --trainer.callbacks+=CLASS: your own, as mine.Callback of mine.py in "
+    "this folder. --print_config: what would be run. --help-all: Lightning's Trainer as well."
 )
 
 
 def add_own(parser: ArgumentParser) -> None:
     """Add the options that Lightning does not have."""
-    kinds: dict[str, Any] = {"seed_everything": {"type": int, "default": 0}, "threads": {"type": int}}
-    for name, text in _OWN.items():
-        parser.add_argument(f"--{name}", help=text, **kinds.get(name, {}))
+    text = "Seed of the initial weights, the order of the images and the dropped pixels."
+    parser.add_argument("--seed_everything", type=int, default=0, help=text)
+    text = "CPU threads; the default is one, or what OMP_NUM_THREADS says, see runs/threads.py."
+    parser.add_argument("--threads", type=int, help=text)
+    parser.add_argument("--resume", help="Go on with the run in this folder, exactly where it stopped.")
     parser.add_argument(
-        "--force", action="store_true", help="Let --output replace a file of somebody else's."
+        "--output", help="Where `predict` writes its CSV; the default is in the run's folder."
     )
+    parser.add_argument("--force", action="store_true", help="Let --output replace a foreign file.")
 
 
 def described(args: Sequence[str], everything: bool = False) -> ArgumentParser:
-    """Return a parser that knows the options of a command line, for its help and for near misses.
-
-    Args:
-        args: The command line; it may name the classes of model and data.
-        everything: Whether to add what Lightning's Trainer has.
-    """
+    """Return a parser that knows the options of a command line, for its help and for near misses."""
     command = next((arg for arg in args if arg in COMMANDS), "fit")
     usage = f"python train.py {command} [options]"
     parser = ArgumentParser(usage=usage, description=COMMANDS[command], epilog=_MORE)
-    parser.add_argument("--config", metavar="FILE", help="YAML with any of the options; flags win over it.")
-    text = "A run's folder, a .ckpt file, or `best` or `last` of the newest run."
-    parser.add_argument("--ckpt_path", metavar="RUN", help=text)
     add_own(parser)
     for group, kind in {"model": SoftmaxRegression, "data": FashionMNISTDataModule}.items():
         with suppress(InputError):  # if none is named, or a wrong one

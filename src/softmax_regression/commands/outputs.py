@@ -34,16 +34,13 @@ def summary(trainer: Trainer, run: Path | None) -> str:
     epochs = {name: row.get("epoch", trainer.current_epoch) for name, row in rows.items()}
     lines = [f"{words[name]} {epochs[name]}: {metrics_text(row)}" for name, row in rows.items() if row]
     if not run:
-        return "\n".join(
-            [stop_reason(trainer), *lines, "nothing kept: no logger, no folder"]
-        )
-    commands = (
-        typed("train.py", "test", "--ckpt_path", str(run)),
-        typed("study.py", "report", str(run)),
-        shlex.join(["tensorboard", "--logdir", str(run.parent.parent)]),
-    )
-    lines += [f"checkpoints: {run / 'checkpoints'}", "next:", *(f"  {each}" for each in commands)]
-    return "\n".join([stop_reason(trainer), *lines])
+        return "\n".join([stop_reason(trainer), *lines, "nothing is kept: there is no logger"])
+    return "\n".join([
+        stop_reason(trainer), *lines, f"checkpoints: {run / 'checkpoints'}", "next:",
+        f"  {typed('train.py', 'test', '--ckpt_path', str(run))}",
+        f"  {typed('study.py', 'report', str(run))}",
+        f"  {shlex.join(['tensorboard', '--logdir', str(run.parent.parent)])}",
+    ])  # fmt: skip
 
 
 def say_what_is_scored(cli: "TrainCLI") -> None:
@@ -64,13 +61,14 @@ def discard_unstarted(folders: Sequence[Path]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def keep(run: Path | None, command: str, rows: Sequence[Mapping[str, float]], trainer: Trainer) -> None:
+def keep(cli: "TrainCLI", rows: Sequence[Mapping[str, float]]) -> None:
     """Print the metrics of a command, and keep them in the run's manifest if they are of all images."""
-    metrics = {name: value for row in rows for name, value in row.items()}
-    limit = trainer.limit_test_batches if command == "test" else trainer.limit_val_batches
+    trainer, metrics = cli.trainer, {name: value for row in rows for name, value in row.items()}
+    limit = trainer.limit_test_batches if cli.subcommand == "test" else trainer.limit_val_batches
     say(trainer, metrics_text(metrics))
-    if trainer.is_global_zero and run and isinstance(limit, float) and limit == 1:  # an int counts batches
-        update_manifest(run, **{command: metrics})
+    everything = isinstance(limit, float) and limit == 1  # an int counts batches
+    if trainer.is_global_zero and cli.run and everything:
+        update_manifest(cli.run, **{str(cli.subcommand): metrics})
 
 
 def predictions_path(cli: "TrainCLI") -> Path:
@@ -91,20 +89,13 @@ def predictions_path(cli: "TrainCLI") -> Path:
 
 
 def write_predictions(path: Path, data: Any, batches: Sequence[Any]) -> None:
-    """Write the predictions as CSV: index, label if known, predicted class, probability, all probabilities.
-
-    Args:
-        path: The file.
-        data: Where the images came from, in the order of the predictions.
-        batches: What `predict_step` returned.
-    """
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    classes, photos = data.class_names, getattr(data, "photos", None)
+    """Write as CSV what `predict_step` returned: index, label or photo, predicted class, probabilities."""
+    file, photos, classes = io.StringIO(), getattr(data, "photos", None), data.class_names
     if photos is None:
         kind, names = "label", [classes[y] for y in data.loaded.test_labels.tolist()]
     else:
         kind, names = "image", [str(each) for each in photos[1]]
+    writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["index", kind, "predicted", "probability", *classes])
     columns = [[value for batch in batches for value in batch[key].tolist()] for key in batches[0]]
     for index, (name, predicted, p, all_p) in enumerate(zip(names, *columns, strict=False)):

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from softmax_regression.commands.arguments import check_file
@@ -63,13 +63,10 @@ def _options(text: str) -> dict[str, Any]:
 
 
 def check(run: Path | None, saved: dict[str, Any], cli: "TrainCLI") -> None:
-    """Refuse flags that contradict the checkpoint; further callbacks do not.
-
-    Raises:
-        InputError: One does.
-    """
+    """Refuse flags that contradict the checkpoint, which further callbacks do not, and other data."""
     known = {"config": "{}"} | saved.get("run", {})
-    (record,) = (callback for callback in cli.trainer.callbacks if isinstance(callback, RunRecord))
+    callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    (record,) = (callback for callback in callbacks if isinstance(callback, RunRecord))
     before = {name: known.get(name) for name in ("model", "data")} | _options(known["config"])
     now = {"model": class_path(cli.model), "data": class_path(cli.datamodule)} | _options(str(record.config))
     now["trainer.callbacks"] = [
@@ -111,7 +108,7 @@ def end(trainer: Trainer, saved: dict[str, Any]) -> str | None:
         return f"it has {epochs} epochs, max_epochs={trainer.max_epochs}; raise trainer.max_epochs to go on"
     if 0 < trainer.max_steps <= steps:
         return f"it has {steps} steps, max_steps={trainer.max_steps}; raise trainer.max_steps to go on"
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         state = saved["callbacks"].get(callback.state_key, {})
         waited, trained = state.get("wait_count", 0), state.get("time_elapsed", {}).get("train", 0)
         if isinstance(callback, EarlyStopping) and 0 < callback.patience <= waited:

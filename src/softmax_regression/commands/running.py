@@ -1,11 +1,13 @@
 """How the commands of `train.py` run, once everything is made: methods of `train.TrainCLI`."""
 
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import LightningModule
 
+from softmax_regression.classifier import Classifier
 from softmax_regression.commands import checks, outputs, resume
 from softmax_regression.errors import InputError
 from softmax_regression.files import locked, remove_debris
@@ -57,8 +59,9 @@ def fit(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     outputs.say(trainer, outputs.summary(trainer, Path(log_dir) if log_dir else None))
 
 
-def _detached(cli: "TrainCLI") -> None:
-    """Keep a run's scalars those of its training; the figures find its folder."""
+def _before_scoring(cli: "TrainCLI") -> None:
+    """Say what is scored; a run's scalars stay those of its training, while the figures find its folder."""
+    outputs.say_what_is_scored(cli)
     cli.trainer.loggers = [each for each in cli.trainer.loggers if not isinstance(each, RunLogger)]
     cli.config_init[cli.subcommand].figures.run = cli.run
 
@@ -66,18 +69,18 @@ def _detached(cli: "TrainCLI") -> None:
 def evaluate(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     """Print the metrics of the test or the validation images, and keep them in the run's manifest."""
     _check(cli)
-    outputs.say_what_is_scored(cli)
-    _detached(cli)
-    results = getattr(cli.trainer, cli.subcommand)(model, **kwargs | {"verbose": False})
-    outputs.keep(cli.run, cli.subcommand, results, cli.trainer)
+    _before_scoring(cli)
+    results = getattr(cli.trainer, str(cli.subcommand))(model, **kwargs | {"verbose": False})
+    outputs.keep(cli, results)
 
 
 def predict(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     """Write the predictions as a CSV."""
     _check(cli)
     path = outputs.predictions_path(cli)
-    outputs.say_what_is_scored(cli)
-    _detached(cli)
+    _before_scoring(cli)
+    if type(model).predict_step is LightningModule.predict_step:  # which gives the labels to `forward`, too
+        model.predict_step = partial(Classifier.predict_step, model)  # type: ignore[arg-type, method-assign]
     batches = cli.trainer.predict(model, **kwargs | {"return_predictions": True})
-    if not cli.trainer.fast_dev_run:
+    if not cli.trainer.fast_dev_run:  # type: ignore[attr-defined]
         outputs.write_predictions(path, cli.datamodule, batches or [])

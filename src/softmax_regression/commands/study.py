@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -14,45 +14,41 @@ from softmax_regression.commands.errors import guarded
 from softmax_regression.errors import InputError
 from softmax_regression.runs import trust
 
-
-class Study(NamedTuple):
-    """A function that runs a study and returns what to print, such as the path of its page."""
-
-    name: str  # of its module and its own, imported when it is needed
-    help: str
-    positional: str | None = None  # its parameter that takes the words that are not flags; a str takes one
-
-    def function(self) -> Callable[..., object]:
-        """Import the function, which takes seconds."""
-        module, _, name = self.name.rpartition(".")
-        return getattr(import_module(f"softmax_regression.studies.{module}"), name)  # type: ignore[no-any-return]
-
-
+# A function that returns what to print, such as the path of its page; what it is for; which of its parameters
+# takes the words that are not flags.
 STUDIES = {
-    "numerics": Study("numerics_study.run", "Where softmax and cross-entropy break, and what mends them."),
-    "sweep": Study("sweep.run", "Exercise 1: search batch size, learning rate, epochs and more."),
-    "overfit": Study("overfit_page.run", "Exercise 2: train for long on few images, and what helps."),
-    "list": Study("report.list_runs", "List runs: their state, data, scores, and what sets each apart."),
-    "curve": Study("curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
-    "report": Study("report.report", "Show a run: curves, mistakes, weights, calibration.", "which"),
-    "compare": Study("report.compare", "Show runs side by side.", "runs"),
-    "export": Study("export.run", "Write a checkpoint as ONNX and as a web page that runs it.", "which"),
+    "numerics": ("numerics_study.run", "Where softmax and cross-entropy break, and what mends them.", None),
+    "sweep": ("sweep.run", "Exercise 1: search batch size, learning rate, epochs and more.", None),
+    "overfit": ("overfit_page.run", "Exercise 2: train for long on few images, and what helps.", None),
+    "list": ("report.list_runs", "List runs: their state, data, scores, and what sets each apart.", None),
+    "curve": ("curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
+    "report": ("report.report", "Show a run: curves, mistakes, weights, calibration.", "which"),
+    "compare": ("report.compare", "Show runs side by side.", "runs"),
+    "export": ("export.run", "Write a checkpoint as ONNX and as a web page that runs it.", "which"),
 }
+
+
+def _function(study: str) -> Callable[..., object]:
+    """Import the function of a study, which takes seconds."""
+    module, _, name = STUDIES[study][0].rpartition(".")
+    return getattr(import_module(f"softmax_regression.studies.{module}"), name)  # type: ignore[no-any-return]
 
 
 def _parser(chosen: str | None) -> ArgumentParser:
     """Return the parser; only the chosen study is imported."""
-    parser = ArgumentParser(prog="study.py", description="Studies of softmax regression.", exit_on_error=False)
+    parser = ArgumentParser(
+        prog="study.py", description="Studies of softmax regression.", exit_on_error=False
+    )
     commands = parser.add_subcommands(metavar="STUDY")
-    for name, study in STUDIES.items():
+    for name, (_, text, words) in STUDIES.items():
         command = ArgumentParser(exit_on_error=False, default_config_files=[str(CONF / f"{name}.yaml")])
         if name == chosen:
             command.add_argument("--config", action="config", help="YAML with any of the options below.")
-            if words := study.positional:
-                one = signature(study.function()).parameters[words].annotation is str
+            if words:
+                one = signature(_function(name)).parameters[words].annotation is str
                 command.add_argument(words, nargs=None if one else "+", type=str if one else Path)
-            command.add_function_arguments(study.function(), skip={words} if words else None)
-        commands.add_subcommand(name, command, help=study.help)
+            command.add_function_arguments(_function(name), skip={words} if words else None)
+        commands.add_subcommand(name, command, help=text)
     return parser
 
 
@@ -62,7 +58,8 @@ def main(args: Sequence[str] | None = None) -> int:
     chosen = next((arg for arg in args if arg in STUDIES), None)
 
     def known() -> dict[str, Any]:
-        return {n: p.default for n, p in signature(STUDIES[chosen].function()).parameters.items()} if chosen else {}
+        parameters = signature(_function(chosen)).parameters if chosen else {}
+        return {name: parameter.default for name, parameter in parameters.items()}
 
     def command() -> None:
         check_paths(args)
@@ -74,6 +71,6 @@ def main(args: Sequence[str] | None = None) -> int:
         options = {name: value for name, value in config[config.subcommand].items() if name != "config"}
         if not 0 <= (seed := options.get("seed", 0)) < 2**32:
             raise InputError(f"seed={seed}: must be at least 0 and below 2^32")
-        print(STUDIES[config.subcommand].function()(**options))
+        print(_function(config.subcommand)(**options))
 
     return guarded(command, known)

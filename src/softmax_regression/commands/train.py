@@ -19,15 +19,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from softmax_regression.commands import checks, resume, running
-from softmax_regression.commands.arguments import (
-    CONF,
-    arranged,
-    check_paths,
-    named_by_user,
-    option,
-    with_own_defaults,
-)  # fmt: skip
+from softmax_regression.commands import arguments, checks, resume, running
 from softmax_regression.commands.errors import guarded
 from softmax_regression.commands.options import COMMANDS, STANDING, add_own, described
 from softmax_regression.errors import InputError
@@ -69,7 +61,7 @@ class TrainCLI(LightningCLI):
         self.run: Path | None = None
         self.checkpoint: dict[str, Any] = {}
         common = {"exit_on_error": False, "allow_abbrev": False}
-        default = {"default_config_files": [str(CONF / "default.yaml")], **common}
+        default = {"default_config_files": [str(arguments.CONF / "default.yaml")], **common}
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -85,18 +77,19 @@ class TrainCLI(LightningCLI):
     def _of_run(self, args: Sequence[str]) -> list[str]:
         """Put the configuration of the run that a checkpoint belongs to before all other options."""
         split = next((i + 1 for i, arg in enumerate(args) if arg in COMMANDS), len(args))
-        before, after = list(args[:split]), arranged(args[split:])
-        resumed, named = option(args, "resume"), option(args, "ckpt_path")
+        before, after = list(args[:split]), arguments.arranged(args[split:])
+        resumed, named = (arguments.option(args, name) for name in ("resume", "ckpt_path"))
         if resumed and named:
             raise InputError(f"--resume {resumed} --ckpt_path {named}: name one checkpoint; drop one of them")
-        given = resumed or named
-        if given is None or not before:
-            trust.enforce(named_by_user(args))
-            return [*before, *with_own_defaults(args), *after]
+        if not (given := resumed or named) or not before:
+            trust.enforce(arguments.named_by_user(args))
+            return [*before, *arguments.with_own_defaults(args), *after]
         path, self.checkpoint = open_checkpoint(given, prefer="last" if before[-1] == "fit" else "best")
         self.run = find_run(path)
-        trust.enforce(named_by_user(args), self.run or path)
+        trust.enforce(arguments.named_by_user(args), self.run or path)
         config = resume.config_of(self.run, path, self.checkpoint)
+        if not Path(self.run or path, "config.yaml").is_file():
+            arguments.check_text(config[-1], str(path))  # which the checkpoint brings along
         return [*before, *config, *after, "--ckpt_path", str(path)]
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -157,8 +150,8 @@ def _quiet() -> Iterator[None]:
     def told(record: logging.LogRecord) -> bool:
         return not record.getMessage().startswith(CHATTER)
 
-    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
-    handlers, before = [each for logger in loggers for each in logger.handlers], threading.excepthook
+    names, before = ("lightning.pytorch", "lightning.fabric"), threading.excepthook
+    handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
     threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else before(args)
     try:
         for handler in handlers:
@@ -181,7 +174,7 @@ def main(args: Sequence[str] | None = None) -> int:
     yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
 
     def command() -> None:
-        check_paths(args)
+        arguments.check_paths(args)
         if {"-h", "--help", "--help-all"} & set(args) and set(COMMANDS) & set(args):
             print(described(args, "--help-all" in args).format_help())
             return

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
+from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -49,7 +50,7 @@ def from_mirror(url: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
 def from_apt(package: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Download a Debian package, as any user, and open it without installing it."""
     with tempfile.TemporaryDirectory() as folder:
-        run: Callable[..., subprocess.CompletedProcess[bytes]] = partial(
+        run: Callable[..., Any] = partial(
             subprocess.run, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=True
         )
         Path(folder, "apt.conf").write_text(_APT.format(folder))

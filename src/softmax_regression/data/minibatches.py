@@ -42,6 +42,20 @@ class Shuffle(Sampler[int]):
         yield from self.order().tolist()
 
 
+class InOrder(SequentialSampler):
+    """Every epoch in the same order."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Note the epoch, counted from 0: a position in one is none in another."""
+        self.epoch = epoch
+
+    def order(self) -> Tensor:
+        """Return range(n), shape (n,), int64, on the CPU."""
+        return torch.arange(len(self))
+
+
 class Minibatches:
     """An ordinary loader: one minibatch (x, y) a batch, each gathered when its turn comes.
 
@@ -81,14 +95,9 @@ class Minibatches:
         self.rank, self.world_size, self.device = rank, world_size, device or images.device
         self.dataset = Subset(TensorDataset(images, labels), index)  # type: ignore[arg-type]
         n = len(index)
-        self.sampler = SequentialSampler(range(n)) if seed is None else Shuffle(n, seed)
+        self.sampler = InOrder(range(n)) if seed is None else Shuffle(n, seed)
         self.position, self.share = 0, 1.0
         self._resumed: int | None = None  # the epoch that `position` was loaded for
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose order is wanted; 0 where every epoch has the same."""
-        return self.sampler.epoch if isinstance(self.sampler, Shuffle) else 0
 
     def __len__(self) -> int:
         """Return the number of minibatches in an epoch."""
@@ -96,12 +105,11 @@ class Minibatches:
 
     def order(self) -> Tensor:
         """Return the examples of this epoch in their order, (n,) int64, on the device of the data set."""
-        shuffled = isinstance(self.sampler, Shuffle)
-        return (self.index[self.sampler.order()] if shuffled else self.index).to(self.images.device)
+        return self.index[self.sampler.order()].to(self.images.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the minibatches of this epoch, all of them unless `load_state_dict` says where to go on."""
-        if self._resumed != self.epoch:  # what an earlier pass left unread does not count
+        if self._resumed != self.sampler.epoch:  # what an earlier pass left unread does not count
             self.position = 0
         self._resumed = None
         start, end = self.position, len(self)
@@ -112,7 +120,7 @@ class Minibatches:
             yield self.gather(mine)
 
     def gather(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """Return examples (b,) of the data set as (b, 1, 28, 28) float32 in [0, 1], and their classes (b,)."""
+        """Return examples (b,) as (b, 1, 28, 28) float32 in [0, 1], and their classes (b,)."""
         x = self.images.index_select(0, chosen)  # of uint8, 30 times as fast as images[chosen]
         y = self.labels.index_select(0, chosen)
         if x.device != self.device:
@@ -121,7 +129,7 @@ class Minibatches:
 
     def state_dict(self) -> dict[str, int]:
         """Return which epoch this is and how far it has come, for a checkpoint."""
-        return {"epoch": self.epoch, "position": self.position}
+        return {"epoch": self.sampler.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state_dict` was taken, once and if the next pass is of the same epoch."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from softmax_regression.data import synthetic
@@ -166,7 +166,7 @@ class FashionMNISTDataModule(LightningDataModule):
     def train_dataloader(self) -> Minibatches:
         """Return the training minibatches, in an order decided by (seed, epoch)."""
         data = self.loaded
-        fixed = self.trainer is not None and self.trainer.overfit_batches > 0  # the same ones in every epoch
+        fixed = getattr(self.trainer, "overfit_batches", 0) > 0  # the same minibatches in every epoch
         loader = self._minibatches(
             data.images, data.labels, self.train_index, self.hparams["batch_size"],
             None if fixed else self.hparams["seed"],

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.runs import checkpoint
-from softmax_regression.runs.record import read_manifest
+from softmax_regression.runs.record import init_args, read_manifest
 from softmax_regression.runs.stopping import START, check_there
 from softmax_regression.runs.trust import find_class
 
@@ -35,14 +35,11 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, save_dir: str = "logs", name: str = "softmax", version: str | None = None) -> None:
         super().__init__(save_dir, name, None, default_hp_metric=False, log_graph=True)
         self._wanted = version
+        self._new = True  # not yet listed in HPARAMS and drawn in GRAPHS
 
     @property
     def version(self) -> str:
-        """The name of the run; asking for it the first time makes its folder, under a name no other run has.
-
-        Raises:
-            InputError: The folder cannot be made, or is another run's.
-        """
+        """The name of the run, which no other run has; asked for the first time, it makes the folder."""
         if self._version is None:
             self._version = self._claim() if getattr(rank_zero_only, "rank", 0) == 0 else "of-rank-zero"
         return str(self._version)
@@ -69,24 +66,25 @@ class RunLogger(TensorBoardLogger):
         Whatever was logged of later steps was lost with the process, and is taken back.
         """
         self._root_dir, self._name, self._version = str(run.parent.parent), run.parent.name, run.name
-        self._kwargs["purge_step"] = step
+        self._kwargs["purge_step"], self._new = step, False
 
     @rank_zero_only
     def log_hyperparams(
         self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None
     ) -> None:
-        """List the run in HPARAMS, with the metrics of its scalars; a reopened run is listed already."""
+        """List the run in HPARAMS, with the metrics of its scalars, unless it is listed already."""
         from torch.utils.tensorboard.summary import hparams
 
-        if "purge_step" not in self._kwargs:
+        if self._new:
             values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in dict(params).items()}
             for summary in hparams(values, dict.fromkeys(SHOWN, 0.0)):
                 self.experiment._get_file_writer().add_summary(summary)
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:  # type: ignore[override]
-        """Draw the model for the page GRAPHS; that of a reopened run is there already."""
-        if "purge_step" not in self._kwargs:
+        """Draw the model for the page GRAPHS, after `log_hyperparams`, unless it is there already."""
+        if self._new:
+            self._new = False
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
                 super().log_graph(model, input_array)
@@ -117,15 +115,11 @@ def runs_of(logs: Path = Path("logs")) -> list[Path]:
     return sorted(runs, key=lambda run: (run / "checkpoints").stat().st_mtime, reverse=True)
 
 
-def newest_run(which: str, logs: Path = Path("logs")) -> Path:
-    """Return the newest run on real images or, if there is none, on generated ones; a line says which.
-
-    Raises:
-        InputError: There is no run.
-    """
-    origins = {run: _origin(run) for run in runs_of(logs)}
+def newest_run(which: str) -> Path:
+    """Return the newest run on real images or, if there is none, on generated ones; a line says which."""
+    origins = {run: _origin(run) for run in runs_of()}
     if not origins:
-        raise InputError(f"{which}: no run under {logs}/ has a checkpoint; train one with `train.py fit`")
+        raise InputError(f"{which}: no run under logs/ has a checkpoint; train one with `train.py fit`")
     newest = next(iter(origins))
     chosen = next((run for run, origin in origins.items() if not origin.startswith("generated")), newest)
     passed = f"; passed over {newest}, which has generated images" if chosen != newest else ""
@@ -140,26 +134,20 @@ def _origin(run: Path) -> str:
         return "unknown images"
 
 
-def open_checkpoint(
-    which: str, prefer: str = "best", logs: Path = Path("logs")
-) -> tuple[Path, dict[str, Any]]:
-    """Find and read the checkpoint that a user names.
+def open_checkpoint(which: str, prefer: str = "best") -> tuple[Path, dict[str, Any]]:
+    """Find and read the checkpoint that a user names; return the file and what it holds.
 
     Of a run's folder it is the newest good one if the preferred one is damaged, which a line on stderr says.
 
     Args:
-        which: A .ckpt file; a run's folder; `best` or `last` of the newest run under `logs`.
+        which: A .ckpt file; a run's folder; `best` or `last` of the newest run under logs/.
         prefer: `best`, or `last` to go on with it, for a folder that has both.
-        logs: The folder of all experiments.
-
-    Returns:
-        The file and what it holds.
 
     Raises:
         InputError: There is none, or none that can be read.
     """
     if which in ("best", "last"):
-        prefer, which = which, str(newest_run(which, logs))
+        prefer, which = which, str(newest_run(which))
     if not Path(which).is_dir():
         return Path(which), checkpoint.read(which)
     files = sorted(Path(which, "checkpoints").glob("*.ckpt"), key=lambda file: -file.stat().st_mtime)
@@ -186,14 +174,15 @@ def open_model(which: str) -> tuple[Path, LightningModule]:
     named = saved.get("run", {}).get("model", "softmax_regression.model.SoftmaxRegression")
     try:
         kind: type[Any] = find_class(named, find_run(path) or path)
-        model: LightningModule = kind(**saved.get("hyper_parameters", {}))
+        model: LightningModule = kind(**init_args(kind, saved.get("hyper_parameters", {})))
         model.load_state_dict(saved["state_dict"])
     except (TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path}: {named} is not what was trained ({reason}); give a checkpoint of it"
+            f"{path}: {named} is not what was trained ({reason}); give a checkpoint of it, and let its "
+            "__init__ call self.save_hyperparameters()"
         ) from error
-    model.history = saved.get("history", [])  # type: ignore[assignment]
+    model.history = saved.get("history", [])
     return path, model.eval()
 
 
@@ -216,12 +205,13 @@ def open_data(
         return None
     changed = {} if dirs is None else {"dirs": list(dirs)}
     try:
-        kind = find_class(named, find_run(path) or path)
-        data: Any = kind(**saved["datamodule_hyper_parameters"] | changed)
+        kind: type[Any] = find_class(named, find_run(path) or path)
+        data: LightningDataModule = kind(**init_args(kind, saved["datamodule_hyper_parameters"]) | changed)
     except (KeyError, TypeError) as error:
         raise InputError(f"{named}: not what the run was made with ({error}); train anew") from error
     data.prepare_data()
     data.setup(stage)
-    if known.get("sha256") and known["sha256"] != data.loaded.sha256:
+    loaded = getattr(data, "loaded", None)
+    if loaded and known.get("sha256") not in (None, loaded.sha256):
         print("warning: these are not the images that the run was trained with", file=sys.stderr)
-    return data  # type: ignore[no-any-return]
+    return data

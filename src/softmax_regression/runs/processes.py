@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, accelerator, distributed
 from torch.distributed import DistError
 
-from softmax_regression.errors import InputError, LostProcessError
+from softmax_regression.errors import InputError, Interrupted, LostProcessError
 
 
 class ExactDDP(DDPStrategy):
@@ -88,17 +88,18 @@ def together() -> Iterator[None]:
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     if "LOCAL_RANK" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: NCCL would wait for the dead
+    atexit.register(_leave)
     try:
         yield
-        if distributed.is_initialized():
-            atexit.register(_leave)
     except Exception as error:
         if isinstance(error, RuntimeError) and (isinstance(error, DistError) or "gloo" in str(error)):
+            atexit.unregister(_leave)  # NCCL would wait for the dead
             reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". This is typically")[0]
             raise LostProcessError(
                 f"process {getattr(rank_zero_only, 'rank', 0)}: {reason}; another has ended, never came, or "
                 "holds the port: see what it said, then go on with --resume"
             ) from error
         if not speaks() and os.environ.keys() & {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}:
-            time.sleep(GRACE)  # as soon as one process has ended, torchrun and srun end the others
+            with suppress(Interrupted):  # as soon as one process has ended, torchrun and srun end the others
+                time.sleep(GRACE)
         raise

@@ -15,13 +15,13 @@ from softmax_regression.engine import Engine
 def metrics_text(row: Mapping[str, float]) -> str:
     """Return the metrics of a row for people, by stage.
 
-    >>> metrics_text({"epoch": 1, "train/loss": 0.5, "train/acc": 0.75, "val/loss": 0.6, "lr": 0.1})
+    >>> metrics_text({"epoch": 1, "train/loss": 0.5, "train/acc": 0.75, "val_loss": 0.6, "lr": 0.1})
     'train loss 0.5000 acc 0.7500  val loss 0.6000'
     """
     stages: dict[str, str] = {}
     for name, value in row.items():
-        stage, slash, metric = name.partition("/")
-        if slash:
+        stage, _, metric = name.replace("_", "/", 1).partition("/")
+        if stage in ("train", "val", "test"):
             stages[stage] = f"{stages.get(stage, stage)} {metric} {value:.4f}"
     return "  ".join(stages.values())
 
@@ -38,7 +38,7 @@ def device_choice(trainer: Trainer) -> str:
         why = "as asked, there is a GPU" if found else "no GPU found"
         why += f"; {threads} thread{'s' if threads > 1 else ''}" + " each" * (count > 1)
         why += "; one process would be faster, the model is small" * (count > 1)
-    engines = [each.describe(trainer) for each in trainer.callbacks if isinstance(each, Engine)]
+    engines = [each.describe(trainer) for each in trainer.callbacks if isinstance(each, Engine)]  # type: ignore[attr-defined]
     step = engines[0] if engines else "Lightning's own step (no Engine among the callbacks)"
     return f"training on {count} x {device.type} ({why}), precision {trainer.precision}, {step}"
 
@@ -52,19 +52,18 @@ class EpochProgress(ProgressBar):
 
     _written = 0.0
 
-    def enable(self) -> None:
-        """Do nothing: whether to write is decided by rank and terminal."""
-
     def disable(self) -> None:
-        """Do nothing, see `enable`; Lightning calls this on all ranks but one."""
+        """Do nothing: rank and terminal decide whether to write."""
+
+    enable = disable
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the run trains on; in a terminal, be called at each step from now on."""
         self._began, self._shown = time.perf_counter(), trainer.current_epoch
         if trainer.is_global_zero:
             print(device_choice(trainer), flush=True)
-            if sys.stderr is not None and getattr(sys.stderr, "isatty", bool)():
-                self.on_train_batch_end = self._write_position  # type: ignore[method-assign]
+            if getattr(sys.stderr, "isatty", bool)():  # there may be no stderr
+                self.on_train_batch_end = self._write_position  # type: ignore[method-assign, assignment]
 
     def _write_position(self, trainer: Trainer, *_: Any) -> None:
         if time.monotonic() - self._written > 0.1:

@@ -1,5 +1,6 @@
 """The manifest run.json: what was run, on what, how it ended, and how well it did."""
 
+import inspect
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.files import write
 from softmax_regression.runs.stopping import EarlyStopping, check_there, folder_of
+from softmax_regression.runs.trust import refused
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "softmax-regression")
 Row = Mapping[str, float]
@@ -92,12 +94,12 @@ def stop_reason(trainer: Trainer) -> str:
             why = message.partition(". ")[0].removeprefix("Monitored metric ")
             why = why.replace(" in the last ", " for ").replace(" records", " validations")
             ours = isinstance(callback, EarlyStopping)
-            return f"early stopping: {why}" + "; --early_stopping.patience 0 trains to the end" * ours
+            return f"early stopping: {why}" + "; --early_stopping.patience 0 trains on" * ours
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
         return f"max_steps={trainer.max_steps} reached"
     if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
         return f"max_epochs={trainer.max_epochs} reached"
-    left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]
+    left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
     if any(seconds is not None and seconds <= 0 for seconds in left):
         return "max_time is used up"
     return "a callback stopped the run"
@@ -108,6 +110,14 @@ def class_path(thing: object) -> str:
     return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
+def init_args(kind: type, hparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a class that it takes: its parent saves its own, too, which need not be among them."""
+    parameters = inspect.signature(kind).parameters.values()
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in hparams.items() if takes_any or name in names}
+
+
 def _described(trainer: Trainer, pl_module: LightningModule) -> str:
     """Return the configuration of a run that was started from Python, as `train.py --config` takes it."""
     stopping, data = trainer.early_stopping_callbacks, trainer.datamodule  # type: ignore[attr-defined]
@@ -115,7 +125,8 @@ def _described(trainer: Trainer, pl_module: LightningModule) -> str:
     parts: dict[str, Any] = {"trainer": {"max_epochs": trainer.max_epochs}, "early_stopping": patience}
     for name, part in (("model", pl_module), ("data", data)):
         if part is not None:
-            parts[name] = {"class_path": class_path(part), "init_args": dict(part.hparams_initial)}
+            given = init_args(type(part), part.hparams_initial)
+            parts[name] = {"class_path": class_path(part), "init_args": given}
     parts["seed_everything"] = parts.get("data", {}).get("init_args", {}).pop("seed", 0)  # linked there
     return yaml.safe_dump(json.loads(json.dumps(parts, default=str)), sort_keys=False)
 
@@ -139,6 +150,8 @@ class RunRecord(Callback):
             folder = folder_of(trainer)
             self.run = folder if trainer.is_global_zero else None
             self.config = self.config or _described(trainer, pl_module)
+            if class_path(pl_module).startswith("__main__.") and trainer.is_global_zero:
+                print(f"note: {refused(class_path(pl_module))}", file=sys.stderr)
 
     def _update(self, **entries: Any) -> None:
         if self.run:
@@ -149,8 +162,6 @@ class RunRecord(Callback):
         """Record everything that is known before the first step."""
         if not self.run:
             return
-        check_there(self.run)
-        write(str(self.config).encode(), self.run / "config.yaml")
         seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
         data = getattr(trainer.datamodule, "loaded", None)  # type: ignore[attr-defined]
         known: dict[str, Any] = {"status": "running", "stopped": None, "seed": seed and int(seed)}
@@ -160,6 +171,7 @@ class RunRecord(Callback):
         known["threads"] = torch.get_num_threads()
         known["data"] = {"origin": data.origin, "sha256": data.sha256} if data else {}
         self._update(**known, **environment())
+        write(str(self.config).encode(), self.run / "config.yaml")
         self._start = time.perf_counter()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -171,11 +183,7 @@ class RunRecord(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the configuration, the classes of model and data, and what was trained on.
-
-        Raises:
-            StorageError: The run's folder is not there any more.
-        """
+        """Add the configuration, the classes of model and data, and what was trained on."""
         if self.run:
             check_there(self.run)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]

@@ -17,6 +17,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import Strategy
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression.errors import InputError, Interrupted, StorageError, typed
 
@@ -82,9 +83,9 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     def __init__(self, monitor: str | None = "val/loss", mode: Mode = "min") -> None:
         of_training = True if monitor and monitor.startswith("train") else None
-        options: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
-        options |= {"save_top_k": 1 if monitor else 0, "save_on_train_epoch_end": of_training}
-        super().__init__(filename="best", monitor=monitor, mode=mode, **options)
+        named: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
+        kept: dict[str, Any] = {"save_top_k": 1 if monitor else 0, "save_on_train_epoch_end": of_training}
+        super().__init__(filename="best", monitor=monitor, mode=mode, **named, **kept)
 
     def switch_off(self) -> None:
         """Keep none."""
@@ -92,8 +93,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder; a run without one keeps nothing."""
-        folder = folder_of(trainer) if stage == "fit" else None
-        if folder:
+        if stage == "fit" and (folder := folder_of(trainer)):
             self.dirpath = str(folder / "checkpoints")
         elif stage == "fit":
             self.save_top_k = 0
@@ -121,7 +121,8 @@ class LastCheckpoint(Checkpoint):
     """Keep checkpoints/last.ckpt: saved every epoch, more often on request, and when the run is interrupted.
 
     SIGINT, SIGTERM and SIGHUP let the current step finish, save, and end the process with exit code 130, 143
-    or 129; a second one stops at once. Under SLURM, SIGUSR1 does so too and puts the job back in the queue.
+    or 129; a second one stops at once. Under SLURM, SIGUSR1 does so too and puts the job back in the queue,
+    which ends its processes by SIGTERM: 143, and not 138, is then seen.
     The checkpoint has the state of the random numbers, so that a resumed run draws what this one would have.
 
     Args:
@@ -154,11 +155,12 @@ class LastCheckpoint(Checkpoint):
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the random numbers of each process, (ranks, bytes) uint8."""
         assert self._strategy is not None
-        device, gather = self._strategy.root_device, self._strategy.all_gather
+        device, several = self._strategy.root_device, torch.distributed.is_initialized()
+        gather = gather_all_tensors if several else lambda state: [state]  # torch deprecates Lightning's
         states = {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(device)
-        return {name: gather(each.to(device)).reshape(-1, len(each)).cpu() for name, each in states.items()}
+        return {name: torch.stack(gather(state.to(device))).cpu() for name, state in states.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state of the random numbers until training goes on."""
@@ -174,9 +176,8 @@ class LastCheckpoint(Checkpoint):
         names = ["SIGINT", "SIGTERM", "SIGHUP", *(["SIGUSR1"] if "SLURM_JOB_ID" in os.environ else [])]
         signals = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks some
         if threading.current_thread() is threading.main_thread():
-            heard = [
-                each for each in signals if signal.getsignal(each) is not signal.SIG_IGN
-            ]  # nohup's is not
+            # What nohup lets a process ignore stays ignored.
+            heard = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
             self._handlers = {number: signal.signal(number, self._on_signal) for number in heard}
             if "SIGUSR1" in names:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait

@@ -17,10 +17,17 @@ TRUSTED = (
     "lightning", "softmax_regression", "torchmetrics",
     "torch.distributed.algorithms", "torch.nn", "torch.optim", "torch.profiler",
 )  # fmt: skip
-REFUSED = "is refused, for naming a class runs its module; copy the module into this folder if you trust it"
 _NAME = re.compile(r"(?<![\w./-])(?:[^\W\d]\w*\.)+[^\W\d]\w*(?![\w/-])")
 _NEVER = {"jsonargparse", *sys.stdlib_module_names}
 _allowed: set[str] = set()  # so far: jsonargparse keeps a verdict until it is given another one
+
+
+def refused(path: str) -> str:
+    """Say why a class cannot be had by its name."""
+    if path.startswith("__main__."):
+        return f"class {path}: is in a script or notebook; no command opens its runs until it is in a module"
+    why = "is refused, for naming a class runs its module; copy the module into this folder if you trust it"
+    return f"class {path} {why}"
 
 
 def own_modules(run: Path | None = None) -> list[str]:
@@ -65,7 +72,7 @@ def find_class(path: str, run: Path | None = None) -> type[LightningModule | Lig
     """Import the class of a model or of data that a checkpoint names, or raise an InputError."""
     module, _, name = path.rpartition(".")
     if not any(f"{path}.".startswith(f"{each}.") for each in (*TRUSTED, *own_modules(run))):
-        raise InputError(f"class {path} {REFUSED}")
+        raise InputError(refused(path))
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

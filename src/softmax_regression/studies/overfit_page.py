@@ -80,7 +80,7 @@ def write(folder: Path, design: Design, plan: Plan, trials: Sequence[FrozenTrial
     arms = {size: overfit.choose_arms(overfit.curves(trials, size)) for size in design.sizes}
     for size in design.sizes:
         page.text(conclusion(size, arms[size]))
-    _method(page, plan)
+    _method(page, plan, origin)
     for size in design.sizes:
         _size(page, size, arms[size])
     page.heading("How to repeat it")
@@ -135,7 +135,7 @@ def _moved(arm: Arm, scoring: int, metric: str) -> str:
     return f"{'rises' if change.mean > 0 else 'falls'} by {abs(change.mean):.4f} ± {change.half:.4f}"
 
 
-def _method(page: Page, plan: Plan) -> None:
+def _method(page: Page, plan: Plan, origin: str) -> None:
     page.heading("What was done")
     decays, dropouts = (plan.space.get(name, "none") for name in ("weight_decay", "dropout"))
     page.text(
@@ -145,13 +145,14 @@ def _method(page: Page, plan: Plan) -> None:
     )
     page.text(
         f"Of the weight decays {decays} and the dropouts of pixels {dropouts} those of least validation "
-        "loss at the end are taken, the mean over the seeds; early stopping takes the model of least validation "
-        f"loss before {PATIENCE} scorings with none lower; the combination is the best pair of a decay and a "
-        "dropout, stopped early. The test images chose nothing."
+        "loss at the end are taken, the mean over the seeds; early stopping takes the model of least "
+        f"validation loss before {PATIENCE} scorings with none lower; the combination is the best pair of a "
+        "decay and a dropout, stopped early. The test images chose nothing."
     )
     page.text(
         "± is half of Student's 95 % interval over the seeds, which have their validation and test images in "
-        "common; differences are paired by seed. Bands in the figures go from the least to the greatest seed."
+        "common; differences are paired by seed. Bands in the figures go from the least to the greatest "
+        f"seed. Data: {origin}."
     )
 
 
@@ -161,8 +162,9 @@ def _size(page: Page, size: Size, arms: Sequence[Arm]) -> None:
     table, against = [_row(size, arm, arms[0]) for arm in arms], "against none"
     page.table(table, ["arm", "best epoch", "test − train loss", "test/loss", against, "test/acc", against])
     page.figure(learning_curves({"none": _curves(size, arms[0])}), name, f"No remedy, {images}.")
-    distinct = {(arm.dropout, arm.decay): arm for arm in arms[::-1]}  # early stopping is a point on none
-    others = {_label(arm): _curves(size, arm, ("val", "test")) for arm in list(distinct.values())[::-1]}
+    first = {(arm.dropout, arm.decay): arm for arm in arms[::-1]}  # early stopping is a point on none
+    distinct = [arm for arm in arms if arm is first[arm.dropout, arm.decay]]
+    others = {_label(arm): _curves(size, arm, ("val", "test")) for arm in distinct}
     page.figure(learning_curves(others), f"{name}-remedies", f"The remedies, {images}.")
 
 

@@ -7,7 +7,6 @@ Command: python study.py sweep
 
 import math
 import secrets
-import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -33,6 +32,7 @@ from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.files import check_writable, locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.processes import cores
+from softmax_regression.runs.record import environment
 from softmax_regression.studies import sweep_page
 from softmax_regression.studies.learning import Each, held_out, learn, pool
 from softmax_regression.studies.stacked import METRICS
@@ -105,8 +105,9 @@ def _run(
         except (StorageInternalError, SQLAlchemyError) as error:
             raise StorageError(f"storage: lost it ({one_line(error)}); start again to go on") from error
     with locked(folder):
-        words = [word.replace(storage, shown(storage)) if storage else word for word in sys.argv]
-        command = shlex.join(["python", *words])
+        command = str(environment()["command"])
+        if storage:  # a quotation mark stands there as a shell takes it
+            command = command.replace(storage.replace("'", "'\"'\"'"), shown(storage))
         return sweep_page.write(folder, plan, sweep.study.trials, test, data, command)
 
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shlex
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,6 +17,7 @@ from torch.utils.tensorboard.summary import hparams, scalar
 from torch.utils.tensorboard.writer import FileWriter
 
 from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.errors import typed
 from softmax_regression.figures.drawings import PALETTE, learning_curves
 from softmax_regression.figures.page import Page, write_csv
 from softmax_regression.model import SoftmaxRegression
@@ -49,6 +49,9 @@ def write(
     complete = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: t.value or 0.0)
     page = Page(f"Exercise 1: {', '.join(plan.space)}")
     _answer(page, plan, complete, test)
+    page.text(
+        f"Data: {data.loaded.origin}; {len(data.train_index)} images, {len(data.val_index)} to validate."
+    )
     _figures(page, plan, complete)
     failed = [[describe(t.params), t.user_attrs["error"]] for t in trials if "error" in t.user_attrs]
     if failed:
@@ -88,9 +91,7 @@ def _answer(page: Page, plan: Plan, complete: Sequence[FrozenTrial], test: dict[
     level = sum(Interval.of(_above(trial, best)).has_zero for trial in complete[1:])
     if n > 1:
         text += " (mean and 95 % interval over the seeds)"
-        text += (
-            f"; the seeds do not tell {level} others from it: 0 is in the interval of the paired difference"
-        )
+        text += f"; the paired difference from it is within noise for {level} of the others"
     accuracy, loss = Interval.of(test["test/acc"]), Interval.of(test["test/loss"])
     page.text(f"{text}. The winner alone was tested, once: test accuracy {accuracy}, test loss {loss}.")
     for rank, trial in enumerate(complete, 1):
@@ -126,30 +127,36 @@ def _figures(page: Page, plan: Plan, complete: Sequence[FrozenTrial]) -> None:
 def _landscape(names: Sequence[str], complete: Sequence[FrozenTrial], is_grid: bool) -> Figure:
     """Validation loss against each hyperparameter; of a grid in a line for each value of another one."""
     n = -(-len(names) // 3)
-    figure = Figure(figsize=(9, 4 * n), layout="constrained")
+    figure = Figure(figsize=(9, 4.2 * n), layout="constrained")
     axes = figure.subplots(n, min(3, len(names)), sharey=True, squeeze=False)
     for axis, name in itertools.zip_longest(axes.flat, names):
         if not name:
             axis.set_visible(False)
             continue
         colour = next((other for other in names if other != name), "") if is_grid else ""
-        best: dict[Value, dict[Value, list[float]]] = {}
-        for trial in complete:
-            best.setdefault(trial.params.get(colour, ""), {}).setdefault(trial.params[name], _last(trial))
-        for (label, losses), shade in zip(sorted(best.items()), itertools.cycle(PALETTE)):
-            values = sorted(losses)
-            middle = [mean(losses[value]) for value in values]
-            ends = [[m - min(losses[v]), max(losses[v]) - m] for m, v in zip(middle, values, strict=True)]
-            line = "o-" if is_grid else "o"
-            axis.errorbar(values, middle, np.transpose(ends), fmt=line, ms=4, color=shade, label=label)
+        lines: dict[Value, dict[Value, FrozenTrial]] = {}
+        for trial in complete:  # the best come first
+            place = trial.params[name] if is_grid else trial.number
+            lines.setdefault(trial.params.get(colour, ""), {}).setdefault(place, trial)
+        for (label, line), shade in zip(sorted(lines.items()), itertools.cycle(PALETTE)):
+            points = sorted(line.values(), key=lambda trial: trial.params[name])
+            losses = np.array([_last(trial) for trial in points])  # (points, seeds)
+            middle = losses.mean(1)
+            ends = middle - losses.min(1), losses.max(1) - middle
+            x, style = [trial.params[name] for trial in points], "o-" if is_grid else "o"
+            axis.errorbar(x, middle, ends, fmt=style, ms=4, color=shade, label=label)
         axis.set(xlabel=name, yscale="log")
         axis.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+        axis.tick_params(which="both", labelleft=True)
         axis.grid(alpha=0.3)
-        numbers = [value for value in values if isinstance(value, int | float)]
-        if numbers and 0 < 10 * min(numbers) < max(numbers):
-            axis.set_xscale("log")
+        values = sorted({trial.params[name] for trial in complete})
+        if not isinstance(values[0], str):
+            axis.set_xscale("log" if 0 < 10 * values[0] < values[-1] else "linear")
+            axis.xaxis.set(major_formatter="{x:g}", minor_formatter="")
+            if is_grid:
+                axis.set_xticks(values, [f"{value:g}" for value in values], rotation=45)
         if colour:
-            axis.legend(title=colour, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+            axis.legend(title=colour, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=4, fontsize=8)
     axes[0, 0].set_ylabel("validation loss (nats)")
     return figure
 
@@ -170,7 +177,7 @@ def _fit_command(plan: Plan, params: Params, data: FashionMNISTDataModule) -> st
         options["trainer.max_epochs" if name == "epochs" else f"{group}.{name}"] = value
     options["early_stopping.patience"] = 0
     words = [[f"--{k}", v if isinstance(v, str) else json.dumps(v)] for k, v in options.items()]
-    return shlex.join(["python", "train.py", "fit", *itertools.chain(*words)])
+    return typed("train.py", "fit", *itertools.chain(*words))
 
 
 def rows(plan: Plan, trial: FrozenTrial, every: int = 1) -> Iterator[dict[str, object]]:

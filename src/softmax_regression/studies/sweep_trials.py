@@ -18,7 +18,7 @@ from typing import Any
 import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
@@ -197,4 +197,4 @@ def _journal(path: Path) -> JournalFileBackend:
     if path.exists():
         whole = path.read_bytes().rpartition(b"\n")
         os.truncate(path, len(whole[0] + whole[1]))
-    return JournalFileBackend(str(path))
+    return JournalFileBackend(str(path), JournalFileOpenLock(str(path)))  # no link, which Windows may refuse

@@ -1,0 +1,105 @@
+"""A run's folder: which one a name means, what is in it, and when there is none."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from commands import fit, manifest, one_line, only_run, scalars
+from softmax_regression import RunLogger
+from softmax_regression.errors import InputError
+from softmax_regression.runs.checkpoint import read
+from softmax_regression.runs.folder import open_checkpoint
+from softmax_regression.runs.record import update_manifest
+
+
+def test_runs_of_the_same_second_have_folders_of_their_own() -> None:
+    names = [RunLogger().version for _ in range(3)]
+    assert len(set(names)) == 3
+    assert sorted(names) == sorted(path.name for path in Path("logs/softmax").iterdir())
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("logs").symlink_to("/nonexistent/x")
+    assert fit() == 2
+    assert "logs/softmax: cannot make a run folder there" in one_line(capsys)
+
+
+def test_best_and_last_are_of_the_newest_run_on_real_images_which_a_line_names(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update_manifest(run, data={"origin": "the real files"})
+    newer, broken = run.with_name("newer"), run.with_name("broken")
+    for i, copy in enumerate((newer, broken), 1):
+        shutil.copytree(run, copy)
+        os.utime(copy / "checkpoints", (2e9 + i, 2e9 + i))
+    update_manifest(newer, data={"origin": "generated (data.source=synthetic)"})
+    (broken / "run.json").write_text("[1]")
+    assert open_checkpoint("best")[0] == broken / "checkpoints" / "best.ckpt"
+    assert f"best: the newest run is {broken}, on unknown images" in capsys.readouterr().err
+    shutil.rmtree(broken)
+    assert open_checkpoint("last")[0] == run / "checkpoints" / "last.ckpt"
+    said = (
+        f"last: the newest run is {run}, on the real files; passed over {newer}, which has generated images"
+    )
+    assert said in capsys.readouterr().err
+    (run / "checkpoints" / "best.ckpt").unlink()  # as of a run without validation
+    assert open_checkpoint("best")[0] == run / "checkpoints" / "last.ckpt"
+
+
+def test_a_run_that_has_saved_nothing_yet_is_opened_to_go_on_only(trained: Path) -> None:
+    start = Path("logs", "softmax", "a", "start.ckpt")
+    start.parent.mkdir(parents=True)
+    shutil.copy(trained / "checkpoints" / "last.ckpt", start)
+    assert open_checkpoint(str(start.parent), prefer="last")[0] == start
+    for which in (str(start.parent), "best", "last"):
+        with pytest.raises(InputError, match="has"):
+            open_checkpoint(which)
+
+
+@pytest.mark.parametrize("option", ["--trainer.fast_dev_run=2", "--trainer.logger=false"])
+def test_a_run_without_a_folder_leaves_nothing(option: str) -> None:
+    assert fit(option) == 0
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "validated", "best"),
+    [
+        (["--trainer.max_steps=5"], 1, [], False),  # less than an epoch
+        (["--trainer.max_steps=20"], 2, [15], True),
+        (["--trainer.limit_val_batches=0"], 3, [], False),
+        (["--trainer.check_val_every_n_epoch=2"], 3, [31], True),
+        (["--trainer.num_sanity_val_steps=2"], 3, [15, 31, 47], True),
+        (["--trainer.val_check_interval=0.5", "--trainer.max_epochs=1"], 1, [7, 15], True),
+        (
+            ["--best_checkpoint.monitor=train/loss", "--early_stopping.monitor=train/loss"],
+            3,
+            [15, 31, 47],
+            True,
+        ),
+    ],
+)
+def test_what_a_run_leaves_follows_its_validations(
+    options: list[str], rows: int, validated: list[int], best: bool
+) -> None:
+    assert fit(*options) == 0
+    run = only_run()
+    saved = read(run / "checkpoints" / "last.ckpt")
+    assert [row["epoch"] for row in saved["history"]] == list(range(1, rows + 1))
+    assert manifest(run)["status"] == "finished"
+    assert [step for step, _ in scalars(run).get("val/loss", [])] == validated
+    assert sum("val/loss" in row for row in saved["history"]) == len({step // 16 for step in validated})
+    assert (run / "checkpoints" / "best.ckpt").exists() == best
+    (waited,) = (entry["wait_count"] for name, entry in saved["callbacks"].items() if "EarlyStopping" in name)
+    assert waited == 0
+
+
+def test_the_patience_counts_validations_not_epochs() -> None:
+    options = ("--model.lr=5", "--data.train_size=64", "--trainer.max_epochs=40")
+    assert fit(*options, "--trainer.check_val_every_n_epoch=3", "--early_stopping.min_delta=1") == 0
+    history = read(only_run() / "checkpoints" / "last.ckpt")["history"]
+    values = [row["val/loss"] for row in history if "val/loss" in row]
+    assert len(history) == 3 * len(values) < 40
+    assert all(value > min(values[:-3]) - 1 for value in values[-3:])

@@ -1,0 +1,164 @@
+"""Processes started by conf/ddp.yaml and by torchrun, as people start them: how they end, and what they say.
+
+| | conf/ddp.yaml | torchrun |
+|---|---|---|
+| SIGKILL of a process | 5 (137 if it was the first), one line | 1, one line and torchrun's report |
+| Ctrl-C | 130, one line | 1, one line and torchrun's report |
+| bad input | 2, one line | 1, one line and torchrun's report |
+"""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_resume import assert_same, state
+
+from commands import SMALL, manifest
+from ddp_worker import ROOT, run_group, start, wait
+from softmax_regression.commands.train import main
+from softmax_regression.runs import checkpoint
+
+RUN = Path("logs/softmax/run")
+FIT = ("fit", *SMALL, "--trainer.logger.version=run")
+ENDLESS = ("--trainer.max_epochs=100000", "--early_stopping.patience=0")
+TRAIN, TORCHRUN = str(ROOT / "train.py"), ("-m", "torch.distributed.run", "--nproc_per_node=2")
+LAUNCHERS = {
+    "ddp.yaml": (TRAIN, *FIT, f"--config={ROOT / 'conf' / 'ddp.yaml'}"),
+    "torchrun": (*TORCHRUN, TRAIN, *FIT),
+}
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(params=LAUNCHERS)
+def launcher(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def running(launcher: str) -> Iterator[subprocess.Popen[str]]:
+    """Two processes that train, and have done so for two epochs."""
+    process = start(*LAUNCHERS[launcher], *ENDLESS)
+    try:
+        assert process.stdout
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[2].startswith("epoch 2/"), (lines, process.stderr and process.stderr.read())
+        yield process
+    finally:
+        wait(process)
+
+
+def ours(err: str) -> str:
+    """What this project has written to stderr, without torchrun's report and c10d's word on addresses."""
+    err = re.sub(
+        r"(?s)Traceback.*?^(torch.distributed\S+: Process \d+ got signal: 2|={20,}\n.*={20,})\n+",
+        "",
+        err,
+        flags=re.M,
+    )
+    return re.sub(r"(?m)^(\[?[WE]\d{4} |\[W\d+ ).*\n", "", err)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def assert_goes_on() -> None:
+    epochs = checkpoint.read(RUN / "checkpoints" / "last.ckpt")["epoch"] + 2
+    alone = ("--trainer.devices=1", "--trainer.strategy=auto", f"--trainer.max_epochs={epochs}")
+    assert main(["fit", f"--resume={RUN}", *alone]) == 0
+    assert manifest(RUN)["status"] == "finished"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_process_ends_all(launcher: str, running: subprocess.Popen[str], rank: int) -> None:
+    ranks = [running.pid, *children(running.pid)] if launcher == "ddp.yaml" else children(running.pid)
+    os.kill(ranks[rank], signal.SIGKILL)
+    killed = time.monotonic()
+    err = wait(running)[1]
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks) and time.monotonic() - killed < 30:
+        time.sleep(0.05)
+    assert time.monotonic() - killed < 30
+    if (launcher, rank) == ("ddp.yaml", 0):
+        assert (running.returncode, err) == (-9, "")  # nobody is left to say anything
+    else:
+        assert running.returncode == (5 if launcher == "ddp.yaml" else 1)
+        assert ours(err).startswith(f"error: process {1 - rank}: ")
+        assert ours(err).count("\n") == 1
+    assert manifest(RUN)["status"] == ("running" if rank == 0 else "interrupted")
+    assert_goes_on()
+
+
+def test_ctrl_c_saves_and_ends_all(launcher: str, running: subprocess.Popen[str]) -> None:
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does; torchrun passes it on to its processes
+    err = wait(running)[1]
+    assert running.returncode == (130 if launcher == "ddp.yaml" else 1)
+    assert ours(err) == f"interrupted by SIGINT: saved; go on with `python train.py fit --resume {RUN}`\n"
+    assert manifest(RUN)["status"] == "interrupted"
+    assert_goes_on()
+
+
+def test_bad_input_is_one_line(launcher: str) -> None:
+    process = start(*LAUNCHERS[launcher], "--data.batch_size=1")
+    err = wait(process)[1]
+    assert process.returncode == (2 if launcher == "ddp.yaml" else 1)
+    assert ours(err).startswith("error: batch_size=1: must be at least 1 for each of 2 devices; ")
+    assert ours(err).count("\n") == 1
+    assert not RUN.exists()
+
+
+def test_more_processes_than_cores_are_refused_before_any_starts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*FIT, "--trainer.strategy=ddp", f"--trainer.devices={(os.cpu_count() or 1) + 1}"]) == 2
+    assert capsys.readouterr().err.startswith("error: trainer.devices=")
+    assert children(os.getpid()) == []
+    cores = len(os.sched_getaffinity(0))
+    said = f"error: {cores + 1} processes: the machine has {cores} CPU cores; "
+    said += f"torchrun --nproc_per_node {cores}\n"
+    ended = run_group(cores + 1, FIT, cores=cores)
+    assert [process.code for process in ended] == [2] * (cores + 1)
+    assert [process.err for process in ended] == [said] + [""] * cores
+    assert not RUN.exists()
+
+
+def test_torchrun_on_two_nodes() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    few = (TRAIN, *FIT, "--trainer.max_epochs=2")
+    nodes = [
+        start("-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={rank}", "--nproc_per_node=1",
+              "--master_addr=127.0.0.1", f"--master_port={port}", *few)
+        for rank in (0, 1)
+    ]  # fmt: skip
+    texts = [wait(node) for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], texts
+    for process in run_group(2, [*few[1:], "--trainer.logger.version=other"]):
+        assert (process.code, process.err) == (0, "")
+    assert_same(state(RUN), state(RUN.with_name("other")))
+
+
+def test_nothing_is_said_where_addresses_have_no_names(tmp_path: Path) -> None:
+    """Without a network, c10d would say of each process that its hostname cannot be retrieved."""
+    if subprocess.run(["unshare", "-rn", "ip", "link", "set", "lo", "up"], check=False).returncode:
+        pytest.skip("needs unshare -rn and ip")
+    inner = f"ip link set lo up && exec python {' '.join(LAUNCHERS['ddp.yaml'])} --trainer.max_epochs=1"
+    env = {name: value for name, value in os.environ.items() if name != "TORCH_CPP_LOG_LEVEL"}
+    ended = subprocess.run(
+        ["unshare", "-rn", "bash", "-c", inner],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")

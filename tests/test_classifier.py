@@ -1,0 +1,129 @@
+"""What every classifier shares: exact metrics, at the times and of the images that they say."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (as in the package)
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassCalibrationError, MulticlassF1Score
+
+from softmax_regression import DivergedError, SoftmaxRegression
+from test_model import data, trainer
+
+
+def fitted(epochs: int = 2, module: SoftmaxRegression | None = None, **options: Any) -> SoftmaxRegression:
+    torch.manual_seed(0)
+    module = module or SoftmaxRegression()
+    trainer(epochs, **options).fit(module, data())
+    return module
+
+
+def test_metrics_weigh_every_example_alike() -> None:
+    module, source = fitted(1), data()
+    images, labels = source.loaded.images[source.val_index], source.loaded.labels[source.val_index]
+    logits = module(images)
+    (row,) = module.history
+    assert row["val/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+    assert row["val/acc"] * 101 == pytest.approx((logits.argmax(1) == labels).sum().item(), abs=1e-4)
+
+
+class Losses(Callback):
+    """The loss of every minibatch, times its images."""
+
+    def __init__(self) -> None:
+        self.sum, self.images = 0.0, 0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.sum += outputs["loss"].item() * len(batch[1])
+        self.images += len(batch[1])
+
+
+def test_the_training_loss_is_the_mean_over_the_images_of_an_epoch() -> None:
+    losses = Losses()
+    (row,) = fitted(1, callbacks=[losses]).history
+    assert losses.images == 499
+    assert row["train/loss"] == pytest.approx(losses.sum / 499, rel=1e-6)
+
+
+def test_a_sanity_check_is_in_no_row() -> None:
+    assert fitted(num_sanity_val_steps=2).history == fitted().history
+
+
+def test_an_epoch_without_validation_has_no_value_of_it() -> None:
+    rows = fitted(4, check_val_every_n_epoch=2).history
+    assert ["val/loss" in row for row in rows] == [False, True, False, True]
+    assert [{k: v for k, v in row.items() if "val" not in k} for row in rows] == [
+        {k: v for k, v in row.items() if "val" not in k} for row in fitted(4).history
+    ]
+    assert not any("val/loss" in row for row in fitted(limit_val_batches=0).history)
+
+
+def test_of_several_validations_in_an_epoch_the_row_has_the_last() -> None:
+    assert fitted(val_check_interval=0.5).history == fitted().history
+
+
+def test_loggers_get_the_metrics_of_an_epoch_at_its_last_step(tmp_path: Path) -> None:
+    logger = CSVLogger(tmp_path)
+    fitted(logger=logger, log_every_n_steps=16)
+    with Path(logger.log_dir, "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for name in ("train/loss", "val/loss"):
+        assert [(row["epoch"], row["step"]) for row in rows if row[name]] == [("0", "15"), ("1", "31")]
+
+
+def test_predictions_are_class_probability_and_distribution() -> None:
+    module = SoftmaxRegression(init_std=1.0)
+    images = torch.randint(256, (7, 28, 28), dtype=torch.uint8)
+    found = module.predict_step((images, torch.zeros(7)), 0)
+    assert torch.allclose(found["probabilities"].sum(1), torch.ones(7))
+    assert torch.equal(found["class"], module(images).argmax(1))
+    assert torch.equal(found["probability"], found["probabilities"].amax(1))
+
+
+def test_validation_and_test_hand_their_logits_to_callbacks() -> None:
+    got: list[dict[str, Tensor]] = []
+
+    class Listener(Callback):
+        def on_test_batch_end(
+            self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
+        ) -> None:
+            got.append(outputs)
+
+    module = fitted(1)
+    (scores,) = trainer(callbacks=[Listener()]).test(module, data(), verbose=False)
+    logits, labels = (torch.cat([each[key] for each in got]) for key in ("logits", "labels"))
+    assert scores["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
+
+
+def test_a_metric_of_a_subclass_is_one_of_every_stage_and_of_checkpoints(tmp_path: Path) -> None:
+    class Scored(SoftmaxRegression):
+        def metrics(self) -> dict[str, Metric]:
+            ours = (
+                MulticlassF1Score(10, average="macro"),
+                MulticlassCalibrationError(10),
+            )  # which keeps a list
+            return super().metrics() | dict(zip(("f1", "ece"), ours, strict=True))
+
+    class Saving(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt", weights_only=False)
+
+    rows = fitted(2, Scored(), callbacks=[Saving()]).history
+    assert all({"train/f1", "val/f1", "train/ece", "val/ece"} <= row.keys() for row in rows)
+    assert 0 < rows[-1]["val/f1"] < 1
+    again = Scored()
+    trainer(2).fit(again, data(), ckpt_path=tmp_path / "21.ckpt", weights_only=True)
+    assert again.history == rows
+
+
+def test_a_loss_that_is_not_finite_ends_the_run() -> None:
+    with pytest.raises(DivergedError, match=r"train/loss=nan in epoch 1, noticed at step 16.*lower model.lr"):
+        fitted(1, SoftmaxRegression(loss="naive", init_std=100))
