@@ -36,7 +36,7 @@ SAID: list[tuple[type, dict[str, Any], str]] = [
     (BoringModel, {"profiler": "simple"}, "Lightning's own step (a profiler measures it)"),
     (BoringModel, {"strategy": OwnStrategy()}, "Lightning's own step (OwnStrategy)"),
 ]
-SHORT = {"limit_train_batches": 2, "limit_val_batches": 1, "accelerator": "auto"}
+SHORT: dict[str, Any] = {"limit_train_batches": 2, "limit_val_batches": 1, "accelerator": "auto"}
 
 
 @pytest.mark.parametrize(("module", "options", "text"), SAID)

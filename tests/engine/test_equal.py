@@ -60,7 +60,7 @@ class ByHand(Mixed):
         self.manual_backward(loss)
         optimizer.step()
         for schedule in schedules if isinstance(schedules, list) else []:
-            schedule.step(*[loss.detach()] * isinstance(schedule, Plateau))
+            schedule.step(*[loss.detach()] * isinstance(schedule, Plateau))  # type: ignore[arg-type]
 
 
 def sgd(parameters: Any) -> SGD:
@@ -153,7 +153,8 @@ def test_runs_are_equal_to_the_last_bit(case: int, data: Any, tmp_path: Path) ->
 def test_a_run_goes_on_alike_wherever_it_was_saved_and_by_whom(
     hook: str, step: int, saved_by: bool, data: Any, tmp_path: Path
 ) -> None:
-    path, options = tmp_path / "k", {"val_check_interval": 3, "max_epochs": 3}
+    path = tmp_path / "k"
+    options: dict[str, Any] = {"val_check_interval": 3, "max_epochs": 3}
     with pytest.raises(Halt):
         trained(Mixed, data, saved_by, callbacks=on(hook, lambda t, *_: killed(path, step, t)), **options)
     assert twins(Mixed, data, hooks=BATCH, ckpt_path=path, **options)[1].current_epoch == 3
@@ -195,7 +196,7 @@ class OwnUpdate(demos.BoringModel):
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         optimizer.zero_grad(set_to_none=False)
 
-    def backward(self, loss: Tensor) -> None:  # type: ignore[override]
+    def backward(self, loss: Tensor) -> None:
         (2 * loss).backward()
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
@@ -252,7 +253,8 @@ def tokens() -> DataLoader[Any]:
     return DataLoader(TensorDataset(*torch.randint(50, (2, 12, 9)).unbind()), 4)
 
 
-Boring, Case = demos.BoringModel, tuple[Callable[[], Any], Callable[[], Any], dict[str, Any]]
+Boring = demos.BoringModel
+Case = tuple[Callable[[], Any], Callable[[], Any], dict[str, Any]]
 SHORT = {"limit_train_batches": 9, "limit_val_batches": 2}
 STEPS = {"val_check_interval": 7, "check_val_every_n_epoch": None}
 STOP = {"callbacks": on("on_train_batch_end", stop)}

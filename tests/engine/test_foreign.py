@@ -10,8 +10,8 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule
 from test_equal import Sized, pairs
-from twins import ALL, twins
 from torch import nn
+from twins import ALL, twins
 
 pytestmark = [pytest.mark.foreign, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 PACKAGES = ["lightly", "prototorch", "prototorch-models", "nnue-trainer"]

@@ -17,12 +17,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch import callbacks as builtin
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, SimpleProfiler
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_equal import with_optimizer
-from twins import QUIET, same
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+from twins import QUIET, same
 
 from softmax_regression import Engine, FashionMNISTDataModule, SoftmaxRegression
 from softmax_regression.data.minibatches import Shuffle
@@ -41,14 +41,14 @@ class Plain(LightningModule):
         return self.layer(x.flatten(1))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = F.cross_entropy(self(batch[0]), batch[1])
+        loss: Tensor = F.cross_entropy(self(batch[0]), batch[1])
         self.log("loss", loss)
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val/loss", F.cross_entropy(self(batch[0]), batch[1]))
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
         return self(batch[0])
 
     def configure_optimizers(self) -> Any:
@@ -71,7 +71,7 @@ class PlainData(FashionMNISTDataModule):
         self, images: Any, labels: Any, index: Any, batch_size: Any = None, seed: Any = None
     ) -> Any:
         rows = TensorDataset(images[index][:, None] / 255, labels[index])
-        order = {} if seed is None else {"sampler": Shuffle(len(index), seed)}
+        order: dict[str, Any] = {} if seed is None else {"sampler": Shuffle(len(index), seed)}
         return DataLoader(rows, batch_size=batch_size or self.hparams["eval_batch_size"], **order)
 
 
@@ -138,13 +138,13 @@ def profiled(trainer: Trainer) -> bool:
     return "optimizer_step" in next(Path(trainer.default_root_dir).glob("*.txt")).read_text()
 
 
-def events(trainer: Trainer) -> list[list[int]]:
+def events(trainer: Any) -> list[list[int]]:
     board = EventAccumulator(trainer.loggers[0].log_dir)
     board.Reload()
     return [[event.step for event in board.Scalars(name)] for name in ("loss", "val/loss")]
 
 
-def rows(trainer: Trainer) -> list[str]:
+def rows(trainer: Any) -> list[str]:
     lines = Path(trainer.loggers[0].log_dir, "metrics.csv").read_text().splitlines()
     return [row["step"] for row in csv.DictReader(lines) if row["loss"]]
 
@@ -232,9 +232,10 @@ def found_size(ours: bool, folder: Path) -> Any:
 
 
 def indices(ours: bool, folder: Path) -> Any:
-    module, data, trainer = subject(ours, folder, callbacks=made(Writer, "epoch"), logger=False)
+    writer = Writer("epoch")
+    module, data, trainer = subject(ours, folder, callbacks=lambda: [writer], logger=False)
     trainer.predict(module, data)
-    return [callback.indices for callback in trainer.callbacks if isinstance(callback, Writer)]
+    return writer.indices
 
 
 @without_collection

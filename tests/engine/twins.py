@@ -21,7 +21,12 @@ QUIET: dict[str, Any] = {
 
 def on(hook: str, answer: Callable[..., Any]) -> Callable[[], list[Callback]]:
     """Make a callback whose hook is set on the object."""
-    return lambda: [callback for callback in [Callback()] if setattr(callback, hook, answer) is None]
+
+    def callbacks() -> list[Callback]:
+        setattr(callback := Callback(), hook, answer)
+        return [callback]
+
+    return callbacks
 
 
 class Calls(Callback):
@@ -42,7 +47,7 @@ class Calls(Callback):
 
         return note
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
         self.says = next(c for c in trainer.callbacks if isinstance(c, Engine)).describe(trainer)
 
 
