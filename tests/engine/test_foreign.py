@@ -15,7 +15,8 @@ from twins import ALL, twins
 
 pytestmark = [pytest.mark.foreign, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
 PACKAGES = ["lightly", "prototorch", "prototorch-models", "nnue-trainer"]
-NEEDED = ["setuptools<81", "chess", "scikit-learn", "scipy", "joblib", "threadpoolctl", "cloudpickle", "loky"]
+NEEDED = ["setuptools<81", "chess", "scikit-learn", "scipy", "joblib", "threadpoolctl", "cloudpickle"]
+NEEDED += ["loky", "narwhals"]  # what the packages import
 
 
 @pytest.fixture(scope="module")
