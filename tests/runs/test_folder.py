@@ -5,9 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from commands import fit, manifest, one_line, only_run, scalars
 from softmax_regression import RunLogger
+from softmax_regression.commands.train import main
 from softmax_regression.errors import InputError
 from softmax_regression.runs.checkpoint import read
 from softmax_regression.runs.folder import open_checkpoint
@@ -56,6 +58,15 @@ def test_a_run_that_has_saved_nothing_yet_is_opened_to_go_on_only(trained: Path)
     for which in (str(start.parent), "best", "last"):
         with pytest.raises(InputError, match="has"):
             open_checkpoint(which)
+
+
+def test_a_run_is_listed_and_drawn_once_however_often_it_goes_on(run: Path) -> None:
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 0
+    events = [event for file in run.glob("events.*") for event in EventFileLoader(str(file)).Load()]
+    assert sum(event.HasField("graph_def") for event in events) == 1
+    tags = [value.tag for event in events for value in event.summary.value]
+    assert tags.count("_hparams_/session_start_info") == 1
+    assert tags.count("val/loss") == 4
 
 
 @pytest.mark.parametrize("option", ["--trainer.fast_dev_run=2", "--trainer.logger=false"])

@@ -83,7 +83,8 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:  # type: ignore[override]
         """Draw the model for the page GRAPHS, after `log_hyperparams`, unless it is there already."""
-        if True:
+        if self._new:
+            self._new = False
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
                 super().log_graph(model, input_array)
