@@ -120,7 +120,7 @@ class Classifier(LightningModule):
             DivergedError: The training loss is not finite.
         """
         values, epoch = self._computed("train"), self.current_epoch + 1
-        if not math.isfinite(loss := values["train/loss"]):
+        if not math.isfinite(loss := values.get("train/loss", 0.0)):
             raise DivergedError(
                 f"train/loss={loss} in epoch {epoch}, noticed at step {self.global_step}: the run diverged; "
                 "lower model.lr or model.init_std, or use model.loss torch instead of naive"

@@ -25,11 +25,11 @@ def write(data: bytes, path: Path) -> None:
         StorageError: The file could not be written; an old one is intact.
     """
     try:
-        target = path.resolve()
-        if target.exists() and not target.is_file():
-            with target.open("wb", buffering=0) as stream:
+        if path.exists() and not path.is_file():
+            with path.open("wb", buffering=0) as stream:
                 stream.write(data)
             return
+        target = path.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:

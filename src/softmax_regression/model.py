@@ -23,6 +23,8 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "naive": numerics.naive_cross_entropy,
 }
 
+MAX = torch.finfo(torch.float32).max
+
 
 class FewOutputs(nn.Linear):
     """nn.Linear as W xᵀ instead of x Wᵀ, which takes half the time where the rows of W are few."""
@@ -112,9 +114,9 @@ class SoftmaxRegression(Classifier):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
 
 
-def _check(name: str, value: float, above: float | None = None, below: float = math.inf) -> None:
+def _check(name: str, value: float, above: float | None = None, below: float = MAX) -> None:
     """Refuse a value that is not above `above`, or at least 0, and below `below`."""
     if not ((value > above if above is not None else value >= 0) and value < below):
         low = f"above {above:g}" if above is not None else "at least 0"
-        high = f"below {below:g}" if below < math.inf else "finite"
+        high = f"below {below:.3g}"
         raise InputError(f"{name}={value}: must be {low} and {high}; change model.{name}")

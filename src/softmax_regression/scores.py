@@ -27,6 +27,7 @@ class EpochScores(nn.Module):
         self.loss = MeanMetric(nan_strategy="disable")
         self.others = MetricCollection(dict(metrics), compute_groups=False)
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._seen = False  # whether there is anything to compute
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EpochScores":
         """Go where the module goes, but sum in float64 whatever the weights become.
@@ -43,6 +44,7 @@ class EpochScores(nn.Module):
 
     def update(self, logits: Tensor, y: Tensor, loss: Tensor) -> None:
         """Take the logits (n, k), classes (n,) and mean loss of a minibatch, without a gradient."""
+        self._seen = True
         self._waiting.append((logits, y, loss))
         if len(self._waiting) == WAITING:
             self._score()
@@ -61,7 +63,9 @@ class EpochScores(nn.Module):
             self.others.update(torch.cat(logits), torch.cat(y))
 
     def compute(self) -> dict[str, float]:
-        """Return the metrics by name, and begin anew."""
+        """Return the metrics by name, and begin anew; none if a step of a user's own scored nothing."""
+        if not self._seen:
+            return {}
         self._score()
         with warnings.catch_warnings():  # that nothing came since `load_sums`
             warnings.filterwarnings("ignore", "The ``compute`` method of metric")
@@ -71,7 +75,7 @@ class EpochScores(nn.Module):
 
     def reset(self) -> None:
         """Forget what was seen."""
-        self._waiting = []
+        self._waiting, self._seen = [], False
         self.loss.reset()
         self.others.reset()
 
@@ -80,6 +84,8 @@ class EpochScores(nn.Module):
 
     def sums(self, world_size: int) -> dict[str, dict[str, list[Tensor]]]:
         """Return the state of each metric, a tensor of each process, for a checkpoint; all take part."""
+        if not self._seen:
+            return {}
         self._score()
         gather = gather_all_tensors if world_size > 1 else lambda value: [value]
         return {
@@ -89,6 +95,7 @@ class EpochScores(nn.Module):
 
     def load_sums(self, sums: Mapping[str, Mapping[str, list[Tensor]]], rank: int, world_size: int) -> None:
         """Take up what `sums` returned; on another number of processes one of them takes it all."""
+        self._seen = bool(sums)
         for name, metric in self._metrics().items():
             for key, ranks in sums.get(name, {}).items():
                 mine = (

@@ -34,6 +34,7 @@ from softmax_regression.runs.record import RunRecord
 FOREIGN_WARNINGS = (
     r"You called `self.log\(.*\)` but have no logger configured",  # test and validate write run.json instead
     r"It is recommended to use `self.log\(.*, sync_dist=True\)`",  # torchmetrics has summed over the ranks
+    "Be aware that when using `ckpt_path`",  # a run of a Trainer of the user's own
     "Checkpoint directory .* exists and is not empty",  # it does when a run is resumed
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
     r"torch\.distributed\.nn\.functional\.\w+ is deprecated",  # which Lightning gathers with
