@@ -46,8 +46,9 @@ FOREIGN_WARNINGS = (
 )
 CHATTER = (  # what Lightning says of itself as it starts
     "GPU available", "TPU available", "HPU available", "💡 Tip", "`Trainer.fit` stopped", "Seed set to",
-    "LOCAL_RANK", "Loading `train_dataloader`", "Restoring states", "Restored all states", "Loaded model weights", "`weights_only` was not",
+    "LOCAL_RANK", "Restoring states", "Restored all states", "Loaded model weights", "`weights_only` was not",
     "Initializing distributed", "[rank:", "-----", "Using bfloat16", "Using 16bit", "SLURM auto-",
+    "Loading `train_dataloader`",
 )  # fmt: skip
 
 
