@@ -231,7 +231,10 @@ def test_what_cannot_be_written_is_said_before_the_work(
         each.chmod(0o555 if each.is_dir() else 0o444)
     for folder in tmp_path.parents:
         folder.chmod(folder.stat().st_mode | 0o055)
-    os.seteuid(65534)
+    try:
+        os.seteuid(65534)
+    except OSError:
+        pytest.skip("there is no other user in this namespace")
     try:
         for args, code in ((["predict", "--ckpt_path", str(RUN)], 2), (["fit", *SMALL], 2)):
             assert main(args) == code
