@@ -110,8 +110,13 @@ class SoftmaxRegression(Classifier):
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):
             raise InputError("schedule=cosine: needs the end of the run; set trainer.max_epochs or max_steps")
-        cosine = LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * min(step / steps, 1))) / 2)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": cosine, "interval": "step"}}
+        schedule = LambdaLR(optimizer, lambda step: cosine(step / steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def cosine(done: float) -> float:
+    """Return the part of the first learning rate that is left when a part of the run, from 0, is done."""
+    return (1 + math.cos(math.pi * min(done, 1))) / 2
 
 
 def _check(name: str, value: float, above: float | None = None, below: float = MAX) -> None:

@@ -58,7 +58,7 @@ def monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule
     logged = [f"{stage}/{name}" for stage in stages for name in ("loss", *model.metrics())]
     for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
         name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
-        if monitor is None or monitor in logged or getattr(callback, "patience", 1) == 0:
+        if monitor is None or monitor in logged:
             continue
         if unseen and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
             callback.switch_off()

@@ -15,9 +15,9 @@ from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import distributed
 
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
+from softmax_regression.runs.processes import is_first, speaks
 from softmax_regression.runs.trust import refused
 
 # What jsonargparse says.
@@ -145,10 +145,8 @@ def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]]) -
         if (found := _line(error, known)) is None:
             raise
         # What all processes of a machine find is said once; what one of them finds once they are joined, too.
-        first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
-        joined = distributed.is_available() and distributed.is_initialized()
         alike = isinstance(error, Interrupted | DivergedError)
-        if first or isinstance(error, OSError | LostProcessError) or (joined and not alike):
+        if isinstance(error, OSError | LostProcessError) or (is_first() if alike else speaks()):
             print(found[0], file=sys.stderr)
         return found[1]
     finally:

@@ -11,8 +11,9 @@ from softmax_regression.commands.arguments import check_file
 from softmax_regression.errors import InputError
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.folder import RunLogger
-from softmax_regression.runs.record import RunRecord, class_path, ends, read_manifest, update_manifest
+from softmax_regression.runs.record import RunRecord, ends, read_manifest, update_manifest
 from softmax_regression.runs.stopping import folder_of
+from softmax_regression.runs.trust import path_of
 
 if TYPE_CHECKING:
     from softmax_regression.commands.train import TrainCLI
@@ -68,7 +69,8 @@ def check(run: Path | None, saved: dict[str, Any], cli: "TrainCLI") -> None:
     callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
     (record,) = (callback for callback in callbacks if isinstance(callback, RunRecord))
     before = {name: known.get(name) for name in ("model", "data")} | _options(known["config"])
-    now = {"model": class_path(cli.model), "data": class_path(cli.datamodule)} | _options(str(record.config))
+    now: dict[str, Any] = {"model": path_of(type(cli.model)), "data": path_of(type(cli.datamodule))}
+    now |= _options(str(record.config))
     now["trainer.callbacks"] = [
         each for each in now["trainer.callbacks"] if each in before["trainer.callbacks"]
     ]

@@ -12,6 +12,7 @@ from softmax_regression.commands import checks, outputs, resume
 from softmax_regression.errors import InputError
 from softmax_regression.files import locked, remove_debris
 from softmax_regression.runs.folder import RunLogger
+from softmax_regression.runs.stopping import folder_of
 
 if TYPE_CHECKING:
     from softmax_regression.commands.train import TrainCLI
@@ -55,8 +56,7 @@ def fit(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
         finally:
             if not trainer.global_step:
                 outputs.discard_unstarted(folders)
-    log_dir = trainer.log_dir if trainer.loggers else None  # all processes take part
-    outputs.say(trainer, outputs.summary(trainer, Path(log_dir) if log_dir else None))
+    outputs.say(trainer, outputs.summary(trainer, folder_of(trainer)))  # of which all processes take part
 
 
 def _before_scoring(cli: "TrainCLI") -> None:

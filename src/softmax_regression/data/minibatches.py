@@ -125,7 +125,7 @@ class Minibatches:
         y = self.labels.index_select(0, chosen)
         if x.device != self.device:
             x, y = x.to(self.device), y.to(self.device)
-        return x[:, None].float().div_(255), y  # twice as fast as uint8 / 255, and equal to it
+        return pixels(x), y
 
     def state_dict(self) -> dict[str, int]:
         """Return which epoch this is and how far it has come, for a checkpoint."""
@@ -134,3 +134,8 @@ class Minibatches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state_dict` was taken, once and if the next pass is of the same epoch."""
         self._resumed, self.position = state["epoch"], state["position"]
+
+
+def pixels(images: Tensor) -> Tensor:
+    """Return uint8 images (b, 28, 28) as (b, 1, 28, 28) float32 in [0, 1]."""
+    return images[:, None].float().div_(255)  # twice as fast as uint8 / 255, and equal to it

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -59,6 +59,32 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     return shuffled[place.argsort(stable=True)]
 
 
+def split(labels: Tensor, val_size: int, train_size: int | None, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Choose the examples to train on, (train_size,) int64, and those that are held out, (val_size,) int64.
+
+    Raises:
+        InputError: There are not so many.
+    """
+    n = len(labels)
+    if val_size >= n:
+        raise InputError(
+            f"val_size={val_size}: must be less than the {n} training images; lower data.val_size"
+        )
+    order = stratified_order(labels, seed=0)
+    train = order[val_size:][:train_size]
+    if train_size and train_size > len(train):
+        raise InputError(
+            f"train_size={train_size}: must be at most the {len(train)} images left for training; "
+            "lower data.train_size or data.val_size"
+        )
+    if batch_size > len(train):
+        raise InputError(
+            f"batch_size={batch_size}: must be at most the {len(train)} training images; "
+            "lower data.batch_size"
+        )
+    return train, order[:val_size]
+
+
 class FashionMNISTDataModule(LightningDataModule):
     """The images, split into training, validation and test, in minibatches gathered on the training device.
 
@@ -100,14 +126,7 @@ class FashionMNISTDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        for name, low, high in (
-            ("batch_size", 1, math.inf), ("val_size", 0, math.inf), ("train_size", 1, math.inf),
-            ("synthetic_size", 10, 2_000_000), ("eval_batch_size", 1, math.inf),
-        ):  # fmt: skip
-            value = self.hparams[name]
-            if value is not None and not low <= value <= high:
-                bound = f"at least {low}" if value < low else f"at most {high}"
-                raise InputError(f"{name}={value}: must be {bound}; change data.{name}")
+        _check_sizes(self.hparams)
         self.data: Dataset | None = None
         self.photos: tuple[Tensor, list[Path]] | None = None
         self._copies: dict[int, Tensor] = {}  # on the device that trains, of tensors that `data` keeps alive
@@ -135,25 +154,8 @@ class FashionMNISTDataModule(LightningDataModule):
         if self.data is not None:
             return
         data = load(self.files, hparams["source"], hparams["dirs"], hparams["synthetic_size"])
-        n, val_size = len(data.labels), hparams["val_size"]
-        if val_size >= n:
-            raise InputError(
-                f"val_size={val_size}: must be less than the {n} training images; lower data.val_size"
-            )
-        order = stratified_order(data.labels, seed=0)
-        self.val_index, pool = order[:val_size], order[val_size:]
-        train_size = hparams["train_size"] or len(pool)
-        if train_size > len(pool):
-            raise InputError(
-                f"train_size={train_size}: must be at most the {len(pool)} images left for training; "
-                "lower data.train_size or data.val_size"
-            )
-        self.train_index = pool[:train_size]
-        if hparams["batch_size"] > train_size:
-            raise InputError(
-                f"batch_size={hparams['batch_size']}: must be at most the {train_size} training images; "
-                "lower data.batch_size"
-            )
+        sizes = (hparams[name] for name in ("val_size", "train_size", "batch_size"))
+        self.train_index, self.val_index = split(data.labels, *sizes)
         self.data = data
 
     @property
@@ -244,3 +246,15 @@ def _load_photos(images: list[str] | str) -> tuple[Tensor, list[Path]]:
     if photos.skipped:
         print(f"{len(photos.skipped)} files skipped, {len(photos.paths)} used", file=sys.stderr)
     return photos.images, photos.paths
+
+
+def _check_sizes(hparams: Mapping[str, Any]) -> None:
+    """Refuse sizes that are out of range whatever the data are."""
+    for name, low, high in (
+        ("batch_size", 1, math.inf), ("val_size", 0, math.inf), ("train_size", 1, math.inf),
+        ("synthetic_size", 10, 2_000_000), ("eval_batch_size", 1, math.inf),
+    ):  # fmt: skip
+        value = hparams[name]
+        if value is not None and not low <= value <= high:
+            bound = f"at least {low}" if value < low else f"at most {high}"
+            raise InputError(f"{name}={value}: must be {bound}; change data.{name}")

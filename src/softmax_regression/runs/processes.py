@@ -66,10 +66,14 @@ def started() -> dict[str, int]:
     return {}
 
 
+def is_first() -> bool:
+    """Whether this is the first process of its machine, or the only one."""
+    return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
+
+
 def speaks() -> bool:
     """Whether this process says what is wrong: until they are joined, all of a machine find the same."""
-    local_rank = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0"))
-    return local_rank == "0" or distributed.is_initialized()
+    return is_first() or (distributed.is_available() and distributed.is_initialized())
 
 
 def _leave() -> None:

@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.files import write
 from softmax_regression.runs.stopping import EarlyStopping, check_there, folder_of
-from softmax_regression.runs.trust import refused
+from softmax_regression.runs.trust import path_of, refused
 
 PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "softmax-regression")
 Row = Mapping[str, float]
@@ -105,11 +105,6 @@ def stop_reason(trainer: Trainer) -> str:
     return "a callback stopped the run"
 
 
-def class_path(thing: object) -> str:
-    """Return the name by which a class can be imported."""
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
-
-
 def init_args(kind: type, hparams: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a class that it takes: its parent saves its own, too, which need not be among them."""
     parameters = inspect.signature(kind).parameters.values()
@@ -126,7 +121,7 @@ def _described(trainer: Trainer, pl_module: LightningModule) -> str:
     for name, part in (("model", pl_module), ("data", data)):
         if part is not None:
             given = init_args(type(part), part.hparams_initial)
-            parts[name] = {"class_path": class_path(part), "init_args": given}
+            parts[name] = {"class_path": path_of(type(part)), "init_args": given}
     parts["seed_everything"] = parts.get("data", {}).get("init_args", {}).pop("seed", 0)  # linked there
     return yaml.safe_dump(json.loads(json.dumps(parts, default=str)), sort_keys=False)
 
@@ -150,8 +145,8 @@ class RunRecord(Callback):
             folder = folder_of(trainer)
             self.run = folder if trainer.is_global_zero else None
             self.config = self.config or _described(trainer, pl_module)
-            if class_path(pl_module).startswith("__main__.") and trainer.is_global_zero:
-                print(f"note: {refused(class_path(pl_module))}", file=sys.stderr)
+            if path_of(type(pl_module)).startswith("__main__.") and trainer.is_global_zero:
+                print(f"note: {refused(path_of(type(pl_module)))}", file=sys.stderr)
 
     def _update(self, **entries: Any) -> None:
         if self.run:
@@ -189,8 +184,8 @@ class RunRecord(Callback):
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         checkpoint["run"] = {
             "config": self.config,
-            "model": class_path(pl_module),
-            "data": class_path(datamodule) if datamodule else None,
+            "model": path_of(type(pl_module)),
+            "data": path_of(type(datamodule)) if datamodule else None,
             "sha256": getattr(getattr(datamodule, "loaded", None), "sha256", None),
             "threads": torch.get_num_threads(),
         }

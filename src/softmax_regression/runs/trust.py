@@ -68,6 +68,11 @@ def enforce(named: Iterable[str] = (), run: Path | None = None) -> None:
     _allowed.update(allowed)
 
 
+def path_of(class_: type) -> str:
+    """Return the name by which `find_class` finds a class, and a command line takes it."""
+    return f"{class_.__module__}.{class_.__qualname__}"
+
+
 def find_class(path: str, run: Path | None = None) -> type[LightningModule | LightningDataModule]:
     """Import the class of a model or of data that a checkpoint names, or raise an InputError."""
     module, _, name = path.rpartition(".")

@@ -84,23 +84,37 @@ def learn(
         return each(epoch, rows[-1])
 
     if stackable(model, variants[0]):
-        models = []
-        for hparams in variants:
-            with _seeded(seed):
-                models.append(SoftmaxRegression(**hparams))
-        stack = Stack(models, loader, epochs, seed)
-        for epoch in range(1, epochs + 1):
-            if not ended(epoch, dict(zip(METRICS, stack.train_epoch(), strict=False)), stack.score):
-                break
+        _learn_together(variants, loader, epochs, seed, ended)
     else:
-        (hparams,), (images, labels) = variants, sets["val"]
-        val = Minibatches(images, labels, torch.arange(len(labels)), CHUNK)
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it names the devices each time
-        with _seeded(seed):
-            module = model(**hparams)
-            trainer = Trainer(max_epochs=epochs, callbacks=[Engine(), _EpochEnd(ended)], **PLAIN)
-            trainer.fit(module, loader, {"val": val})
+        (hparams,) = variants
+        _learn_alone(model, hparams, loader, epochs, seed, sets["val"], ended)
     return {name: torch.stack([row[name] for row in rows], -1) for name in rows[-1]}
+
+
+def _learn_together(
+    variants: Sequence[Mapping[str, Any]], loader: Minibatches, epochs: int, seed: int, ended: Ended
+) -> None:
+    models = []
+    for hparams in variants:
+        with _seeded(seed):
+            models.append(SoftmaxRegression(**hparams))
+    stack = Stack(models, loader, epochs, seed)
+    for epoch in range(1, epochs + 1):
+        if not ended(epoch, dict(zip(METRICS, stack.train_epoch(), strict=False)), stack.score):
+            break
+
+
+def _learn_alone(
+    model: type[LightningModule], hparams: Mapping[str, Any], loader: Minibatches, epochs: int, seed: int,
+    held_out: Labelled, ended: Ended,
+) -> None:  # fmt: skip
+    images, labels = held_out
+    val = Minibatches(images, labels, torch.arange(len(labels)), CHUNK)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it names the devices each time
+    with _seeded(seed):
+        module = model(**hparams)
+        trainer = Trainer(max_epochs=epochs, callbacks=[Engine(), _EpochEnd(ended)], **PLAIN)
+        trainer.fit(module, loader, {"val": val})
 
 
 @contextmanager

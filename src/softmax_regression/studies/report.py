@@ -62,7 +62,7 @@ def report(
         InputError: There is no such run, its data cannot be had, or the page cannot be written.
     """
     path, model = open_model(which)
-    saved, run = open_checkpoint(str(path))[1], find_run(path)
+    run, history = find_run(path), getattr(model, "history", [])
     out = out or (run or Path("logs")) / "report"
     check_output(out / "index.html", force)
     manifest = read_manifest(run) if run else {}
@@ -71,10 +71,10 @@ def report(
     page = Page(f"Run {run.name if run else path.name}")
     state = f"{_state(run, manifest)}: {manifest.get('stopped') or 'no end was recorded'}. " if run else ""
     page.text(f"{state}Checkpoint: `{path.name}`. Data: {manifest.get('data', {}).get('origin', 'unknown')}.")
-    config = manifest.pop("config", None) or {"model": dict(saved.get("hyper_parameters", {}))}
+    config = manifest.pop("config", None) or {"model": dict(model.hparams)}
     options = {name: word for name, word in _options(config).items() if name.startswith(ON_TOP)}
     page.table([[name, word] for name, word in options.items() if word != "none"], ["option", "value"])
-    _training(page, run, manifest, saved.get("history", []))
+    _training(page, run, manifest, history)
     _images(page, model, data, stage)
     page.heading("How to repeat it")
     page.preformatted(manifest.pop("command", "no command was recorded"))

@@ -5,7 +5,6 @@ its own, within float32 rounding. The gradient is written out: with respect to t
 minus the one-hot label (Dive into Deep Learning, section 4.1, equation 4.1.9).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -13,9 +12,9 @@ import torch
 from torch import Tensor
 
 from softmax_regression.classifier import STAGES
-from softmax_regression.data.minibatches import Minibatches, Shuffle
+from softmax_regression.data.minibatches import Minibatches, Shuffle, pixels
 from softmax_regression.errors import InputError
-from softmax_regression.model import SoftmaxRegression
+from softmax_regression.model import SoftmaxRegression, cosine
 
 SHARED = ("dropout", "schedule", "num_classes", "loss")  # what all models of a stack have in common
 CHUNK = 4096  # images gathered, and scored, at a time
@@ -100,7 +99,7 @@ class Stack:
             x = x * torch.empty_like(x).bernoulli_(1 - p, generator=self.generator).div_(1 - p)
         log_probs, lr = self._log_probs(x), self.lr
         if self.shared["schedule"] == "cosine":
-            lr = lr * (1 + math.cos(math.pi * self.step / self.total)) / 2
+            lr = lr * cosine(self.step / self.total)
         delta = (log_probs.exp() - onehot).view(len(lr), -1).mul_((1 if self.moves else lr) / len(x))
         if self.moves:
             gradients = (delta @ x, delta.sum(1, keepdim=True))
@@ -120,7 +119,7 @@ class Stack:
 def mean_scores(log_probs: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Scores:
     """Score uint8 images (n, 28, 28) by what turns (b, 1, 28, 28) in [0, 1] into (models, k, b)."""
     chunks = zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
-    sums = torch.stack([_sums(log_probs(x[:, None] / 255), y) for x, y in chunks])
+    sums = torch.stack([_sums(log_probs(pixels(x)), y) for x, y in chunks])
     return Scores(*sums.sum(0) / len(labels))
 
 

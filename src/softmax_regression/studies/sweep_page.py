@@ -22,8 +22,9 @@ from softmax_regression.figures.drawings import PALETTE, learning_curves
 from softmax_regression.figures.page import Page, write_csv
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
+from softmax_regression.runs.trust import path_of
 from softmax_regression.studies.intervals import Interval
-from softmax_regression.studies.sweep_plan import BOOK, COUNTS, Params, Plan, Value, count, describe, path_of
+from softmax_regression.studies.sweep_plan import BOOK, COUNTS, Params, Plan, Value, count, describe
 
 History = dict[str, list[list[float]]]  # metric -> seed -> epoch -> value
 

@@ -12,6 +12,7 @@ from optuna import distributions
 
 from softmax_regression.errors import InputError
 from softmax_regression.model import SoftmaxRegression
+from softmax_regression.runs.trust import path_of
 from softmax_regression.studies.learning import options, stackable
 
 Value = int | float | str
@@ -113,11 +114,6 @@ class Plan:
     def identity(self) -> str:
         """Return the plan as JSON."""
         return json.dumps(asdict(self), default=path_of)
-
-
-def path_of(class_: type) -> str:
-    """Return the name of a class as a command line takes it."""
-    return f"{class_.__module__}.{class_.__qualname__}"
 
 
 def _distribution(values: Sequence[Value] | Range) -> distributions.BaseDistribution:
