@@ -3,6 +3,7 @@ import hashlib
 import inspect
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,3 +87,19 @@ def tiny(tiny_files: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         digest = hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest()
         monkeypatch.setitem(cast(dict[str, str], FASHION_MNIST.sha256), name, digest)
     return tiny_files
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run, for tests that only read it."""
+    from commands import fit, only_run  # seconds, which many tests do not need
+
+    folder = tmp_path_factory.mktemp("trained")
+    assert fit(f"--trainer.logger.save_dir={folder}") == 0
+    return only_run(folder)
+
+
+@pytest.fixture
+def run(trained: Path) -> Path:
+    """A copy of it in this test's folder."""
+    return Path(shutil.copytree(trained, Path("logs", "softmax", trained.name)))

@@ -55,20 +55,6 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mine", raising=False)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run, for tests that only read it."""
-    folder = tmp_path_factory.mktemp("trained")
-    assert fit(f"--trainer.logger.save_dir={folder}") == 0
-    return only_run(folder)
-
-
-@pytest.fixture
-def run(trained: Path) -> Path:
-    """A copy of it in this test's folder."""
-    return shutil.copytree(trained, Path("logs", "softmax", trained.name))
-
-
 def last(run: Path) -> dict[str, Any]:
     return checkpoint.read(run / "checkpoints" / "last.ckpt")
 
