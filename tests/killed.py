@@ -73,9 +73,7 @@ def start(
     return process
 
 
-def _command(
-    folder: Path, args: list[str], moment: str | None, step: int, environ: Mapping[str, str]
-) -> None:
+def _command(folder: Path, args: list[str], moment: str | None, step: int, environ: Mapping[str, str]) -> None:
     import torch
 
     from softmax_regression.commands.train import main

@@ -92,9 +92,7 @@ def test_validation_and_test_hand_their_logits_to_callbacks() -> None:
     got: list[dict[str, Tensor]] = []
 
     class Listener(Callback):
-        def on_test_batch_end(
-            self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any
-        ) -> None:
+        def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
             got.append(outputs)
 
     module = fitted(1)

@@ -22,9 +22,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that `pip install --target` has filled, without a network; read only, please."""
     folder = tmp_path_factory.mktemp("installed")
     for name in ("src", "conf"):
-        shutil.copytree(
-            ROOT / name, folder / "copy" / name, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
-        )
+        shutil.copytree(ROOT / name, folder / "copy" / name, ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "copy")
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"]
@@ -41,14 +39,10 @@ def test_the_wheel_has_every_module_page_and_configuration(installed: Path) -> N
     source, package = ROOT / "src" / "softmax_regression", installed / "softmax_regression"
     expected = {p.relative_to(source) for p in source.rglob("*") if p.suffix in (".py", ".html", ".typed")}
     expected |= {Path("conf", p.name) for p in (ROOT / "conf").iterdir()}
-    assert {
-        p.relative_to(package) for p in package.rglob("*") if p.is_file() and p.suffix != ".pyc"
-    } == expected
+    assert {p.relative_to(package) for p in package.rglob("*") if p.is_file() and p.suffix != ".pyc"} == expected
 
 
-def test_from_any_folder_it_finds_its_defaults_and_the_users_own_modules(
-    installed: Path, tmp_path: Path
-) -> None:
+def test_from_any_folder_it_finds_its_defaults_and_the_users_own_modules(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     commands = [
         ["fit", "--model=own.Own", *SMALL, "--trainer.max_epochs=1"],
@@ -95,10 +89,7 @@ def test_no_newer_python_is_kept_out() -> None:
 
 
 def test_every_room_is_packaged() -> None:
-    rooms = {
-        f"softmax_regression.{p.parent.name}"
-        for p in (ROOT / "src" / "softmax_regression").glob("*/__init__.py")
-    }
+    rooms = {f"softmax_regression.{p.parent.name}" for p in (ROOT / "src" / "softmax_regression").glob("*/__init__.py")}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == rooms | {
         "softmax_regression",
         "softmax_regression.conf",

@@ -71,9 +71,7 @@ def test_initial_weights_are_normal_with_init_std_and_decided_by_the_seed() -> N
     assert not bias.any()
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"momentum": 0.9, "lr": 0.01}, {"weight_decay": 0.1}, {"schedule": "cosine"}]
-)
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9, "lr": 0.01}, {"weight_decay": 0.1}, {"schedule": "cosine"}])
 def test_training_is_minibatch_sgd_written_out(options: dict[str, Any]) -> None:
     module = trained(seed=3, **options)
     source = data(seed=3)
@@ -135,9 +133,7 @@ def test_two_minibatches_that_are_accumulated_make_the_update_of_one_that_is_as_
         ({"accumulate_grad_batches": 3}, 12),
     ],
 )
-def test_the_cosine_schedule_falls_to_0_over_the_run_however_it_is_limited(
-    limits: dict[str, int], steps: int
-) -> None:
+def test_the_cosine_schedule_falls_to_0_over_the_run_however_it_is_limited(limits: dict[str, int], steps: int) -> None:
     rates = Rates()
     module = trained(lr=0.2, schedule="cosine", trainer_options={"callbacks": [rates], **limits})
     expected = [0.1 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]

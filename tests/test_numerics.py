@@ -30,9 +30,7 @@ STABLE: list[tuple[Callable[..., Tensor], Callable[..., Tensor]]] = [
 ]
 INF = math.inf
 law = settings(deadline=None, derandomize=True)
-logits = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=12).map(
-    lambda row: torch.tensor(row, dtype=torch.float64)
-)
+logits = st.lists(st.floats(-1e4, 1e4), min_size=2, max_size=12).map(lambda row: torch.tensor(row, dtype=torch.float64))
 
 
 def value_and_grad(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,9 +132,7 @@ def test_errors_are_within_the_bounds_that_the_docstrings_state(dtype: torch.dty
         assert loss_0 == -log_p[0]
         for i in range(n):
             true_p, true_log_p = true["softmax"][i], true["log-softmax"][i]
-            bound = math.expm1(
-                (n + 4 + math.log(n) + gaps[i]) * u
-            )  # of which the docstring has the first order
+            bound = math.expm1((n + 4 + math.log(n) + gaps[i]) * u)  # of which the docstring has the first order
             assert off(p[i], true_p) <= bound * max(abs(float(true_p)), tiny)
             bound = math.expm1((n + 3 + max(gaps)) * u)
             assert off(log_p[i], true_log_p) <= bound * max(abs(float(true_log_p)), tiny)
@@ -168,9 +164,7 @@ def test_gradients_and_second_derivatives_are_right_also_where_the_largest_logit
 
 @law
 @given(logits, st.floats(-1e4, 1e4))
-def test_softmax_is_a_distribution_in_the_order_of_the_logits_whatever_their_shift(
-    x: Tensor, c: float
-) -> None:
+def test_softmax_is_a_distribution_in_the_order_of_the_logits_whatever_their_shift(x: Tensor, c: float) -> None:
     p = softmax(x)
     assert ((p >= 0) & (p <= 1)).all()
     assert p.sum().item() == pytest.approx(1, abs=1e-14)

@@ -113,9 +113,7 @@ class AppleGPU(TorchDispatchMode):
         given = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
         host = any(value.dtype == torch.float64 or hasattr(value, "on_host") for value in given)
         if not host and any(isinstance(v, Tensor) and v.dtype == torch.float64 for v in tree_leaves(result)):
-            raise TypeError(
-                "Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it"
-            )
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support it")
         return result
 
 

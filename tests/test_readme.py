@@ -47,10 +47,7 @@ def test_every_command_of_train_py_runs(
         return
     if arguments[0] == "fit" and "--resume" not in arguments:
         config = [arg for arg in arguments if arg != "--config"]
-        rest = [
-            f"--config={Path(__file__).parents[1] / arg}" if arg.startswith("conf/") else arg
-            for arg in config
-        ]
+        rest = [f"--config={Path(__file__).parents[1] / arg}" if arg.startswith("conf/") else arg for arg in config]
         assert main([*rest, *small, "--trainer.max_epochs=1", "--trainer.devices=1"]) == 0
         return
     assert main(["fit", *small, "--trainer.max_epochs=1"]) == 0
@@ -73,9 +70,7 @@ def test_every_command_of_study_py_is_one(arguments: list[str]) -> None:
 
 def test_every_file_of_the_layout_exists() -> None:
     root = Path(__file__).parents[1]
-    (layout,) = [
-        block for kind, block in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL) if "train.py  " in block
-    ]
+    (layout,) = [block for kind, block in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL) if "train.py  " in block]
     names = {name for line in layout.splitlines() for name in line.split() if name.endswith(".py")}
     for name in names:
         assert [*root.glob(name), *root.glob(f"src/softmax_regression/{name}")], name

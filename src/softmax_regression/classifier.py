@@ -100,11 +100,7 @@ class Classifier(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics of every set that was scored."""
-        values = {
-            k: v
-            for stage in dict.fromkeys(self._validation_stages())
-            for k, v in self._computed(stage).items()
-        }
+        values = {k: v for stage in dict.fromkeys(self._validation_stages()) for k, v in self._computed(stage).items()}
         self.log_dict(values)
         if not self.trainer.sanity_checking:
             self._validated = values

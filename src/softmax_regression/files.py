@@ -60,9 +60,7 @@ def check_writable(path: Path, ours: bool = True) -> None:
     """
     try:
         if path.is_file() and not ours:
-            raise InputError(
-                f"{path}: exists and was not written by this project; give --force to replace it"
-            )
+            raise InputError(f"{path}: exists and was not written by this project; give --force to replace it")
         folder = path if path.is_dir() else path.resolve().parent
         while not folder.exists():
             folder = folder.parent

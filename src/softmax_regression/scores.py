@@ -98,9 +98,7 @@ class EpochScores(nn.Module):
         self._seen = bool(sums)
         for name, metric in self._metrics().items():
             for key, ranks in sums.get(name, {}).items():
-                mine = (
-                    ranks[rank : rank + 1] if len(ranks) == world_size else ranks[: len(ranks) * (rank == 0)]
-                )
+                mine = ranks[rank : rank + 1] if len(ranks) == world_size else ranks[: len(ranks) * (rank == 0)]
                 before = metric.metric_state[key]
                 setattr(metric, key, list(mine) if isinstance(before, list) else sum(mine, before))
 

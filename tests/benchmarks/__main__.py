@@ -69,12 +69,8 @@ def _race(options: argparse.Namespace, scratch: Path) -> str:
     task = Task(data, options.device, scratch)
     outcomes = race(task, keys, options.epochs, options.rounds, options.slow_rounds or options.rounds)
     tables.race_figure(outcomes).savefig(options.out / "benchmarks.png", dpi=120)
-    absent = [
-        f"Not installed: {' or '.join(CONTESTANTS[key].packages)}, for ({key})." for key in missing(keys)
-    ]
-    title = (
-        f"{options.epochs} epochs on {options.device}, {len(data.train_index)} images, {data.loaded.origin}:"
-    )
+    absent = [f"Not installed: {' or '.join(CONTESTANTS[key].packages)}, for ({key})." for key in missing(keys)]
+    title = f"{options.epochs} epochs on {options.device}, {len(data.train_index)} images, {data.loaded.origin}:"
     return "\n\n".join([title, tables.race_table(outcomes), *absent])
 
 

@@ -27,9 +27,7 @@ def contestant(task: Task) -> Run:
     return run
 
 
-def _epoch(
-    params: Params, key: Array, x: Array, y: Array, val_x: Array, val_y: Array
-) -> tuple[Params, Array, Array]:
+def _epoch(params: Params, key: Array, x: Array, y: Array, val_x: Array, val_y: Array) -> tuple[Params, Array, Array]:
     """Train on every example once; return the parameters, the mean loss and the validation accuracy."""
 
     def step(params: Params, index: Array) -> tuple[Params, Array]:

@@ -34,9 +34,7 @@ CONTESTANTS = {
     "hm": Contestant("the same work by hand, MLP", "by_hand.of_mlp", like="bm", tolerance=0.05),
     "c": Contestant("the book's loop, 4 workers", "book.contestant", slow=True),
     "d": Contestant("Lightning, the usual template", "template.contestant"),
-    "e1": Contestant(
-        "scikit-learn LogisticRegression", "scikit.logistic_regression", ("sklearn",), slow=True
-    ),
+    "e1": Contestant("scikit-learn LogisticRegression", "scikit.logistic_regression", ("sklearn",), slow=True),
     "e2": Contestant("scikit-learn SGDClassifier", "scikit.sgd_classifier", ("sklearn",), slow=True),
     "f": Contestant("Keras on JAX, steps_per_execution 16", "keras_jax.contestant", ("keras", "jax")),
     "g": Contestant("JAX, one lax.scan an epoch", "jax_scan.contestant", ("jax",)),
@@ -52,9 +50,7 @@ def missing(keys: Sequence[str]) -> list[str]:
     return [key for key in keys if not all(find_spec(name) for name in CONTESTANTS[key].packages)]
 
 
-def race(
-    task: Task, keys: Sequence[str], epochs: int, rounds: int, slow_rounds: int
-) -> dict[str, list[Outcome]]:
+def race(task: Task, keys: Sequence[str], epochs: int, rounds: int, slow_rounds: int) -> dict[str, list[Outcome]]:
     """Run contestants in turn, some rounds after a warm-up of one epoch, and those that they should be like.
 
     Raises:

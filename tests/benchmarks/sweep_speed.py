@@ -42,9 +42,7 @@ def main(args: Sequence[str] | None = None) -> float:
     parser.add_argument("--source", choices=["files", "synthetic"], default="files")
     options = parser.parse_args(args)
     size = 60_000 if options.train_size is None else options.train_size + 5000
-    data = FashionMNISTDataModule(
-        BATCH_SIZE, train_size=options.train_size, source=options.source, synthetic_size=size
-    )
+    data = FashionMNISTDataModule(BATCH_SIZE, train_size=options.train_size, source=options.source, synthetic_size=size)
     data.setup()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {os.cpu_count()} cores")
     stacked(data, options.trials, 1)  # warm up

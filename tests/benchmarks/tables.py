@@ -30,9 +30,7 @@ def spread(seconds: Sequence[float]) -> str:
 
 def ratio(mine: Sequence[float], theirs: Sequence[float]) -> str:
     """Return the ratio of the medians, and the smallest and the largest ratio of one round."""
-    rounds = [
-        a / b for a, b in zip(mine, theirs, strict=False)
-    ]  # slow contestants run in the first ones only
+    rounds = [a / b for a, b in zip(mine, theirs, strict=False)]  # slow contestants run in the first ones only
     return f"{median(mine) / median(theirs):.3g} ({min(rounds):.3g} to {max(rounds):.3g})"
 
 
@@ -69,12 +67,8 @@ def growth_table(points: Sequence[Point]) -> str:
     rows = []
     for p in points:
         per_example = f"{1e6 * median(p.seconds) / p.examples:.2f}"
-        rows.append(
-            [p.examples, p.batch_size, spread(p.seconds), per_example, f"{p.memory:.0f}", f"{p.data:.0f}"]
-        )
-    return markdown(
-        "examples | batch size | seconds an epoch | µs an example | memory, MiB | data, MiB", rows
-    )
+        rows.append([p.examples, p.batch_size, spread(p.seconds), per_example, f"{p.memory:.0f}", f"{p.data:.0f}"])
+    return markdown("examples | batch size | seconds an epoch | µs an example | memory, MiB | data, MiB", rows)
 
 
 def growth_figure(by_examples: Sequence[Point], by_batch_size: Sequence[Point]) -> Figure:

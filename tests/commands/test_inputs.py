@@ -30,9 +30,7 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def contents() -> dict[str, bytes | str]:
     """Every file and link below the current folder, but for locks, which are empty."""
     files = [path for path in Path().rglob("*") if path.is_symlink() or path.is_file()]
-    return {
-        str(p): str(p.readlink()) if p.is_symlink() else p.read_bytes() for p in files if p.name != ".lock"
-    }
+    return {str(p): str(p.readlink()) if p.is_symlink() else p.read_bytes() for p in files if p.name != ".lock"}
 
 
 WRONG_COMMANDS = [

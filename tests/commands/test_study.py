@@ -74,9 +74,7 @@ def test_what_was_written_is_printed(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_options_and_configuration_reach_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
 
-    def run(
-        space: dict[str, list[float]], seeds: list[int], quick: bool = False, prune: bool = False
-    ) -> Path:
+    def run(space: dict[str, list[float]], seeds: list[int], quick: bool = False, prune: bool = False) -> Path:
         seen.update(space=space, seeds=seeds, quick=quick, prune=prune)
         return tmp_path
 

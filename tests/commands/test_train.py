@@ -114,9 +114,7 @@ def test_without_validation_images_it_says_what_is_off_and_trains(capsys: pytest
     assert [path.name for path in (only_run() / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.parametrize(
-    "file", ["--config x.yaml", "--config=x.yaml", "-c x.yaml", "-cx.yaml", "--trainer t.yaml"]
-)
+@pytest.mark.parametrize("file", ["--config x.yaml", "--config=x.yaml", "-c x.yaml", "-cx.yaml", "--trainer t.yaml"])
 def test_a_flag_wins_over_a_file_wherever_it_stands(file: str) -> None:
     Path("x.yaml").write_text("trainer: {max_epochs: 5, limit_train_batches: 2}")
     Path("t.yaml").write_text("max_epochs: 5\nlimit_train_batches: 2")
@@ -175,9 +173,7 @@ def test_a_checkpoint_io_of_the_users_own_is_used_as_it_is() -> None:
     assert b"sha256=" not in (only_run() / "checkpoints" / "last.ckpt").read_bytes()[-100:]  # which ours adds
 
 
-def test_a_profiler_and_a_summary_print(
-    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_profiler_and_a_summary_print(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "lightning.pytorch")
     options = ("--trainer.profiler=simple", "--trainer.enable_model_summary=true", "--trainer.max_epochs=1")
     assert fit(*options) == 0
@@ -202,10 +198,7 @@ def test_test_names_what_it_scores_and_keeps_the_metrics(
 
 def test_a_score_of_a_part_is_not_kept(run: Path) -> None:
     before = manifest(run)
-    assert (
-        main(["test", "--ckpt_path", str(run), "--data.eval_batch_size=10", "--trainer.limit_test_batches=1"])
-        == 0
-    )
+    assert main(["test", "--ckpt_path", str(run), "--data.eval_batch_size=10", "--trainer.limit_test_batches=1"]) == 0
     assert manifest(run) == before
 
 
@@ -291,11 +284,7 @@ def test_help_shows_ours_first_and_lightnings_on_demand(capsys: pytest.CaptureFi
     assert "--trainer.max_epochs" not in text
     assert main(["fit", "--help-all"]) == 0
     text = capsys.readouterr().out
-    assert (
-        text.index("--model.lr")
-        < text.index("--early_stopping.patience")
-        < text.index("--trainer.max_epochs")
-    )
+    assert text.index("--model.lr") < text.index("--early_stopping.patience") < text.index("--trainer.max_epochs")
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--print_config"])
     assert "max_epochs: 10" in capsys.readouterr().out
@@ -307,9 +296,7 @@ def test_a_bug_keeps_its_traceback() -> None:
         fit("--model=mine.Broken")
 
 
-def test_an_installed_srun_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_installed_srun_changes_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     Path("srun").write_text("#!/bin/sh\n")
     Path("srun").chmod(0o755)
     monkeypatch.setenv("PATH", f"{Path.cwd()}:{os.environ['PATH']}")
@@ -336,9 +323,7 @@ def test_a_terminal_says_at_once_what_takes_long(script: str) -> None:
     shutil.copy(ROOT / script, script)
     command = f"{sys.executable} {script}"
     environment = os.environ | {"PYTHONPATH": "fake"}
-    shown = subprocess.run(
-        ["script", "-qec", command, "/dev/null"], env=environment, capture_output=True, text=True
-    )
+    shown = subprocess.run(["script", "-qec", command, "/dev/null"], env=environment, capture_output=True, text=True)
     assert shown.stdout.split("\n") == ["importing torch and lightning ...", "imported", "\x1b[K"]
     piped = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True)
     assert (piped.stdout, piped.stderr) == ("imported\n", "")

@@ -378,9 +378,7 @@ def server() -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
-def test_nothing_is_fetched_from_a_url(
-    server: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_nothing_is_fetched_from_a_url(server: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     address, asked = server
     for option in (
         "config",

@@ -44,9 +44,7 @@ OWN = FileSet("My own", ("left", "right"), None, ("own",))
 
 
 def same(one: Dataset, other: Dataset) -> bool:
-    return (
-        all(torch.equal(a, b) for a, b in zip(one[:4], other[:4], strict=True)) and one.sha256 == other.sha256
-    )
+    return all(torch.equal(a, b) for a, b in zip(one[:4], other[:4], strict=True)) and one.sha256 == other.sha256
 
 
 def names(folder: Path) -> list[str]:
@@ -160,9 +158,7 @@ def test_another_data_set_has_its_own_classes_and_may_come_without_checksums(fol
     write_idx(torch.ones(6, 28, 28), folder / "t10k-images-idx3-ubyte.gz")
     assert load(OWN, [str(folder)]).sha256 != data.sha256
     write_idx(torch.zeros(7, 28, 28), folder / "t10k-images-idx3-ubyte.gz")
-    assert "7 in t10k-images-idx3-ubyte, 6 in t10k-labels-idx1-ubyte; expected as many" in error_of(
-        folder, files=OWN
-    )
+    assert "7 in t10k-images-idx3-ubyte, 6 in t10k-labels-idx1-ubyte; expected as many" in error_of(folder, files=OWN)
 
 
 def test_the_examples_are_data_sets_of_their_own(tiny: Path) -> None:
@@ -175,9 +171,7 @@ def test_the_examples_are_data_sets_of_their_own(tiny: Path) -> None:
 
 
 @pytest.mark.real_data
-def test_the_real_data_are_bit_for_bit_those_of_torchvision(
-    real: Dataset, real_folder: Path, tmp_path: Path
-) -> None:
+def test_the_real_data_are_bit_for_bit_those_of_torchvision(real: Dataset, real_folder: Path, tmp_path: Path) -> None:
     assert real.sha256 == "d1fd84a877f3b78fa9a171b3de73f93e7b6f69ed94bada3feae9d96821401f5c"
     assert real.labels.bincount().tolist() == [6_000] * 10
     assert real.test_labels.bincount().tolist() == [1_000] * 10
@@ -269,9 +263,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_FILES)
-def test_a_bad_file_is_one_line_that_names_it_what_was_expected_and_the_remedy(
-    kind: str, folder: Path
-) -> None:
+def test_a_bad_file_is_one_line_that_names_it_what_was_expected_and_the_remedy(kind: str, folder: Path) -> None:
     name, damage, expected = BAD_FILES[kind]
     path = folder / name if name.endswith(".gz") else unpack(folder / f"{name}.gz")
     damage(path)
@@ -311,9 +303,7 @@ def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.M
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "unpacked"])
 @pytest.mark.parametrize("name", NAMES)
-def test_no_damage_to_an_official_file_changes_what_is_loaded(
-    name: str, packed: bool, real_folder: Path
-) -> None:
+def test_no_damage_to_an_official_file_changes_what_is_loaded(name: str, packed: bool, real_folder: Path) -> None:
     """What is no part of the images, such as the time stamp in a .gz file's header, may change."""
     good = (real_folder / f"{name}.gz").read_bytes()
     good = good if packed else gzip.decompress(good)
@@ -331,9 +321,7 @@ def test_no_damage_to_an_official_file_changes_what_is_loaded(
                 assert FASHION_MNIST.sha256
                 assert digest == FASHION_MNIST.sha256[name]
     kind = "packed" if packed else "unpacked"
-    print(
-        f"\n{name}, {kind}: {2 * count} flips and truncations, {refused} refused, no other image let through"
-    )
+    print(f"\n{name}, {kind}: {2 * count} flips and truncations, {refused} refused, no other image let through")
     assert refused > 0.98 * 2 * count
 
 
@@ -584,9 +572,7 @@ def test_a_folder_that_cannot_be_made_and_a_full_disk_are_storage_errors(
         raise OSError(28, "No space left on device")
 
     (tmp_path / "file").touch()
-    with pytest.raises(
-        StorageError, match=r"file/folder: cannot be made \(Not a directory.*; change data\.dirs"
-    ):
+    with pytest.raises(StorageError, match=r"file/folder: cannot be made \(Not a directory.*; change data\.dirs"):
         load(mirror.files("good"), [str(tmp_path / "file" / "folder")])
     monkeypatch.setattr(os, "fsync", fill)
     with pytest.raises(StorageError, match="No space left on device"):
@@ -646,9 +632,7 @@ def apt(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 PACKAGE = replace(FASHION_MNIST, mirrors=())
 
 
-def test_apt_is_asked_with_the_lists_of_the_system(
-    apt: Callable[..., Path], tiny: Path, tmp_path: Path
-) -> None:
+def test_apt_is_asked_with_the_lists_of_the_system(apt: Callable[..., Path], tiny: Path, tmp_path: Path) -> None:
     log = apt()
     assert same(load(PACKAGE, [str(tmp_path / "target")]), load(dirs=[str(tiny)]))
     assert names(tmp_path / "target") == PACKED
@@ -666,9 +650,7 @@ def test_where_the_system_has_no_lists_apt_makes_private_ones(
     assert update.removesuffix("update") == second.removesuffix("download dataset-fashion-mnist")
 
 
-def test_a_package_that_is_not_there_or_has_other_images_is_refused(
-    apt: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_a_package_that_is_not_there_or_has_other_images_is_refused(apt: Callable[..., Path], tmp_path: Path) -> None:
     target = tmp_path / "target"
     apt(needs="nothing of this kind")
     source = "\n  the package dataset-fashion-mnist (apt-get): "

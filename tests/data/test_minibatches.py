@@ -64,9 +64,7 @@ def test_minibatches_are_full_but_the_last(n: int, batch_size: int, seed: int | 
 
 
 @given(**SIZES)
-def test_images_are_floats_and_belong_to_their_labels(
-    n: int, batch_size: int, seed: int | None, epoch: int
-) -> None:
+def test_images_are_floats_and_belong_to_their_labels(n: int, batch_size: int, seed: int | None, epoch: int) -> None:
     for x, y in loader(n, batch_size, seed, epoch):
         assert x.shape == (len(y), 1, 28, 28)
         assert (x.dtype, y.dtype) == (torch.float32, torch.int64)

@@ -73,9 +73,7 @@ def test_training_and_validation_images_are_disjoint_and_together_all(tiny: Path
 
 @pytest.mark.parametrize("val_size", [10, 100, 123, 5])
 @pytest.mark.parametrize("train_size", [None, 10, 95, 100])
-def test_both_splits_have_the_classes_equally_often_to_one(
-    tiny: Path, val_size: int, train_size: int | None
-) -> None:
+def test_both_splits_have_the_classes_equally_often_to_one(tiny: Path, val_size: int, train_size: int | None) -> None:
     split = loaded(tiny, val_size=val_size, train_size=train_size)
     assert len(split.train_index) == (train_size or 600 - val_size)
     for index in (split.val_index, split.train_index):
@@ -209,8 +207,7 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"train_size": -5}, "train_size=-5: must be at least 1; change data.train_size"),
     (
         {"train_size": 501},
-        "train_size=501: must be at most the 500 images left for training; "
-        "lower data.train_size or data.val_size",
+        "train_size=501: must be at most the 500 images left for training; lower data.train_size or data.val_size",
     ),
     ({"synthetic_size": 9}, "synthetic_size=9: must be at least 10; change data.synthetic_size"),
     ({"eval_batch_size": 0}, "eval_batch_size=0: must be at least 1; change data.eval_batch_size"),
@@ -314,9 +311,7 @@ def test_photos_leave_the_other_stages_alone(tiny: Path, photos: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_files")
-def test_files_that_are_no_photos_are_named_and_counted(
-    photos: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_files_that_are_no_photos_are_named_and_counted(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "notes.txt").write_text("no photo")
     split = FashionMNISTDataModule(images=str(photos))
     split.setup("predict")

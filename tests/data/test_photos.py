@@ -125,9 +125,7 @@ def test_common_formats_are_read(tmp_path: Path, name: str) -> None:
     assert lit_box(one(path)) == pytest.approx((7, 0, 21, 28), abs=1)  # lossy ones blur the edge
 
 
-@pytest.mark.parametrize(
-    "mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"]
-)
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "F"])
 def test_every_mode_gives_the_same_image(mode: str) -> None:
     image = picture().convert("L" if mode == "I;16" else mode)
     if mode.startswith("I"):  # 16 bits
@@ -242,9 +240,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(tmp_path: Path) ->
 def test_without_one_usable_photo_a_single_line_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     (tmp_path / "b.txt").write_text("b")
-    with pytest.raises(
-        InputError, match=r"^none of 2 photos can be used \(.*a\.txt: not one of PNG, .*images$"
-    ):
+    with pytest.raises(InputError, match=r"^none of 2 photos can be used \(.*a\.txt: not one of PNG, .*images$"):
         load_photos([tmp_path])
     with pytest.raises(InputError, match=r"^none of 0 photos can be used; change data.images$"):
         load_photos([])

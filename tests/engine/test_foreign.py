@@ -35,9 +35,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def finetuned(foreign: Any) -> Any:
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.BatchNorm1d(16), nn.ReLU())
-    return foreign("lightly.utils.benchmarking").FinetuneClassifier(
-        backbone, 8, feature_dim=16, num_classes=10
-    )
+    return foreign("lightly.utils.benchmarking").FinetuneClassifier(backbone, 8, feature_dim=16, num_classes=10)
 
 
 def prototypes(name: str) -> Callable[[Any], LightningModule]:

@@ -67,9 +67,7 @@ class Ours(SoftmaxRegression):
 class PlainData(FashionMNISTDataModule):
     """The same images in DataLoaders of torch."""
 
-    def _minibatches(
-        self, images: Any, labels: Any, index: Any, batch_size: Any = None, seed: Any = None
-    ) -> Any:
+    def _minibatches(self, images: Any, labels: Any, index: Any, batch_size: Any = None, seed: Any = None) -> Any:
         rows = TensorDataset(images[index][:, None] / 255, labels[index])
         order: dict[str, Any] = {} if seed is None else {"sampler": Shuffle(len(index), seed)}
         return DataLoader(rows, batch_size=batch_size or self.hparams["eval_batch_size"], **order)

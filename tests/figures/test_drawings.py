@@ -90,15 +90,11 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "reliability": lambda: reliability_diagram(*predictions()),
     "explanation": lambda: explanation(pictures(1)[0], linear().weight.data, linear().bias.data, 3, NAMES),
     "curves of a run without metrics": lambda: learning_curves({"run": {}}),
-    "curves that diverge": lambda: learning_curves(
-        {"run": {"train/loss": curve(2, float("inf"), float("nan"))}}
-    ),
+    "curves that diverge": lambda: learning_curves({"run": {"train/loss": curve(2, float("inf"), float("nan"))}}),
     "confusion of nothing": lambda: confusion_matrix(torch.zeros(10, 10, dtype=torch.long), NAMES),
     "confusion of many classes": lambda: confusion_matrix(torch.eye(62).long(), [f"c{i}" for i in range(62)]),
     "templates of zero": lambda: weight_templates(torch.zeros(10, 784), NAMES),
-    "reliability of nothing but nan": lambda: reliability_diagram(
-        torch.full((3, 2), torch.nan), torch.zeros(3).long()
-    ),
+    "reliability of nothing but nan": lambda: reliability_diagram(torch.full((3, 2), torch.nan), torch.zeros(3).long()),
 }
 
 

@@ -232,8 +232,7 @@ def test_the_shares_of_all_processes_are_the_whole() -> None:
     model, index = SoftmaxRegression(num_classes=70), torch.randperm(70)[:50]
     trainer = Trainer(logger=False, enable_progress_bar=False, enable_model_summary=False, accelerator="cpu")
     found = [
-        score(trainer, model, Minibatches(pixels, labels, index, 16, rank=rank, world_size=3))
-        for rank in range(3)
+        score(trainer, model, Minibatches(pixels, labels, index, 16, rank=rank, world_size=3)) for rank in range(3)
     ]
     _, y, logits = (torch.cat(parts) for parts in zip(*found, strict=True))
     assert sorted(y.tolist()) == sorted(index.tolist())

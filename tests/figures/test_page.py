@@ -126,9 +126,7 @@ def test_csv_has_a_header_and_comes_back(tmp_path: Path) -> None:
         ]
 
 
-def test_a_failed_write_leaves_the_old_page_and_no_other_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_the_old_page_and_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = written(Page("old"), tmp_path)
 
     def fail(self: Path, target: Path) -> Path:

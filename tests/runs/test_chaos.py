@@ -116,9 +116,7 @@ def test_a_save_that_is_killed_leaves_a_checkpoint_that_can_be_read(trained: Pat
         remove_debris(tmp_path)
         assert [*tmp_path.iterdir()] == [path]
     assert inside >= N / 2
-    print(
-        f"\n{2 * N} kills while saving, {inside} with a half-written file beside it: 0 unreadable checkpoints"
-    )
+    print(f"\n{2 * N} kills while saving, {inside} with a half-written file beside it: 0 unreadable checkpoints")
 
 
 # Garbled input
@@ -224,9 +222,7 @@ def test_a_garbled_configuration_is_one_line(capsys: pytest.CaptureFixture[str])
         codes.append(assert_done_or_one_line(["fit", *SMALL, "--config=x.yaml", *BOUNDED], capsys))
 
     check()
-    print(
-        f"\n{len(codes)} garbled configurations: {codes.count(0)} are valid and train, the rest is one line"
-    )
+    print(f"\n{len(codes)} garbled configurations: {codes.count(0)} are valid and train, the rest is one line")
 
 
 def flipped(data: bytes, rng: random.Random) -> bytes:

@@ -245,9 +245,7 @@ def test_a_folder_that_vanishes_ends_the_run_and_is_not_made_again(
 
 
 @pytest.mark.parametrize(("what", "quota"), [("checkpoint", 30_000), ("manifest", 3_000), ("events", 1_000)])
-def test_a_quota_that_is_used_up_ends_the_run(
-    what: str, quota: int, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_quota_that_is_used_up_ends_the_run(what: str, quota: int, capsys: pytest.CaptureFixture[str]) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)  # a full disk, but for this process only
     resource.setrlimit(resource.RLIMIT_FSIZE, (quota, before[1]))
     try:
@@ -306,9 +304,7 @@ def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_best_and_ends_l
     assert a["callbacks"].keys() == b["callbacks"].keys()
 
 
-def test_if_all_checkpoints_are_damaged_nothing_is_resumed(
-    run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_if_all_checkpoints_are_damaged_nothing_is_resumed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in (run / "checkpoints").iterdir():
         path.write_bytes(b"damaged")
     before = names(Path())

@@ -85,9 +85,7 @@ def test_another_class_is_another_model(run: Path, capsys: pytest.CaptureFixture
     assert "model=own_model.Other: the run to resume has softmax_regression.model.Soft" in one_line(capsys)
 
 
-def test_the_same_is_true_of_a_checkpoint_outside_its_run(
-    trained: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_is_true_of_a_checkpoint_outside_its_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(trained / "checkpoints" / "last.ckpt", "x.ckpt")
     assert fit("--ckpt_path=x.ckpt", "--model.lr=0.5") == 2
     assert "model.lr=0.5: the run to resume has 0.1" in one_line(capsys)
@@ -114,9 +112,7 @@ def test_a_run_that_lost_its_configuration_has_it_in_its_checkpoints(lost: list[
 
 
 @pytest.mark.parametrize("command", ["test", "fit"])
-def test_a_manifest_that_is_none_is_one_line(
-    command: str, run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_manifest_that_is_none_is_one_line(command: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "run.json").write_text("[1]")
     options = ["--trainer.max_epochs=4"] if command == "fit" else []
     assert main([command, "--ckpt_path", str(run), *options]) == 2

@@ -180,8 +180,7 @@ def test_a_repetition_has_the_same_bits_however_it_was_started(
 
 def test_one_process_writes_and_speaks(trained: Callable[[int], Path]) -> None:
     names = [
-        sorted(re.sub(r"events\..*", "events", path.name) for path in (trained(n) / "logs").rglob("*"))
-        for n in (1, 3)
+        sorted(re.sub(r"events\..*", "events", path.name) for path in (trained(n) / "logs").rglob("*")) for n in (1, 3)
     ]
     assert names[0] == names[1]
     ended = run_group(3, [*FIT, "--trainer.max_epochs=1"])
@@ -217,9 +216,7 @@ def test_data_that_are_not_there_are_one_message_of_all_processes(
     options = (*command, "--data.source=files")
     ended = run_group(2, options, env={"FASHION_MNIST_DIR": "nowhere"}, patience=2)
     assert [process.code for process in ended] == [2, 2]
-    assert ended[0].err.startswith(
-        "error: Fashion-MNIST: not found; tried:\n  all four files missing in nowhere"
-    )
+    assert ended[0].err.startswith("error: Fashion-MNIST: not found; tried:\n  all four files missing in nowhere")
     assert (ended[0].err.count("error"), ended[1].err) == (1, "")
 
 

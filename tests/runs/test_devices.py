@@ -39,9 +39,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         ("16-mixed", torch.float32, 0.02),
     ],
 )
-@pytest.mark.filterwarnings(
-    "ignore:.*AMP with fp16 is not supported on CPU:UserWarning"
-)  # bf16 takes its place
+@pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU:UserWarning")  # bf16 takes its place
 def test_every_precision_learns_the_same(
     single: dict[str, Any], precision: str, dtype: torch.dtype, tolerance: float
 ) -> None:

@@ -109,9 +109,7 @@ trainer:
 def test_two_processes_share_a_gpu() -> None:
     """NCCL wants a GPU for each; with gloo, and as two nodes of one device, they take the same one."""
     Path("gloo.yaml").write_text(GLOO)
-    ended = run_group(
-        2, ["fit", *SMALL, "--trainer.max_epochs=3", "--config=gloo.yaml"], environment=two_nodes
-    )
+    ended = run_group(2, ["fit", *SMALL, "--trainer.max_epochs=3", "--config=gloo.yaml"], environment=two_nodes)
     assert [process.code for process in ended] == [0, 0], ended
     assert fit(*GPU, "--trainer.logger.save_dir=one") == 0
     for row, expected in zip(history(only_run()), history(only_run(Path("one"))), strict=True):

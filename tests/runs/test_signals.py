@@ -207,9 +207,7 @@ def assert_resumes_exactly(run: Path) -> None:
     assert_same(state(run), state(only_run(Path("reference"))))
 
 
-def test_a_process_that_gets_a_signal_ends_within_five_seconds(
-    tmp_path: Path, processes: list[killed.Process]
-) -> None:
+def test_a_process_that_gets_a_signal_ends_within_five_seconds(tmp_path: Path, processes: list[killed.Process]) -> None:
     processes.append(process := killed.start(tmp_path, ["fit", *SMALL, *ENDLESS]))
     await_epochs(process.is_alive)
     sent = time.time()

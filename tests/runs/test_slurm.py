@@ -162,9 +162,7 @@ def assert_goes_on(job: str) -> None:
 
 
 @pytest.mark.parametrize("moment", ["in the imports", "in training"])
-def test_sigusr1_puts_the_job_back_in_the_queue_and_it_goes_on(
-    submit: Callable[..., str], moment: str
-) -> None:
+def test_sigusr1_puts_the_job_back_in_the_queue_and_it_goes_on(submit: Callable[..., str], moment: str) -> None:
     job = submit()
     until(lambda: len(processes(job)) == 2 if moment == "in the imports" else trains(job))
     time.sleep(0.5)
@@ -202,7 +200,5 @@ def test_bad_input_ends_the_job_with_one_line(submit: Callable[..., str]) -> Non
     job = submit("--data.batch_size=1")
     code, said = ended(job)
     assert code == "2"
-    assert [line.startswith("error: batch_size=1: must be at least 1 for each of 2") for line in said] == [
-        True
-    ]
+    assert [line.startswith("error: batch_size=1: must be at least 1 for each of 2") for line in said] == [True]
     assert not run_of(job).exists()

@@ -31,9 +31,7 @@ pytest.importorskip("onnxscript", reason=NEEDS)
 from softmax_regression.studies import export  # noqa: E402 (needs both)
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH"
-)
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
 ROOT = Path(__file__).parents[2]
 CLASSES = FASHION_MNIST.class_names
 FILES = ("model.onnx", "model-float.onnx")
@@ -177,9 +175,7 @@ def test_onnx_says_what_it_is_and_nothing_of_this_machine(exported: Path, traine
             assert str(place).encode() not in file.read_bytes()
 
 
-def test_onnx_that_predicts_otherwise_is_a_bug(
-    exported: Path, model: LightningModule, dataset: Dataset
-) -> None:
+def test_onnx_that_predicts_otherwise_is_a_bug(exported: Path, model: LightningModule, dataset: Dataset) -> None:
     expected, content = model(dataset.test_images).softmax(1), (exported / "model.onnx").read_bytes()
     export.compare("model.onnx", content, dataset.test_images, expected)
     for wrong in (expected + 2e-5, expected.roll(1, 1), expected * torch.nan):
@@ -244,9 +240,7 @@ def test_a_missing_extra_is_one_line(
     assert 'pip install -e ".[export]"' in one_line(capsys)
 
 
-def test_a_damaged_checkpoint_is_refused(
-    linear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_checkpoint_is_refused(linear: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = bytearray((linear / "checkpoints" / "best.ckpt").read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "damaged.ckpt").write_bytes(data)
@@ -279,9 +273,7 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(exported: Path) -> No
 
 def test_no_name_of_a_run_becomes_a_tag(linear: Path, dataset: Dataset) -> None:
     layers = [each for each in open_model(str(linear))[1].modules() if isinstance(each, torch.nn.Linear)]
-    evil, plain = (
-        export.to_page(layers, dataset, CLASSES, name) for name in ("</script><script>alert(1)", "plain")
-    )
+    evil, plain = (export.to_page(layers, dataset, CLASSES, name) for name in ("</script><script>alert(1)", "plain"))
     assert evil.count("<script") == plain.count("<script")
     assert evil.count("</script") == plain.count("</script")
 
@@ -403,9 +395,7 @@ def test_the_page_shows_the_answer_and_explains_the_class_that_is_clicked(
             drawn.push([...image]);
         }
         return [example, best, other, captions, maps, ...drawn, byId("learned").hidden];"""
-    example, best, other, captions, maps, drawn, above, hidden = in_browser(
-        exported / "index.html", script, tmp_path
-    )
+    example, best, other, captions, maps, drawn, above, hidden = in_browser(exported / "index.html", script, tmp_path)
     x = torch.tensor(example, dtype=torch.uint8).view(1, 28, 28)
     assert any(torch.equal(x[0], image) for image in dataset.test_images)
     pixels = (x[:, None] / 255).requires_grad_()

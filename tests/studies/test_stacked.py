@@ -22,9 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available 
 
 
 def datamodule(seed: int) -> FashionMNISTDataModule:
-    data = FashionMNISTDataModule(
-        batch_size=48, val_size=100, source="synthetic", synthetic_size=500, seed=seed
-    )
+    data = FashionMNISTDataModule(batch_size=48, val_size=100, source="synthetic", synthetic_size=500, seed=seed)
     data.setup()
     return data
 
@@ -55,9 +53,7 @@ def train_alone(model: type[LightningModule], hparams: dict[str, Any]) -> Lightn
     ],
     ids=["sgd", "momentum", "cosine"],
 )
-def test_each_model_of_a_stack_equals_the_single_run(
-    shared: dict[str, Any], differing: list[dict[str, float]]
-) -> None:
+def test_each_model_of_a_stack_equals_the_single_run(shared: dict[str, Any], differing: list[dict[str, float]]) -> None:
     hparams, data = [shared | different for different in differing], datamodule(SEED)
     scores = learn(SoftmaxRegression, hparams, data.train_dataloader(), EPOCHS, SEED, held_out(data))
     assert {values.shape for values in scores.values()} == {(len(hparams), EPOCHS)}
@@ -179,9 +175,7 @@ def test_a_module_of_no_class_of_ours_is_trained_and_scored_and_ends_when_told()
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with fewer than four cores
 @pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad")  # as the book does
-@pytest.mark.filterwarnings(
-    r"ignore:os\.fork\(\) was called:RuntimeWarning"
-)  # if a test before has imported JAX
+@pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")  # if a test before has imported JAX
 def test_the_benchmark_of_stacked_trials_runs(capsys: pytest.CaptureFixture[str]) -> None:
     ratio = sweep_speed.main(
         ["--trials", "3", "--epochs", "1", "--rounds", "1", "--train-size", "300", "--source", "synthetic"]

@@ -148,9 +148,7 @@ def test_a_sweep_killed_at_random_points_equals_an_uninterrupted_one(data: Fashi
     for _ in range(10):
         search_until(rng.randrange(30), data, "killed", plan())
     found = Sweep(plan(), Path("killed"), partial(sweep.train, plan(), data, "val"))
-    ended = {
-        t.number: t.datetime_complete for t in found.study.trials if t.state.is_finished() and not is_lost(t)
-    }
+    ended = {t.number: t.datetime_complete for t in found.study.trials if t.state.is_finished() and not is_lost(t)}
     found = search(data, "killed", plan())
     assert ended.items() <= {t.number: t.datetime_complete for t in found.study.trials}.items()
     assert same(results(found), expected)
@@ -389,9 +387,7 @@ def test_the_configuration_covers_what_the_exercise_asks_for() -> None:
 
 
 @pytest.mark.parametrize("model", [SoftmaxRegression, MLP])
-def test_hopeless_trials_are_given_up_on_request(
-    data: FashionMNISTDataModule, model: type[SoftmaxRegression]
-) -> None:
+def test_hopeless_trials_are_given_up_on_request(data: FashionMNISTDataModule, model: type[SoftmaxRegression]) -> None:
     rates: list[Value] = [0.1, 0.2, 0.05, 0.3, 0.15, 1e-6]
     sizes: list[Value] = [32, 16] if model is SoftmaxRegression else [64]
     space: dict[str, list[Value] | Range] = {"batch_size": sizes, "lr": rates, "epochs": [2]}
@@ -416,9 +412,7 @@ def test_ten_sigkills_lose_nothing(tmp_path: Path) -> None:
     journal = tmp_path / "logs" / "sweep" / "chaos-quick" / "trials.jsonl"
     rng = random.Random(0)
     for _ in range(10):
-        process = subprocess.Popen(
-            command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         size, deadline = _size(journal), time.monotonic() + 60
         while _size(journal) == size and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)  # imports take seconds, and are not what is tested

@@ -204,9 +204,7 @@ def test_a_database_that_cannot_be_opened_is_one_line_without_the_password(url: 
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(
-        InputError, match=r'driver is missing; for PostgreSQL pip install -e "\.\[database\]"'
-    ):
+    with pytest.raises(InputError, match=r'driver is missing; for PostgreSQL pip install -e "\.\[database\]"'):
         open_storage("postgresql://me@127.0.0.1:1/x", Path())
 
 
@@ -248,9 +246,7 @@ def server() -> Iterator[str]:
     programs = Path(found[0]).parent
     pytest.importorskip("psycopg")
     root = Path(tempfile.mkdtemp())
-    user: dict[str, Any] = (
-        {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
-    )
+    user: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
     try:
         if user:  # a server does not run as root
             shutil.chown(root, "postgres")

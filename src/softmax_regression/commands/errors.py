@@ -24,9 +24,7 @@ from softmax_regression.runs.trust import refused
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
 _UNKNOWN = re.compile(r"nrecognized arguments: ([^\s=]+)|ption '(\S+)' is not acc|cept option '(\S+)'")
 _REASON = re.compile(r"class_path '(\S+)':\s+(?!\s|Parser)(.+)|(Import path does .+|Unable to load \S+ \S+)")
-_EXPECTED = re.compile(
-    r"Expected (?:a )?(?:<class '[\w.]*?(\w+)'>|typing.Literal\[(.+?)\]|(dot import path))"
-)
+_EXPECTED = re.compile(r"Expected (?:a )?(?:<class '[\w.]*?(\w+)'>|typing.Literal\[(.+?)\]|(dot import path))")
 _TYPES = {"NoneType": "null", "Sequence": "list", "Iterable": "list", "dot import path": "module.Class"}
 
 

@@ -42,9 +42,7 @@ def add_own(parser: ArgumentParser) -> None:
     text = "CPU threads; the default is one, or what OMP_NUM_THREADS says, see runs/threads.py."
     parser.add_argument("--threads", type=int, help=text)
     parser.add_argument("--resume", help="Go on with the run in this folder, exactly where it stopped.")
-    parser.add_argument(
-        "--output", help="Where `predict` writes its CSV; the default is in the run's folder."
-    )
+    parser.add_argument("--output", help="Where `predict` writes its CSV; the default is in the run's folder.")
     parser.add_argument("--force", action="store_true", help="Let --output replace a foreign file.")
 
 

@@ -71,15 +71,12 @@ def check(run: Path | None, saved: dict[str, Any], cli: "TrainCLI") -> None:
     before = {name: known.get(name) for name in ("model", "data")} | _options(known["config"])
     now: dict[str, Any] = {"model": path_of(type(cli.model)), "data": path_of(type(cli.datamodule))}
     now |= _options(str(record.config))
-    now["trainer.callbacks"] = [
-        each for each in now["trainer.callbacks"] if each in before["trainer.callbacks"]
-    ]
+    now["trainer.callbacks"] = [each for each in now["trainer.callbacks"] if each in before["trainer.callbacks"]]
     for name, was in before.items():
         decides = name in DECIDING or name.startswith(("model.", "data."))
         if decides and name not in MAY_CHANGE and was != (wanted := now.get(name)):
             raise InputError(
-                f"{name}={wanted}: the run to resume has {was}; "
-                "go on with that, or start a new run without --resume"
+                f"{name}={wanted}: the run to resume has {was}; go on with that, or start a new run without --resume"
             )
     if other := other_data(saved, cli.datamodule):
         raise InputError(f"{other}; give the same files, or start a new run")

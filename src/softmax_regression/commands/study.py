@@ -36,9 +36,7 @@ def _function(study: str) -> Callable[..., object]:
 
 def _parser(chosen: str | None) -> ArgumentParser:
     """Return the parser; only the chosen study is imported."""
-    parser = ArgumentParser(
-        prog="study.py", description="Studies of softmax regression.", exit_on_error=False
-    )
+    parser = ArgumentParser(prog="study.py", description="Studies of softmax regression.", exit_on_error=False)
     commands = parser.add_subcommands(metavar="STUDY")
     for name, (_, text, words) in STUDIES.items():
         command = ArgumentParser(exit_on_error=False, default_config_files=[str(CONF / f"{name}.yaml")])

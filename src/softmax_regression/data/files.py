@@ -113,9 +113,7 @@ def load(files: FileSet = FASHION_MNIST, dirs: Sequence[str] | None = None) -> D
         counts = ", ".join(f"{len(tensor)} in {name}" for name, tensor in zip(NAMES, tensors, strict=True))
         raise InputError(f"{folder}: {counts}; expected as many labels as images, replace those files")
     digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-    return Dataset(
-        images, labels.long(), test_images, test_labels.long(), digest, str(folder), files.class_names
-    )
+    return Dataset(images, labels.long(), test_images, test_labels.long(), digest, str(folder), files.class_names)
 
 
 def find(folder: Path) -> dict[str, Path]:

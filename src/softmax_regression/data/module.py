@@ -67,9 +67,7 @@ def split(labels: Tensor, val_size: int, train_size: int | None, batch_size: int
     """
     n = len(labels)
     if val_size >= n:
-        raise InputError(
-            f"val_size={val_size}: must be less than the {n} training images; lower data.val_size"
-        )
+        raise InputError(f"val_size={val_size}: must be less than the {n} training images; lower data.val_size")
     order = stratified_order(labels, seed=0)
     train = order[val_size:][:train_size]
     if train_size and train_size > len(train):
@@ -79,8 +77,7 @@ def split(labels: Tensor, val_size: int, train_size: int | None, batch_size: int
         )
     if batch_size > len(train):
         raise InputError(
-            f"batch_size={batch_size}: must be at most the {len(train)} training images; "
-            "lower data.batch_size"
+            f"batch_size={batch_size}: must be at most the {len(train)} training images; lower data.batch_size"
         )
     return train, order[:val_size]
 

@@ -167,9 +167,7 @@ def class_scores(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return torch.stack([metric(predicted, labels, num_classes, average=None) for metric in metrics], dim=1)
 
 
-def explanation(
-    image: Tensor, weight: Tensor, bias: Tensor, label: int, class_names: Sequence[str]
-) -> Figure:
+def explanation(image: Tensor, weight: Tensor, bias: Tensor, label: int, class_names: Sequence[str]) -> Figure:
     """What each pixel adds to a logit, pixel times weight, for the true and the predicted class.
 
     Of an image (h, w) in [0, 1], weights (k, h * w) and biases (k,); of a right prediction, the second map is
@@ -272,6 +270,4 @@ def _curve(axes: Axes, epochs: Tensor, values: Tensor, colour: str, stroke: Stro
 def _colours(names: Sequence[str]) -> dict[str, str]:
     """Colours of the palette or, where it is too short, along a scale."""
     scale = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
-    return dict(
-        zip(names, PALETTE if len(names) <= len(PALETTE) else map(mpl.colors.to_hex, scale), strict=False)
-    )
+    return dict(zip(names, PALETTE if len(names) <= len(PALETTE) else map(mpl.colors.to_hex, scale), strict=False))

@@ -29,9 +29,7 @@ SHOWN = ("confusion_matrix", "predictions", "weights")  # of the validation imag
 
 
 @torch.no_grad()
-def score(
-    trainer: Trainer, module: LightningModule, loader: Iterable[Any], limit: int | None = None
-) -> list[Tensor]:
+def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limit: int | None = None) -> list[Tensor]:
     """Return images (n, ...), labels (n,) and logits (n, k) of a loader, or of its first `limit` batches.
 
     Each process scores its share, and all get all shares. Random numbers and modes stay as they are.

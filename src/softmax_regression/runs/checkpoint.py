@@ -85,9 +85,7 @@ def _loads(data: bytes) -> dict[str, Any]:
         raise ValueError("refused, it holds more than tensors and plain data") from error
     except Exception as error:  # a file made to harm can make the unpickler raise anything
         raise ValueError(f"not a readable checkpoint ({type(error).__name__})") from error
-    typed = isinstance(checkpoint, dict) and all(
-        isinstance(checkpoint.get(k), t) for k, t in _CONTENT.items()
-    )
+    typed = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(k), t) for k, t in _CONTENT.items())
     if not typed or not all(isinstance(weight, Tensor) for weight in checkpoint["state_dict"].values()):
         raise ValueError("not a checkpoint of a Trainer")
     if name := _not_finite(checkpoint):
@@ -118,8 +116,6 @@ class SafeCheckpointIO(TorchCheckpointIO):
             )
         write(dumps(checkpoint), Path(path))
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = True
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Load a checkpoint, always with `weights_only=True`; see `read` for what it raises."""
         return read(path)

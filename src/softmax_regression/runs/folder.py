@@ -69,9 +69,7 @@ class RunLogger(TensorBoardLogger):
         self._kwargs["purge_step"], self._new = step, False
 
     @rank_zero_only
-    def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None
-    ) -> None:
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None) -> None:
         """List the run in HPARAMS, with the metrics of its scalars, unless it is listed already."""
         from torch.utils.tensorboard.summary import hparams
 
@@ -186,9 +184,7 @@ def open_model(which: str) -> tuple[Path, LightningModule]:
     return path, model.eval()
 
 
-def open_data(
-    path: Path, dirs: Sequence[str] | None = None, stage: str = "fit"
-) -> LightningDataModule | None:
+def open_data(path: Path, dirs: Sequence[str] | None = None, stage: str = "fit") -> LightningDataModule | None:
     """Return the data that the run of a checkpoint was made with, set up; None if it had no data module.
 
     Args:

@@ -175,9 +175,7 @@ class RunRecord(Callback):
         ended = {"status": "finished", "stopped": stop_reason(trainer), "seconds": seconds}
         self._update(**ended, **results(trainer, pl_module))
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the configuration, the classes of model and data, and what was trained on."""
         if self.run:
             check_there(self.run)

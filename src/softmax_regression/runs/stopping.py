@@ -54,9 +54,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         self, monitor: str = "val/loss", patience: int = 3, min_delta: float = 0.0, mode: Mode = "min"
     ) -> None:
         if patience < 0:
-            raise InputError(
-                f"early_stopping.patience={patience}: must be at least 1, or 0 for never to stop"
-            )
+            raise InputError(f"early_stopping.patience={patience}: must be at least 1, or 0 for never to stop")
         # A metric of validation is looked at when it is new, not at the end of an epoch without validation.
         at_epoch_end = monitor.startswith("train")
         super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=at_epoch_end)
@@ -232,9 +230,7 @@ class LastCheckpoint(Checkpoint):
         if number := int(trainer.strategy.reduce(mine, reduce_op="max")):
             if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
                 with suppress(OSError, subprocess.SubprocessError):  # saved, whether or not SLURM can be told
-                    subprocess.run(
-                        ["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False, timeout=30
-                    )
+                    subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False, timeout=30)
             raise Interrupted(number, ("saved; " if self.folder else "") + self._remedy())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -149,9 +149,7 @@ def _vanishing(page: Page) -> None:
 
 def _training(page: Page, runs: Sequence[Training]) -> None:
     page.heading("What this does to training")
-    page.text(
-        "The book's recipe with weights, logits and loss in one type, from weights of standard deviation std."
-    )
+    page.text("The book's recipe with weights, logits and loss in one type, from weights of standard deviation std.")
     page.figure(_training_figure(runs), "training", "Training loss; dotted where it is no longer finite")
     table = [[r.dtype, f"{r.init_std:g}", r.form, r.broken or "none", r.losses[-1]] for r in runs]
     page.table(table, ["type", "std", "loss", "first step of inf or nan", "last loss"])

@@ -185,7 +185,5 @@ def _label(arm: Arm) -> str:
     return f"{arm.name} {value:g}" if value else arm.name
 
 
-def _curves(
-    size: Size, arm: Arm, stages: Sequence[str] = ("train", "val", "test")
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _curves(size: Size, arm: Arm, stages: Sequence[str] = ("train", "val", "test")) -> dict[str, tuple[Tensor, Tensor]]:
     return {m: (size.scored, arm.curves[:, i]) for i, m in enumerate(METRICS) if m.split("/")[0] in stages}

@@ -45,9 +45,7 @@ ON_TOP = ("seed_everything", "model", "data", "trainer.max_epochs", "early_stopp
 ASIDE = ("trainer.callbacks", "trainer.logger", "trainer.enable_", "figures", "ckpt_path", "resume", "output")
 
 
-def report(
-    which: str, out: Path | None = None, dirs: Sequence[str] | None = None, force: bool = False
-) -> Path:
+def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, force: bool = False) -> Path:
     """Write the page of a run: its metrics and curves, and what its best model makes of images.
 
     These are the validation images, and the test images once `train.py test` has scored them.

@@ -49,9 +49,7 @@ class Stack:
         InputError: The models cannot share their minibatches, or want the naive loss.
     """
 
-    def __init__(
-        self, models: Sequence[SoftmaxRegression], loader: Minibatches, epochs: int, seed: int = 0
-    ) -> None:
+    def __init__(self, models: Sequence[SoftmaxRegression], loader: Minibatches, epochs: int, seed: int = 0) -> None:
         self.loader, self.epoch, self.step, self.total = loader, 0, 0, epochs * len(loader)
         hparams, device = [model.hparams for model in models], loader.images.device
         self.shared = {name: hparams[0][name] for name in SHARED}

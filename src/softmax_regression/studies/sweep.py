@@ -89,9 +89,7 @@ def run(
     return _run(plan, images, Path("logs/sweep", name), workers, storage)
 
 
-def _run(
-    plan: Plan, data: FashionMNISTDataModule, folder: Path, workers: int | None, storage: str | None
-) -> Path:
+def _run(plan: Plan, data: FashionMNISTDataModule, folder: Path, workers: int | None, storage: str | None) -> Path:
     check_writable(folder)
     alone = locked(folder, "choose another --name") if storage is None else nullcontext()
     with pool(plan.model, workers) as threads:

@@ -50,9 +50,7 @@ def write(
     complete = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: t.value or 0.0)
     page = Page(f"Exercise 1: {', '.join(plan.space)}")
     _answer(page, plan, complete, test)
-    page.text(
-        f"Data: {data.loaded.origin}; {len(data.train_index)} images, {len(data.val_index)} to validate."
-    )
+    page.text(f"Data: {data.loaded.origin}; {len(data.train_index)} images, {len(data.val_index)} to validate.")
     _figures(page, plan, complete)
     failed = [[describe(t.params), t.user_attrs["error"]] for t in trials if "error" in t.user_attrs]
     if failed:
@@ -101,9 +99,7 @@ def _answer(page: Page, plan: Plan, complete: Sequence[FrozenTrial], test: dict[
                 f"The book's recipe, `{describe(trial.params)}`, is number {rank}: its validation loss is "
                 f"{trial.value:.4f}, by {Interval.of(_above(trial, best))} above the best."
             )
-    table = [
-        [describe(t.params), Interval.of(_last(t)), Interval.of(_last(t, "val/acc"))] for t in complete[:5]
-    ]
+    table = [[describe(t.params), Interval.of(_last(t)), Interval.of(_last(t, "val/acc"))] for t in complete[:5]]
     page.table(table, ["the best", "val/loss", "val/acc"])
 
 

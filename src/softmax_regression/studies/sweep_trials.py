@@ -45,9 +45,7 @@ class Trials:
         silence: Seconds without a sign of life after which a machine's trials are taken over.
     """
 
-    def __init__(
-        self, study: optuna.Study, plan: Plan, wanted: Sequence[Params] | int, silence: float
-    ) -> None:
+    def __init__(self, study: optuna.Study, plan: Plan, wanted: Sequence[Params] | int, silence: float) -> None:
         self.study, self.plan, self.wanted, self.silence = study, plan, wanted, silence
         self.machine = f"{socket.gethostname()}-{secrets.token_hex(2)}"
         self.lock, self.stop = threading.Lock(), threading.Event()
