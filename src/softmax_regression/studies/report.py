@@ -26,6 +26,7 @@ from softmax_regression.studies.curve import read_scalars, readable
 
 ON_TOP = ("seed_everything", "model", "data", "trainer.max_epochs", "early_stopping.patience")
 ASIDE = ("trainer.callbacks", "trainer.logger", "trainer.enable_", "figures", "ckpt_path", "resume", "output")
+MADE_BY = ("data", "git", "versions", "machine")
 
 
 def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, force: bool = False) -> Path:
@@ -51,11 +52,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     figures, number, classes = _predicted(model, open_data(path, dirs, "test" if stage == "test" else "fit"), stage)
     with suppress(InputError):  # nothing was logged
         figures["curves"] = learning_curves({"": read_scalars(run) if run else curves(history)})
-    rows = {
-        "last epoch": manifest.get("final") or (history[-1] if history else {}),
-        "best epoch": manifest.get("best") or best_epoch(history),
-        "test": manifest.get("test", {}),
-    }
+    rows = _scores(manifest, history)
     metrics = _metrics(rows.values())
     config = manifest.pop("config", None) or {"model": dict(model.hparams)}
     return write_page(
@@ -109,13 +106,12 @@ def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool 
     if len(runs) < 2:
         raise InputError(f"{len(runs)} run: comparing takes two or more; give their folders")
     check_output(out / "index.html", force)
-    found = readable(runs, lambda run: (read_manifest(run), _scores(run), read_scalars(run)))
+    found = readable(runs, lambda run: (read_manifest(run), _best(run), read_scalars(run)))
     manifests, scores, scalars = zip(*found.values(), strict=True)
     options = [_options(manifest.get("config", {})) for manifest in manifests]
-    names = dict.fromkeys(chain(*options))
-    differing = [name for name in names if len({of_run[name] for of_run in options if name in of_run}) > 1]
+    usual = _usual(options).items()
+    differing = [name for name, word in usual if any(of_run.get(name, word) != word for of_run in options)]
     metrics = [metric for metric in _metrics(scores) if not metric.startswith("train")]
-    known = [{key: manifest.get(key) for key in ("data", "git", "versions", "machine")} for manifest in manifests]
     return write_page(
         out,
         Path(__file__).with_name("compare.html"),
@@ -127,8 +123,8 @@ def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool 
             for run, of_run, row in zip(found, options, scores, strict=True)
         ],
         commands={
-            run: f"{manifest.get('command', '')}\n\n{json.dumps(of_run, indent=2)}"
-            for run, manifest, of_run in zip(found, manifests, known, strict=True)
+            run: f"{known.get('command', '')}\n\n{json.dumps({key: known.get(key) for key in MADE_BY}, indent=2)}"
+            for run, known in zip(found, manifests, strict=True)
         },
     )
 
@@ -148,15 +144,12 @@ def list_runs(logs: Path = Path("logs")) -> str:
     manifests = {run: _manifest(run) for run in sorted(runs)}
     found = sorted(manifests, key=lambda run: str(manifests[run].get("started", "")))
     options = {run: _options(manifests[run].get("config", {})) for run in found}
-    usual = {
-        name: Counter(of_run[name] for of_run in options.values() if name in of_run).most_common(1)[0][0]
-        for name in dict.fromkeys(chain(*options.values()))
-    }
+    usual = _usual(list(options.values()))
     table = [("run", "state", "data", "epoch", "val/loss", "val/acc", "test/acc", "what sets it apart")]
     for run in found:
         scores: Mapping[str, Any] = {}
         with suppress(InputError, StorageError):
-            scores = _scores(run)
+            scores = _best(run)
         cells = map(str, _cells(scores, ["val/loss", "val/acc", "test/acc"]))
         odd = " ".join(f"{name}={word}" for name, word in options[run].items() if word != usual[name])
         origin = manifests[run].get("data", {}).get("origin", "")
@@ -185,18 +178,22 @@ def _state(run: Path, manifest: Mapping[str, Any]) -> str:
         return "interrupted"
 
 
-def _scores(run: Path) -> Mapping[str, Any]:
-    """Return the metrics of a run's best epoch, and those of its test.
+def _scores(manifest: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return the metrics of a run's ends, as it has recorded them, or else as its checkpoint has them."""
+    return {
+        "last epoch": manifest.get("final") or (history[-1] if history else {}),
+        "best epoch": manifest.get("best") or best_epoch(history),
+        "test": manifest.get("test", {}),
+    }
 
-    Raises:
-        InputError: It has no manifest and no checkpoint that can be read.
-    """
+
+def _best(run: Path) -> Mapping[str, Any]:
+    """Return the metrics of the best epoch and the test; InputError if there is no checkpoint to read them from."""
     manifest = read_manifest(run)
-    row = manifest.get("best") or manifest.get("final")
-    if not row:
-        history = open_checkpoint(str(run), prefer="last")[1].get("history", [])
-        row = best_epoch(history) or (history[-1] if history else {})
-    return {**row, **manifest.get("test", {})}
+    recorded = manifest.get("best") or manifest.get("final")
+    history = [] if recorded else open_checkpoint(str(run), prefer="last")[1].get("history", [])
+    rows = _scores(manifest, history)
+    return {**(rows["best epoch"] or rows["last epoch"]), **rows["test"]}
 
 
 def _metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -220,3 +217,9 @@ def _options(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
             words = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
             flat[path] = words.rpartition(".")[2] if name == "class_path" else words
     return flat
+
+
+def _usual(options: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return each option as most runs have it."""
+    names = dict.fromkeys(chain(*options))
+    return {name: Counter(run[name] for run in options if name in run).most_common(1)[0][0] for name in names}
