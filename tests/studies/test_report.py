@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -94,13 +95,16 @@ def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("softmax_regression.runs.folder.find_class", found)
 
 
+def page_of_two_layers(logs: Path, *data: Any) -> str:
+    trainer = Trainer(max_epochs=1, logger=RunLogger(str(logs)), callbacks=[RunRecord()],
+                      enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1)  # fmt: skip
+    trainer.fit(TwoLayers(), *data)
+    return text_of(report(str(trainer.log_dir)))
+
+
 @pytest.mark.usefixtures("trusted")
 def test_of_another_model_what_only_a_linear_one_has_is_left_out_and_said_so(tmp_path: Path) -> None:
-    data = FashionMNISTDataModule(32, 101, source="synthetic", synthetic_size=600)
-    trainer = Trainer(max_epochs=1, logger=RunLogger(str(tmp_path)), callbacks=[RunRecord()],
-                      enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1)  # fmt: skip
-    trainer.fit(TwoLayers(), data)
-    page = text_of(report(str(trainer.log_dir)))
+    page = page_of_two_layers(tmp_path, FashionMNISTDataModule(32, 101, source="synthetic", synthetic_size=600))
     assert page.count("<img") == 4
     assert "left out: the model is not linear in the pixels" in page
     assert "<td>model</td><td>TwoLayers</td>" in page
@@ -109,10 +113,7 @@ def test_of_another_model_what_only_a_linear_one_has_is_left_out_and_said_so(tmp
 @pytest.mark.usefixtures("trusted")
 def test_a_run_without_a_data_module_has_a_page_too(tmp_path: Path) -> None:
     loader = DataLoader(TensorDataset(torch.rand(20, 1, 28, 28), torch.arange(20) % 10), 10)
-    trainer = Trainer(max_epochs=1, logger=RunLogger(str(tmp_path)), callbacks=[RunRecord()],
-                      enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1)  # fmt: skip
-    trainer.fit(TwoLayers(), loader, loader)
-    assert text_of(report(str(trainer.log_dir))).count("<img") == 1
+    assert page_of_two_layers(tmp_path, loader, loader).count("<img") == 1
 
 
 def test_images_that_were_not_trained_on_are_told(

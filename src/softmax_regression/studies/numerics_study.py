@@ -21,7 +21,7 @@ from softmax_regression.figures.drawings import BLUE, GREEN, ORANGE, VERMILION
 from softmax_regression.figures.page import check_output, write_csv, write_page
 from softmax_regression.numerics import logsumexp, naive_softmax, softmax
 from softmax_regression.studies import numerics_measurements as measure
-from softmax_regression.studies.numerics_measurements import DTYPES, FORMS, Error, Training
+from softmax_regression.studies.numerics_measurements import DTYPES, FORMS, Error, Failure, Training
 
 STYLES: dict[str, dict[str, Any]] = {
     "torch": {"color": GREEN, "linestyle": "-", "linewidth": 3.5},
@@ -62,37 +62,37 @@ def run(
     training = measure.trainings(data.images.flatten(1) / 255, data.labels, steps, seed)
     write_csv(out / "failures.csv", [row._asdict() for row in failing])
     write_csv(out / "errors.csv", [row._asdict() for row in erring])
-    columns = {f"{run.form} {run.dtype} {run.init_std:g}": run.losses for run in training}
-    steps_of_all = zip(*columns.values(), strict=True)
-    write_csv(out / "training.csv", [dict(zip(columns, losses, strict=True)) for losses in steps_of_all])
-    command = ["python", "study.py", "numerics", f"--out={out}", f"--source={source}", f"--seed={seed}"]
-    finite = [row for row in erring if math.isfinite(row.ulps)]
+    losses = {f"{run.form} {run.dtype} {run.init_std:g}": run.losses for run in training}
+    write_csv(out / "training.csv", [dict(zip(losses, row, strict=True)) for row in zip(*losses.values(), strict=True)])
     figures = {f"{name}_error": _error_figure([row for row in erring if row.quantity == name]) for name in FORMS}
-    return write_page(
-        out,
-        Path(__file__).with_name("numerics.html"),
-        {**figures, "training": _training_figure(training), **_curve_figures()},
-        equal=[
-            [f"({o:g}, {o:g}, {o:g})", *(f(torch.full((3,), o))[0].item() for f in (naive_softmax, softmax))]
-            for o in (10.0, 1000.0, -1000.0)
+    figures |= {"training": _training_figure(training), **_curve_figures()}
+    command = ["python", "study.py", "numerics", f"--out={out}", f"--source={source}", f"--seed={seed}"]
+    measured = f"{shlex.join(command + ['--quick'] * quick)}\n{used}\ntorch {torch.__version__}"
+    values = _values(failing, [row for row in erring if math.isfinite(row.ulps)], training)
+    return write_page(out, Path(__file__).with_name("numerics.html"), figures, measured=measured, **values)
+
+
+def _values(failing: Sequence[Failure], finite: Sequence[Error], training: Sequence[Training]) -> dict[str, object]:
+    """What the template says in tables and numbers."""
+    equal = {f"({o:g}, {o:g}, {o:g})": torch.full((3,), o) for o in (10.0, 1000.0, -1000.0)}
+    return {
+        "equal": [[name, naive_softmax(x)[0].item(), softmax(x)[0].item()] for name, x in equal.items()],
+        "step": measure.STEP,
+        "dtypes": list(DTYPES),
+        "failing": [
+            [*case, *(f"{row.measured:g} ({row.predicted:.2f})" for row in rows)]
+            for case, rows in groupby(failing, key=lambda row: (row.what, row.limit))
         ],
-        step=measure.STEP,
-        dtypes=list(DTYPES),
-        failing=[
-            [*case, *(f"{row.measured:g} ({row.predicted:.2f})" for row in of_case)]
-            for case, of_case in groupby(failing, key=lambda row: (row.what, row.limit))
-        ],
-        agreeing=[0 <= row.measured - row.predicted <= measure.STEP for row in failing],
-        worst=[
+        "agreeing": [0 <= row.measured - row.predicted <= measure.STEP for row in failing],
+        "worst": [
             [quantity, name, *(max(row.ulps for row in finite if row[:3] == (quantity, name, form)) for form in forms)]
             for quantity, forms in FORMS.items()
             for name in DTYPES
         ],
-        share=max(row.ulps / row.bound for row in finite if row.form == "stable"),
-        training=[[r.dtype, f"{r.init_std:g}", r.form, r.broken or "none", r.losses[-1]] for r in training],
-        broken=[run.form for run in training if run.broken],
-        measured=f"{shlex.join(command + ['--quick'] * quick)}\n{used}\ntorch {torch.__version__}",
-    )
+        "share": max(row.ulps / row.bound for row in finite if row.form == "stable"),
+        "training": [[r.dtype, f"{r.init_std:g}", r.form, r.broken or "none", r.losses[-1]] for r in training],
+        "broken": [run.form for run in training if run.broken],
+    }
 
 
 def _curve_figures() -> dict[str, Figure]:

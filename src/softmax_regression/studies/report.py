@@ -139,19 +139,17 @@ def list_runs(logs: Path = Path("logs")) -> str:
     runs = {path.parent for name in ("run.json", "events.out.tfevents*") for path in logs.glob(f"*/*/{name}")}
     if not runs:
         raise InputError(f"{logs}: has no runs; train one with `train.py fit`")
-    manifests = {run: _manifest(run) for run in sorted(runs)}
-    found = sorted(manifests, key=lambda run: str(manifests[run].get("started", "")))
-    options = {run: _options(manifests[run].get("config", {})) for run in found}
-    usual = _usual(list(options.values()))
+    found = sorted(((run, _manifest(run)) for run in sorted(runs)), key=lambda pair: str(pair[1].get("started", "")))
+    options = [_options(manifest.get("config", {})) for _, manifest in found]
+    usual = _usual(options)
     table = [("run", "state", "data", "epoch", "val/loss", "val/acc", "test/acc", "what sets it apart")]
-    for run in found:
+    for (run, manifest), of_run in zip(found, options, strict=True):
         scores: Mapping[str, Any] = {}
         with suppress(InputError, StorageError):
             scores = _best(run)
         cells = map(str, _cells(scores, ["val/loss", "val/acc", "test/acc"]))
-        odd = " ".join(f"{name}={word}" for name, word in options[run].items() if word != usual[name])
-        origin = manifests[run].get("data", {}).get("origin", "")
-        table.append((str(run), _state(run, manifests[run]), origin, *cells, odd))
+        odd = " ".join(f"{name}={word}" for name, word in of_run.items() if word != usual[name])
+        table.append((str(run), _state(run, manifest), manifest.get("data", {}).get("origin", ""), *cells, odd))
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
 
