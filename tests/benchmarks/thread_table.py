@@ -1,6 +1,6 @@
 """Milliseconds of an epoch by the number of CPU threads: batch sizes, two models, one core busy or none.
 
-The rule of runs/threads.py stands on this table.
+The rule of runs/processes.py stands on this table.
 Command: python -m tests.benchmarks.thread_table
 """
 

@@ -171,11 +171,9 @@ def test_what_is_no_file_is_refused_without_reading_it(tmp_path: Path) -> None:
     os.mkfifo("pipe")
     Path("huge").touch()
     os.truncate("huge", 2**40)
-    for path in ("nowhere", "pipe", "huge", "/dev/zero", str(tmp_path), "/etc/passwd/x.ckpt"):
+    for path in ("nowhere", "pipe", "huge", "/dev/zero", str(tmp_path), "/etc/passwd/x.ckpt", "nul\0"):
         with pytest.raises(InputError, match=r"(no such|not a) checkpoint"):
             read(path)
-    with pytest.raises(InputError, match="null"):
-        read("nul\0")
 
 
 def test_a_file_that_the_system_cannot_read_is_exit_4(
@@ -258,6 +256,7 @@ def test_a_quota_that_is_used_up_ends_the_run(what: str, quota: int, capsys: pyt
 DIVERGING = {
     "overflow": ("--model.loss=naive", "--model.init_std=100"),
     "learning rate": ("--model.lr=1e38",),
+    "a loss that is finite and means nothing": ("--model.lr=1e30", "--trainer.max_epochs=1"),
     "within an epoch": ("--model.lr=1e38", "--last_checkpoint.every_n_train_steps=1"),
 }
 
@@ -266,7 +265,7 @@ DIVERGING = {
 def test_a_run_that_diverges_is_exit_3_and_saves_no_weight_that_is_not_finite(
     options: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = fails(capsys, 3, *options, "--trainer.max_epochs=40")
+    line = fails(capsys, 3, "--trainer.max_epochs=40", *options)
     assert all(word in line for word in ("epoch", "step", "diverged"))
     for path in Path("logs").rglob("*.ckpt"):
         read(path)  # which refuses such weights

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from test_resume import assert_same, state
 
-from commands import SMALL, manifest
+from commands import SMALL, manifest, one_line
 from ddp_worker import ROOT, run_group, start, wait
 from softmax_regression.commands.train import main
 from softmax_regression.runs import checkpoint
@@ -128,6 +128,17 @@ def test_more_processes_than_cores_are_refused_before_any_starts(capsys: pytest.
     ended = run_group(cores + 1, FIT, cores=cores)
     assert [process.code for process in ended] == [2] * (cores + 1)
     assert [process.err for process in ended] == [said] + [""] * cores
+    assert not RUN.exists()
+
+
+@pytest.mark.parametrize("name", ["WORLD_SIZE", "GROUP_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_CPUS_ON_NODE"])
+@pytest.mark.parametrize("value", ["x", "", "0", "-1", "1.5"])
+def test_a_number_of_processes_that_is_none_is_one_line(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert main([*FIT, "--threads=1"]) == 2
+    assert one_line(capsys) == f"error: {name}={value}: must be a whole number above 0, or not set\n"
     assert not RUN.exists()
 
 

@@ -39,7 +39,7 @@ def add_own(parser: ArgumentParser) -> None:
     """Add the options that Lightning does not have."""
     text = "Seed of the initial weights, the order of the images and the dropped pixels."
     parser.add_argument("--seed_everything", type=int, default=0, help=text)
-    text = "CPU threads; the default is one, or what OMP_NUM_THREADS says, see runs/threads.py."
+    text = "CPU threads; the default is one, or what OMP_NUM_THREADS says, see runs/processes.py."
     parser.add_argument("--threads", type=int, help=text)
     parser.add_argument("--resume", help="Go on with the run in this folder, exactly where it stopped.")
     parser.add_argument("--output", help="Where `predict` writes its CSV; the default is in the run's folder.")

@@ -30,7 +30,7 @@ def say(trainer: Trainer, text: str) -> None:
 
 def summary(trainer: Trainer, run: Path | None) -> str:
     """Return what `fit` says in the end: why it stopped, the metrics, the checkpoints, what to type next."""
-    rows, words = results(trainer, trainer.lightning_module), {"final": "last epoch", "best": "best epoch"}
+    rows, words = results(trainer), {"final": "last epoch", "best": "best epoch"}
     epochs = {name: row.get("epoch", trainer.current_epoch) for name, row in rows.items()}
     lines = [f"{words[name]} {epochs[name]}: {metrics_text(row)}" for name, row in rows.items() if row]
     if not run:

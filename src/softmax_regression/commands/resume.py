@@ -11,7 +11,7 @@ from softmax_regression.commands.arguments import check_file
 from softmax_regression.errors import InputError
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.folder import RunLogger
-from softmax_regression.runs.record import RunRecord, ends, read_manifest, update_manifest
+from softmax_regression.runs.record import RunRecord, read_manifest, results, update_manifest
 from softmax_regression.runs.stopping import folder_of
 from softmax_regression.runs.trust import path_of
 
@@ -123,4 +123,4 @@ def end(trainer: Trainer, saved: dict[str, Any]) -> str | None:
 def record_end(run: Path | None, trainer: Trainer, saved: dict[str, Any], reason: str) -> None:
     """Complete the manifest of a run that was killed after its last checkpoint."""
     if run and read_manifest(run).get("status") != "finished" and trainer.is_global_zero:
-        update_manifest(run, status="finished", stopped=reason, **ends(trainer, saved.get("history", [])))
+        update_manifest(run, status="finished", stopped=reason, **results(trainer, saved.get("history", [])))

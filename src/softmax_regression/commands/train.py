@@ -23,10 +23,10 @@ from softmax_regression.commands import arguments, checks, resume, running
 from softmax_regression.commands.errors import guarded
 from softmax_regression.commands.options import COMMANDS, STANDING, add_own, described
 from softmax_regression.errors import InputError
-from softmax_regression.runs import threads, trust
+from softmax_regression.runs import trust
 from softmax_regression.runs.checkpoint import SafeCheckpointIO
 from softmax_regression.runs.folder import find_run, open_checkpoint
-from softmax_regression.runs.processes import started, together
+from softmax_regression.runs.processes import choose_threads, started, together
 from softmax_regression.runs.progress import EpochProgress
 from softmax_regression.runs.record import RunRecord
 
@@ -120,7 +120,7 @@ class TrainCLI(LightningCLI):
         config = self.config[self.subcommand]
         known = self.checkpoint.get("run", {}).get("threads") if self.subcommand == "fit" else None
         devices = config.trainer.devices
-        threads.choose(config.threads or known, devices if isinstance(devices, int) and devices > 0 else 1)
+        choose_threads(config.threads or known, devices if isinstance(devices, int) and devices > 0 else 1)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer, with safe checkpoints and the callbacks that every run has."""

@@ -5,7 +5,6 @@ import io
 import pickle
 import zipfile
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from softmax_regression.files import write
 _MARK = b"sha256="
 _SEAL = len(_MARK) + 64  # bytes of the comment that ends a checkpoint's zip archive
 _ZIP = b"PK\x03\x04"  # how every zip archive begins
-_CONTENT = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
 _REMEDY = "give a run's folder or a .ckpt file that `fit` saved"
 
 
@@ -50,52 +48,45 @@ def read(path: Path | str) -> dict[str, Any]:
     if "://" in str(path):
         raise InputError(f"{path}: checkpoints are read from files, not from URLs; download it and {_REMEDY}")
     try:
-        if not S_ISREG(Path(path).stat().st_mode):
-            raise ValueError("not a checkpoint but a folder or a device")
+        if not Path(path).is_file():
+            raise ValueError("no such checkpoint file")
         with Path(path).open("rb") as file:
             data = file.read(len(_ZIP))
             return _loads(data + file.read() if data == _ZIP else b"")  # another file may be endless
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path}: no such checkpoint; {_REMEDY}") from error
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}") from error
     except ValueError as error:
         raise InputError(f"{path}: {error}; {_REMEDY}") from error
 
 
-def _check(data: bytes) -> None:
-    """Refuse the bytes of a checkpoint if something is wrong with them."""
-    if data[-64:] == _digest(data[:-64]):
-        return
+def _loads(data: bytes) -> dict[str, Any]:
+    """Return what the bytes of a checkpoint hold, once nothing speaks against it."""
+    wrong: object = False
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            wrong = archive.comment or data[-_SEAL:].startswith(_MARK) or archive.testzip()
+        if data[-64:] != _digest(data[:-64]):  # damaged, or another program's
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                wrong = archive.comment or data[-_SEAL:].startswith(_MARK) or archive.testzip()
     except Exception as error:  # a damaged archive makes zipfile raise nearly anything
         raise ValueError("damaged (cut off), or not a checkpoint") from error
     if wrong:
         raise ValueError("damaged (its checksum does not hold)")
-
-
-def _loads(data: bytes) -> dict[str, Any]:
-    """Return what the bytes of a checkpoint hold, once nothing speaks against it."""
-    _check(data)
     try:
         checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError("refused, it holds more than tensors and plain data") from error
     except Exception as error:  # a file made to harm can make the unpickler raise anything
         raise ValueError(f"not a readable checkpoint ({type(error).__name__})") from error
-    typed = isinstance(checkpoint, dict) and all(isinstance(checkpoint.get(k), t) for k, t in _CONTENT.items())
-    if not typed or not all(isinstance(weight, Tensor) for weight in checkpoint["state_dict"].values()):
-        raise ValueError("not a checkpoint of a Trainer")
-    if name := _not_finite(checkpoint):
-        raise ValueError(f"{name} is not finite")
-    return dict(checkpoint)
+    match checkpoint:
+        case {"state_dict": dict(weights), "callbacks": dict(), "loops": dict(), "epoch": int(), "global_step": int()}:
+            if all(isinstance(weight, Tensor) for weight in weights.values()):
+                if name := _not_finite(weights):
+                    raise ValueError(f"{name} is not finite")
+                return dict(checkpoint)
+    raise ValueError("not a checkpoint of a Trainer")
 
 
-def _not_finite(checkpoint: dict[str, Any]) -> str | None:
+def _not_finite(weights: dict[str, Tensor]) -> str | None:
     """Name a weight that has a NaN or an infinity, if there is one."""
-    weights: dict[str, Tensor] = checkpoint["state_dict"]
     return next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
 
 
@@ -103,13 +94,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
     """How Lightning's Trainer saves and loads checkpoints here: see `files.write` and `read`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save a checkpoint to `path`.
-
-        Raises:
-            DivergedError: A weight is not finite; nothing is written.
-            StorageError: See `files.write`.
-        """
-        if name := _not_finite(checkpoint):
+        """Save a checkpoint, or raise a DivergedError and write nothing if a weight is not finite."""
+        if name := _not_finite(checkpoint["state_dict"]):
             raise DivergedError(
                 f"{name} is not finite in epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}: "
                 "the run diverged; lower model.lr or model.init_std"

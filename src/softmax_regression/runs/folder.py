@@ -3,8 +3,8 @@
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.runs import checkpoint
-from softmax_regression.runs.record import init_args, read_manifest
-from softmax_regression.runs.stopping import START, check_there
+from softmax_regression.runs.record import check_there, init_args, read_manifest
+from softmax_regression.runs.stopping import START
 from softmax_regression.runs.trust import find_class
 
 SHOWN = ("train/loss", "train/acc", "val/loss", "val/acc")  # the metrics of TensorBoard's page HPARAMS
@@ -61,10 +61,7 @@ class RunLogger(TensorBoardLogger):
         raise InputError(f"{root / names[0]}: is another run's; choose another name, or --resume that run")
 
     def reopen(self, run: Path, step: int) -> None:
-        """Go on writing in the folder of an earlier run that has made `step` steps.
-
-        Whatever was logged of later steps was lost with the process, and is taken back.
-        """
+        """Go on in the folder of a run that has made `step` steps; what it logged of later ones is taken back."""
         self._root_dir, self._name, self._version = str(run.parent.parent), run.parent.name, run.name
         self._kwargs["purge_step"], self._new = step, False
 
@@ -101,21 +98,19 @@ class RunLogger(TensorBoardLogger):
 
 def find_run(path: Path | str) -> Path | None:
     """Return the run folder that `path` is, or is a checkpoint of; None if there is none."""
-    for folder in (Path(path), *Path(path).parents[:2]):
-        if (folder / "run.json").is_file() or (folder / "config.yaml").is_file():
-            return folder
-    return None
-
-
-def runs_of(logs: Path = Path("logs")) -> list[Path]:
-    """Return the folders of all runs under `logs` that have saved something, the newest first."""
-    runs = {path.parent.parent for path in logs.glob("*/*/checkpoints/*.ckpt")}
-    return sorted(runs, key=lambda run: (run / "checkpoints").stat().st_mtime, reverse=True)
+    folders = (Path(path), *Path(path).parents[:2])
+    return next((each for each in folders if (each / "run.json").is_file() or (each / "config.yaml").is_file()), None)
 
 
 def newest_run(which: str) -> Path:
     """Return the newest run on real images or, if there is none, on generated ones; a line says which."""
-    origins = {run: _origin(run) for run in runs_of()}
+    folders = {path.parent for path in Path("logs").glob("*/*/checkpoints/*.ckpt")}
+    origins: dict[Path, str] = {}
+    for folder in sorted(folders, key=lambda folder: -folder.stat().st_mtime):
+        try:
+            origins[folder.parent] = str(read_manifest(folder.parent)["data"]["origin"])
+        except (InputError, KeyError, TypeError):
+            origins[folder.parent] = "unknown images"
     if not origins:
         raise InputError(f"{which}: no run under logs/ has a checkpoint; train one with `train.py fit`")
     newest = next(iter(origins))
@@ -125,31 +120,18 @@ def newest_run(which: str) -> Path:
     return chosen
 
 
-def _origin(run: Path) -> str:
-    try:
-        return str(read_manifest(run)["data"]["origin"])
-    except (InputError, KeyError, TypeError):
-        return "unknown images"
-
-
 def open_checkpoint(which: str, prefer: str = "best") -> tuple[Path, dict[str, Any]]:
-    """Find and read the checkpoint that a user names; return the file and what it holds.
+    """Find and read a checkpoint: a .ckpt file, of a run's folder, or `best` or `last` of the newest run under logs/.
 
-    Of a run's folder it is the newest good one if the preferred one is damaged, which a line on stderr says.
-
-    Args:
-        which: A .ckpt file; a run's folder; `best` or `last` of the newest run under logs/.
-        prefer: `best`, or `last` to go on with it, for a folder that has both.
-
-    Raises:
-        InputError: There is none, or none that can be read.
+    Of a folder it is the preferred one, `best` or, to go on with it, `last`; or else the newest good one, which a
+    line on stderr says. Raises an InputError if there is none that can be read.
     """
     if which in ("best", "last"):
         prefer, which = which, str(newest_run(which))
     if not Path(which).is_dir():
         return Path(which), checkpoint.read(which)
-    files = sorted(Path(which, "checkpoints").glob("*.ckpt"), key=lambda file: -file.stat().st_mtime)
-    files.sort(key=lambda file: file.stem != prefer)
+    files = Path(which, "checkpoints").glob("*.ckpt")
+    files = sorted(files, key=lambda file: (file.stem != prefer, -file.stat().st_mtime))
     if prefer == "last":  # a run that was killed in its first epoch starts it again
         files += Path(which).glob(START)
     for file in files:
@@ -162,49 +144,43 @@ def open_checkpoint(which: str, prefer: str = "best") -> tuple[Path, dict[str, A
     raise InputError(f"{which}: has no checkpoints/*.ckpt; give the folder of a run that saved one")
 
 
-def open_model(which: str) -> tuple[Path, LightningModule]:
-    """Return the checkpoint that a user names, see `open_checkpoint`, and its model, ready to predict.
-
-    Raises:
-        InputError: There is none, or its class is not trusted, see `trust.find_class`, or is another one now.
-    """
-    path, saved = open_checkpoint(which)
-    named = saved.get("run", {}).get("model", "softmax_regression.model.SoftmaxRegression")
+@contextmanager
+def _as_trained(path: Path, named: str) -> Iterator[Any]:
+    """Give the class that a checkpoint names; an InputError says if it does not take what was saved of it."""
     try:
-        kind: type[Any] = find_class(named, find_run(path) or path)
-        model: LightningModule = kind(**init_args(kind, saved.get("hyper_parameters", {})))
-        model.load_state_dict(saved["state_dict"])
+        yield find_class(named, find_run(path) or path)
     except (TypeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"{path}: {named} is not what was trained ({reason}); give a checkpoint of it, and let its "
             "__init__ call self.save_hyperparameters()"
         ) from error
+
+
+def open_model(which: str) -> tuple[Path, LightningModule]:
+    """Return the checkpoint that a user names, see `open_checkpoint`, and its model, ready to predict."""
+    path, saved = open_checkpoint(which)
+    named = saved.get("run", {}).get("model", "softmax_regression.model.SoftmaxRegression")
+    with _as_trained(path, named) as kind:
+        model: LightningModule = kind(**init_args(kind, saved.get("hyper_parameters", {})))
+        model.load_state_dict(saved["state_dict"])
     model.history = saved.get("history", [])
     return path, model.eval()
 
 
 def open_data(path: Path, dirs: Sequence[str] | None = None, stage: str = "fit") -> LightningDataModule | None:
-    """Return the data that the run of a checkpoint was made with, set up; None if it had no data module.
+    """Return the data that the run of a checkpoint was made with, set up for `fit` or `test`; None if it had none.
 
-    Args:
-        path: The checkpoint.
-        dirs: Folders to look for the files in; None for those of the run.
-        stage: What they are set up for, `fit` or `test`.
-
-    Raises:
-        InputError: They cannot be had.
+    The files are looked for in `dirs`, or else where the run did; raises an InputError if they cannot be had.
     """
     saved = checkpoint.read(path)
     known = saved.get("run", {})
-    if not (named := known.get("data")):
+    if not known.get("data"):
         return None
     changed = {} if dirs is None else {"dirs": list(dirs)}
-    try:
-        kind: type[Any] = find_class(named, find_run(path) or path)
-        data: LightningDataModule = kind(**init_args(kind, saved["datamodule_hyper_parameters"]) | changed)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{named}: not what the run was made with ({error}); train anew") from error
+    with _as_trained(path, known["data"]) as kind:
+        hparams = init_args(kind, saved.get("datamodule_hyper_parameters", {}))
+        data: LightningDataModule = kind(**hparams | changed)
     data.prepare_data()
     data.setup(stage)
     loaded = getattr(data, "loaded", None)

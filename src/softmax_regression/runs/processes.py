@@ -14,7 +14,7 @@ from datetime import timedelta
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, accelerator, distributed
+from torch import Tensor, accelerator, distributed, set_num_threads
 from torch.distributed import DistError
 
 from softmax_regression.errors import InputError, Interrupted, LostProcessError
@@ -40,24 +40,39 @@ TIMEOUT = timedelta(seconds=60)  # how long to wait for a process that does not 
 GRACE = 10.0  # seconds for the first process of a machine to say what all of them have found
 
 
+def _number(name: str) -> int:
+    """Return the number in an environment variable of torchrun or srun; 1 where it is not set."""
+    if not (value := os.environ.get(name, "1")).isdecimal() or int(value) == 0:
+        raise InputError(f"{name}={value}: must be a whole number above 0, or not set")
+    return int(value)
+
+
 def cores() -> int:
     """Return the number of CPU cores of this machine that the processes of a run may use together."""
     if "SLURM_CPUS_ON_NODE" in os.environ:  # of which srun may bind each process to its own
-        return int(os.environ["SLURM_CPUS_ON_NODE"])
+        return _number("SLURM_CPUS_ON_NODE")
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_threads(asked: int | None, processes: int) -> None:
+    """Set the number of threads, of processes that share the cores: asked for, or OMP_NUM_THREADS, or one."""
+    if asked is None and not os.environ.get("OMP_NUM_THREADS"):
+        asked = 1
+    if asked is not None:
+        set_num_threads(max(1, min(asked, cores() // processes)))
 
 
 def started() -> dict[str, int]:
     """Return the devices of a node and the number of nodes, if torchrun or srun has started several.
 
     Raises:
-        InputError: They are more than the CPU cores of a machine that has no GPU.
+        InputError: They are more than the CPU cores of a machine that has no GPU, or no numbers.
     """
     for world, nodes, option in (
         ("WORLD_SIZE", "GROUP_WORLD_SIZE", "torchrun --nproc_per_node"),
         ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "srun --ntasks-per-node"),
     ):
-        total, num_nodes = (int(os.environ.get(name, 1)) for name in (world, nodes))
+        total, num_nodes = _number(world), _number(nodes)
         if nodes in os.environ and total > 1:
             devices, most = total // num_nodes, cores()
             if devices > most and not accelerator.is_available():

@@ -36,8 +36,8 @@ def device_choice(trainer: Trainer) -> str:
     else:
         found = torch.cuda.is_available() or torch.backends.mps.is_available()
         why = "as asked, there is a GPU" if found else "no GPU found"
-        why += f"; {threads} thread{'s' if threads > 1 else ''}" + " each" * (count > 1)
-        why += "; one process would be faster, the model is small" * (count > 1)
+        why += f"; {threads} thread{'s' if threads > 1 else ''}"
+        why += " each; one process would be faster, the model is small" * (count > 1)
     engines = [each.describe(trainer) for each in trainer.callbacks if isinstance(each, Engine)]  # type: ignore[attr-defined]
     step = engines[0] if engines else "Lightning's own step (no Engine among the callbacks)"
     return f"training on {count} x {device.type} ({why}), precision {trainer.precision}, {step}"
@@ -74,16 +74,11 @@ class EpochProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the metrics of the epoch that has ended; by now everything that is due at its end is done."""
-        self._show(trainer, pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the last epoch."""
-        self._show(trainer, pl_module)
-
-    def _show(self, trainer: Trainer, pl_module: LightningModule) -> None:
         epoch, now = trainer.current_epoch, time.perf_counter()
         if epoch > self._shown and trainer.is_global_zero:
             logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
             text = metrics_text((getattr(pl_module, "history", None) or [logged])[-1])
             print(f"epoch {epoch}/{trainer.max_epochs}  {text}  {now - self._began:.2f} s", flush=True)
             self._shown, self._began = epoch, now
+
+    on_train_end = on_train_epoch_start

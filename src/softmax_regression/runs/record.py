@@ -22,19 +22,20 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.files import write
-from softmax_regression.runs.stopping import EarlyStopping, check_there, folder_of
+from softmax_regression.runs.stopping import EarlyStopping, folder_of
 from softmax_regression.runs.trust import path_of, refused
 
-PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "softmax-regression")
 Row = Mapping[str, float]
 
 
-def read_manifest(run: Path) -> dict[str, Any]:
-    """Read run.json, or return nothing of it if there is none yet.
+def check_there(run: Path) -> None:
+    """Refuse to write a run's folder anew, if somebody has moved or deleted it."""
+    if not run.is_dir():
+        raise StorageError(f"{run}: has been moved or deleted; put it back, then go on with --resume")
 
-    Raises:
-        InputError: It is not a JSON object.
-    """
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """Read run.json, or return nothing of it if there is none yet; raise an InputError if it is no JSON object."""
     path = run / "run.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -58,7 +59,7 @@ def environment() -> dict[str, Any]:
     commit, versions = None, {"python": platform.python_version()}
     with suppress(OSError, subprocess.SubprocessError):
         commit = subprocess.check_output(git, stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
-    for name in PACKAGES:
+    for name in ("torch", "torchvision", "lightning", "torchmetrics", "tensorboard", "softmax-regression"):
         with suppress(ImportError):  # a copy of the folder that was never installed
             versions[name] = version(name)
     machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
@@ -73,18 +74,13 @@ def best_epoch(history: Sequence[Row], monitor: str = "val/loss", mode: str = "m
     return min((row for row in history if monitor in row), key=lambda row: sign * row[monitor], default={})
 
 
-def ends(trainer: Trainer, history: Sequence[Row]) -> dict[str, Row]:
-    """Return the row of the last epoch, and that of the epoch whose checkpoint is the best."""
+def results(trainer: Trainer, history: Sequence[Row] = ()) -> dict[str, Row]:
+    """Return the row of the last epoch and that of the best checkpoint; without a history, what was logged."""
+    history = history or getattr(trainer.lightning_module, "history", ())
     kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
     monitor = {"monitor": str(kept[0].monitor), "mode": kept[0].mode} if kept else {}
-    return {"final": history[-1] if history else {}, "best": best_epoch(history, **monitor)}
-
-
-def results(trainer: Trainer, pl_module: LightningModule) -> dict[str, Row]:
-    """Return the metrics of the last epoch and the best one; without a history, those that were logged."""
-    if history := getattr(pl_module, "history", None):
-        return ends(trainer, history)
-    return {"final": {name: float(value) for name, value in trainer.callback_metrics.items()}, "best": {}}
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return {"final": history[-1] if history else logged, "best": best_epoch(history, **monitor)}
 
 
 def stop_reason(trainer: Trainer) -> str:
@@ -100,25 +96,23 @@ def stop_reason(trainer: Trainer) -> str:
     if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
         return f"max_epochs={trainer.max_epochs} reached"
     left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
-    if any(seconds is not None and seconds <= 0 for seconds in left):
-        return "max_time is used up"
-    return "a callback stopped the run"
+    timed_out = any(seconds is not None and seconds <= 0 for seconds in left)
+    return "max_time is used up" if timed_out else "a callback stopped the run"
 
 
 def init_args(kind: type, hparams: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a class that it takes: its parent saves its own, too, which need not be among them."""
-    parameters = inspect.signature(kind).parameters.values()
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    names = {parameter.name for parameter in parameters}
-    return {name: value for name, value in hparams.items() if takes_any or name in names}
+    parameters = inspect.signature(kind).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {name: value for name, value in hparams.items() if takes_any or name in parameters}
 
 
 def _described(trainer: Trainer, pl_module: LightningModule) -> str:
     """Return the configuration of a run that was started from Python, as `train.py --config` takes it."""
-    stopping, data = trainer.early_stopping_callbacks, trainer.datamodule  # type: ignore[attr-defined]
+    stopping = trainer.early_stopping_callbacks
     patience = {"patience": stopping[0].patience if stopping else 0}
     parts: dict[str, Any] = {"trainer": {"max_epochs": trainer.max_epochs}, "early_stopping": patience}
-    for name, part in (("model", pl_module), ("data", data)):
+    for name, part in (("model", pl_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
         if part is not None:
             given = init_args(type(part), part.hparams_initial)
             parts[name] = {"class_path": path_of(type(part)), "init_args": given}
@@ -136,17 +130,7 @@ class RunRecord(Callback):
 
     def __init__(self, config: str | None = None, seed: int | None = None) -> None:
         self.config, self.seed = config, seed
-        self.run: Path | None = None
-        self._start = time.perf_counter()
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run's folder; without a logger there is none, and no manifest."""
-        if stage == "fit":
-            folder = folder_of(trainer)
-            self.run = folder if trainer.is_global_zero else None
-            self.config = self.config or _described(trainer, pl_module)
-            if path_of(type(pl_module)).startswith("__main__.") and trainer.is_global_zero:
-                print(f"note: {refused(path_of(type(pl_module)))}", file=sys.stderr)
+        self.run: Path | None = None  # on the first process, if there is a logger
 
     def _update(self, **entries: Any) -> None:
         if self.run:
@@ -155,38 +139,36 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record everything that is known before the first step."""
-        if not self.run:
-            return
+        self._start, folder = time.perf_counter(), folder_of(trainer)
+        self.run = folder if trainer.is_global_zero else None
+        self.config = self.config or _described(trainer, pl_module)
+        if path_of(type(pl_module)).startswith("__main__.") and trainer.is_global_zero:
+            print(f"note: {refused(path_of(type(pl_module)))}", file=sys.stderr)
         seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
         data = getattr(trainer.datamodule, "loaded", None)  # type: ignore[attr-defined]
         known: dict[str, Any] = {"status": "running", "stopped": None, "seed": seed and int(seed)}
         known["started"] = datetime.now(UTC).isoformat(timespec="seconds")
         known["config"] = yaml.safe_load(str(self.config))
         known["device"] = {"type": str(trainer.strategy.root_device), "count": trainer.world_size}
-        known["threads"] = torch.get_num_threads()
         known["data"] = {"origin": data.origin, "sha256": data.sha256} if data else {}
-        self._update(**known, **environment())
-        write(str(self.config).encode(), self.run / "config.yaml")
-        self._start = time.perf_counter()
+        if self.run:
+            self._update(**known, threads=torch.get_num_threads(), **environment())
+            write(str(self.config).encode(), self.run / "config.yaml")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the results."""
         seconds = round(time.perf_counter() - self._start, 3)
-        ended = {"status": "finished", "stopped": stop_reason(trainer), "seconds": seconds}
-        self._update(**ended, **results(trainer, pl_module))
+        self._update(status="finished", stopped=stop_reason(trainer), seconds=seconds, **results(trainer))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the configuration, the classes of model and data, and what was trained on."""
         if self.run:
             check_there(self.run)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        checkpoint["run"] = {
-            "config": self.config,
-            "model": path_of(type(pl_module)),
-            "data": path_of(type(datamodule)) if datamodule else None,
-            "sha256": getattr(getattr(datamodule, "loaded", None), "sha256", None),
-            "threads": torch.get_num_threads(),
-        }
+        known = {"config": self.config, "threads": torch.get_num_threads(), "model": path_of(type(pl_module))}
+        known["data"] = path_of(type(datamodule)) if datamodule else None
+        known["sha256"] = getattr(getattr(datamodule, "loaded", None), "sha256", None)
+        checkpoint["run"] = known
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record that the run did not come to its end."""

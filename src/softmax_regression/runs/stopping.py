@@ -16,10 +16,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.strategies import Strategy
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from softmax_regression.errors import InputError, Interrupted, StorageError, typed
+from softmax_regression.errors import InputError, Interrupted, typed
 
 START = "start.ckpt"  # in a run's folder until its first save: the state before the first step
 Mode = Literal["min", "max"]
@@ -32,12 +31,6 @@ def folder_of(trainer: Trainer) -> Path | None:
     dirs = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     folder = trainer.strategy.broadcast(dirs[0]) if dirs else trainer.log_dir
     return Path(folder or trainer.default_root_dir)
-
-
-def check_there(run: Path) -> None:
-    """Refuse to write a run's folder anew, if somebody has moved or deleted it."""
-    if not run.is_dir():
-        raise StorageError(f"{run}: has been moved or deleted; put it back, then go on with --resume")
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -56,8 +49,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         if patience < 0:
             raise InputError(f"early_stopping.patience={patience}: must be at least 1, or 0 for never to stop")
         # A metric of validation is looked at when it is new, not at the end of an epoch without validation.
-        at_epoch_end = monitor.startswith("train")
-        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=at_epoch_end)
+        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=monitor.startswith("train"))
         if not patience:
             self.switch_off()
 
@@ -67,8 +59,7 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score and the epochs without improvement; whether to stop is decided anew."""
-        kept = {name: state_dict[name] for name in ("wait_count", "best_score")}
-        super().load_state_dict(self.state_dict() | kept)
+        self.wait_count, self.best_score = state_dict["wait_count"], state_dict["best_score"]
 
 
 class BestCheckpoint(callbacks.ModelCheckpoint):
@@ -81,9 +72,8 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     def __init__(self, monitor: str | None = "val/loss", mode: Mode = "min") -> None:
         of_training = True if monitor and monitor.startswith("train") else None
-        named: dict[str, Any] = {"auto_insert_metric_name": False, "enable_version_counter": False}
-        kept: dict[str, Any] = {"save_top_k": 1 if monitor else 0, "save_on_train_epoch_end": of_training}
-        super().__init__(filename="best", monitor=monitor, mode=mode, **named, **kept)
+        options: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": of_training}
+        super().__init__(filename="best", monitor=monitor, mode=mode, save_top_k=1 if monitor else 0, **options)
 
     def switch_off(self) -> None:
         """Keep none."""
@@ -107,9 +97,9 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score, even if the run's folder was moved or is named in another way."""
-        here: dict[str, Any] = {"dirpath": self.dirpath, "best_k_models": {}, "kth_best_model_path": ""}
+        here: dict[str, Any] = {"dirpath": self.dirpath}
         if state_dict["best_model_path"]:
-            path = str(Path(str(self.dirpath), Path(state_dict["best_model_path"]).name))
+            path = str(Path(str(self.dirpath), "best.ckpt"))
             here |= {"best_model_path": path, "kth_best_model_path": path}
             here["best_k_models"] = {path: state_dict["best_model_score"]}
         super().load_state_dict(state_dict | here)
@@ -126,67 +116,54 @@ class LastCheckpoint(Checkpoint):
     Args:
         every_n_train_steps: Also save every so many steps; None for not.
         every_n_minutes: Also save when so many minutes have passed since the last time; None for not.
-
-    Raises:
-        InputError: An interval is not positive.
     """
 
     def __init__(self, every_n_train_steps: int | None = None, every_n_minutes: float | None = None) -> None:
-        intervals = {"every_n_train_steps": every_n_train_steps, "every_n_minutes": every_n_minutes}
-        for name, value in intervals.items():
+        for name, value in ("every_n_train_steps", every_n_train_steps), ("every_n_minutes", every_n_minutes):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"last_checkpoint.{name}={value}: must be above 0, or null for not")
-        self._steps, self._seconds = every_n_train_steps or 0, 60 * (every_n_minutes or math.inf)
+        self._steps, self._seconds = every_n_train_steps or math.inf, 60 * (every_n_minutes or math.inf)
         self._saved_at, self._step, self._due = time.monotonic(), 0, False
-        self._signal: signal.Signals | None = None
+        self._signal = 0  # the first one that came
         self._handlers: dict[signal.Signals, Any] = {}
-        self._random: dict[str, Any] = {}
-        self._strategy: Strategy | None = None
+        self._random: dict[str, torch.Tensor] = {}
         self.folder: Path | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run's folder; every process takes part."""
-        self._strategy = trainer.strategy
-        if stage == "fit":
-            self.folder, self._signal = folder_of(trainer), None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state of the random numbers of each process, (ranks, bytes) uint8."""
-        assert self._strategy is not None
-        device, several = self._strategy.root_device, torch.distributed.is_initialized()
-        gather = gather_all_tensors if several else lambda state: [state]  # torch deprecates Lightning's
-        states = {"cpu": torch.get_rng_state()}
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the random numbers of each process, (ranks, bytes) uint8."""
+        device, states = trainer.strategy.root_device, {"cpu": torch.get_rng_state()}
         if device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(device)
-        return {name: torch.stack(gather(state.to(device))).cpu() for name, state in states.items()}
+        gather = gather_all_tensors if trainer.world_size > 1 else lambda state: [state]  # torch deprecates Lightning's
+        checkpoint["random"] = {name: torch.stack(gather(state.to(device))).cpu() for name, state in states.items()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the state of the random numbers until training goes on."""
-        self._random = state_dict
+        self._random = checkpoint.get("random", {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw on where the run left off, and take over the signals after Lightning has set its handlers."""
+        self.folder, self._step, self._signal = folder_of(trainer), trainer.global_step, 0
         device, rank = trainer.strategy.root_device, trainer.global_rank
         if len(self._random.get("cpu", ())) == trainer.world_size:
             torch.set_rng_state(self._random["cpu"][rank].clone())  # a row of another tensor crashes torch
             if "cuda" in self._random and device.type == "cuda":
                 torch.cuda.set_rng_state(self._random["cuda"][rank], device)
-        names = ["SIGINT", "SIGTERM", "SIGHUP", *(["SIGUSR1"] if "SLURM_JOB_ID" in os.environ else [])]
-        signals = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows lacks some
+        names = ["SIGINT", "SIGTERM", "SIGHUP", *["SIGUSR1"] * ("SLURM_JOB_ID" in os.environ)]
         if threading.current_thread() is threading.main_thread():
+            known = [each for each in signal.Signals if each.name in names]  # Windows lacks some
             # What nohup lets a process ignore stays ignored.
-            heard = [each for each in signals if signal.getsignal(each) is not signal.SIG_IGN]
-            self._handlers = {number: signal.signal(number, self._on_signal) for number in heard}
+            heard = [each for each in known if signal.getsignal(each) is not signal.SIG_IGN]
+            self._handlers = {each: signal.signal(each, self._on_signal) for each in heard}
             if "SIGUSR1" in names:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
-        self._step = trainer.global_step
         if self.folder and not self._step:
             trainer.save_checkpoint(self.folder / START, weights_only=False)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal:
             raise Interrupted(number, f"at once; {self._remedy()}")
-        self._signal = signal.Signals(number)
+        self._signal = number
 
     def _remedy(self) -> str:
         command = typed("train.py", "fit", "--resume", str(self.folder))
@@ -196,37 +173,28 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save within an epoch if that is due; the end of an epoch is saved by itself."""
-        step, before = trainer.global_step, self._step
-        self._step = step
-        # Gradients that are accumulated for the next update are in no checkpoint.
-        self._due = step != before and not trainer.is_last_batch and self._is_due(trainer)
+        before, self._step, self._due = self._step, trainer.global_step, False
+        if self._step == before or trainer.is_last_batch:  # accumulated gradients are in no checkpoint
+            return
+        due = self._signal > 0 or time.monotonic() - self._saved_at > self._seconds
+        due = trainer.strategy.reduce_boolean_decision(due, all=False)  # a signal may reach them at different steps
+        self._due = due or self._step % self._steps == 0
         if self._due and not _validates_now(trainer):
-            self._save(trainer)
+            self.on_train_epoch_end(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was due before the validation: a run that is resumed before one does not make it up."""
         if self._due:
-            self._save(trainer)
+            self.on_train_epoch_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of an epoch, after early stopping and the best checkpoint have seen it."""
-        self._save(trainer)
-
-    def _is_due(self, trainer: Trainer) -> bool:
-        """Whether the run was interrupted, on any process, or it is time to save."""
-        due = self._signal is not None or time.monotonic() - self._saved_at > self._seconds
-        if trainer.world_size > 1:  # a signal may reach them at different steps
-            due = trainer.strategy.reduce_boolean_decision(due, all=False)
-        return due or bool(self._steps and trainer.global_step % self._steps == 0)
-
-    def _save(self, trainer: Trainer) -> None:
-        """Save; end the run if it was interrupted, on whichever process."""
+        """Save, after early stopping and the best checkpoint; end a run that any process's signal interrupted."""
         if self.folder:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt", weights_only=False)
             if trainer.is_global_zero:
                 (self.folder / START).unlink(missing_ok=True)
         self._saved_at, self._due = time.monotonic(), False
-        mine = torch.tensor(int(self._signal or 0), device=trainer.strategy.root_device)
+        mine = torch.tensor(self._signal, device=trainer.strategy.root_device)
         if number := int(trainer.strategy.reduce(mine, reduce_op="max")):
             if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
                 with suppress(OSError, subprocess.SubprocessError):  # saved, whether or not SLURM can be told
@@ -248,9 +216,7 @@ class LastCheckpoint(Checkpoint):
 
 def _validates_now(trainer: Trainer) -> bool:
     """Whether a validation within the epoch follows the minibatch that was just trained on."""
-    every, epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
-    if not trainer.enable_validation or not isinstance(every, int):
-        return False
-    if epochs is None:
-        return (trainer.fit_loop.total_batch_idx + 1) % every == 0
-    return (trainer.fit_loop.batch_idx + 1) % every == 0 and (trainer.current_epoch + 1) % epochs == 0
+    every, epochs = trainer.val_check_batch or math.inf, trainer.check_val_every_n_epoch
+    trained = trainer.fit_loop.batch_idx if epochs else trainer.fit_loop.total_batch_idx
+    in_epoch = (trained + 1) % every == 0
+    return trainer.enable_validation and in_epoch and (trainer.current_epoch + 1) % (epochs or 1) == 0

@@ -47,13 +47,10 @@ def own_modules(run: Path | None = None) -> list[str]:
 def enforce(named: Iterable[str] = (), run: Path | None = None) -> None:
     """Let nothing be imported that neither the user names nor this project trusts.
 
-    jsonargparse holds each name that it is given against the list before it imports it, and then the place
+    `named` are texts of the user's own, flags and files. Packages that they name are trusted or, where the
+    configuration of the `run` (or checkpoint) that the command reads could name them too, no more of them than
+    the class itself. jsonargparse holds each name against the list before it imports it, and then the place
     where the object was defined. Lightning lets it read URLs; this ends that.
-
-    Args:
-        named: Texts of the user's own, flags and files. Packages that they name are trusted or, where a
-            run's configuration could name them too, no more of them than the class itself.
-        run: The run, or the checkpoint, that the command reads.
     """
     names = [match.group().split(".") for text in named for match in _NAME.finditer(text)]
     users = {".".join(name if run or name[0] == "torch" else name[:1]) for name in names}
