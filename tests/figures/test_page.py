@@ -1,15 +1,15 @@
 import base64
 import csv
 import re
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from xml.etree import ElementTree
 
 import pytest
 from matplotlib.figure import Figure
 
 from softmax_regression.errors import InputError, StorageError
-from softmax_regression.figures.page import Page, check_output, fraction, symbols, write_csv
+from softmax_regression.figures.page import check_output, write_csv, write_page
 
 
 def line(*panels: int) -> Figure:
@@ -19,40 +19,32 @@ def line(*panels: int) -> Figure:
     return fig
 
 
-def written(page: Page, folder: Path) -> str:
-    return page.write(folder).read_text(encoding="utf-8")
+def written(folder: Path, content: str, figures: Mapping[str, Figure] | None = None, **values: object) -> str:
+    """The page of a template of this content."""
+    template = folder / "study.html"
+    template.write_text(
+        f'{{% extends "page.html" %}}{{% set title = title or "t" %}}{{% block content %}}{content}{{% endblock %}}'
+    )
+    page = write_page(folder / "out", template, figures or {}, **{"title": "", **values})
+    return page.read_text(encoding="utf-8")
 
 
 def size(png: bytes) -> tuple[int, int]:
     return int.from_bytes(png[16:20]), int.from_bytes(png[20:24])
 
 
-def test_every_text_is_escaped(tmp_path: Path) -> None:
-    evil = "<script>alert('&')</script>"
-    page = Page(evil)
-    page.heading(evil)
-    page.text(evil)
-    page.preformatted(evil, evil)
-    page.table([[evil]], [evil])
-    page.figure(line(), "line", f'{evil}" onload="x')
-    page.equation(symbols(evil))
-    html = written(page, tmp_path)
+def test_every_value_is_escaped(tmp_path: Path) -> None:
+    content = """<p>{{ title }}</p>{{ pre(title, title) }}{{ pre(title) }}{{ table([[title]], [title]) }}
+        {{ figure("line", title ~ '" onload="x') }}"""
+    html = written(tmp_path, content, {"line": line()}, title="<script>alert('&')</script>")
     assert "<script" not in html
     assert '" onload' not in html
-    assert html.count("&lt;script&gt;") == 11  # title and h1, and twice in preformatted, table and figure
-
-
-def test_words_in_backquotes_are_code(tmp_path: Path) -> None:
-    page = Page("t")
-    page.text("call `f(x < 1)` twice")
-    assert "call <code>f(x &lt; 1)</code> twice" in written(page, tmp_path)
+    assert html.count("&lt;script&gt;") == 10  # title and h1, text, thrice in pre, and twice in table and figure
 
 
 def test_a_figure_is_embedded_and_lies_beside_the_page(tmp_path: Path) -> None:
-    page = Page("t")
-    page.figure(line(), "line", "A line")
-    html = written(page, tmp_path / "new" / "folder")
-    png = (tmp_path / "new" / "folder" / "line.png").read_bytes()
+    html = written(tmp_path, "{{ figure('line', 'A line') }}", {"line": line()})
+    png = (tmp_path / "out" / "line.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     assert f'src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="A line"' in html
     assert "<source" not in html
@@ -60,22 +52,21 @@ def test_a_figure_is_embedded_and_lies_beside_the_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("panels", "stacked"), [((1, 2), 2), ((2, 2), 4), ((1, 3), 3)])
 def test_a_phone_sees_panels_below_one_another(panels: tuple[int, int], stacked: int, tmp_path: Path) -> None:
-    page, figure = Page("t"), line(*panels)
-    page.figure(figure, "line", "Lines")
+    figure = line(*panels)
+    html = written(tmp_path, "{{ figure('line', 'Lines') }}", {"line": figure})
     boxes = [axes.get_position() for axes in figure.axes]  # as drawn last
     assert len({round(box.x0, 6) for box in boxes}) == 1
     assert all(below.y1 < above.y0 for above, below in pairwise(boxes))
-    html = written(page, tmp_path)
     found = re.search(r'<source media="\(max-width: 40rem\)" srcset="data:image/png;base64,([^"]+)"', html)
     assert found
     wide, high = size(base64.b64decode(found.group(1)))
-    usual = size((tmp_path / "line.png").read_bytes())
+    usual = size((tmp_path / "out" / "line.png").read_bytes())
     rows, columns = panels
     assert wide / high == pytest.approx(1.2 * usual[0] / columns / (usual[1] * stacked / rows), rel=0.01)
 
 
 def test_a_page_needs_no_network_and_fits_phones_and_dark_screens(tmp_path: Path) -> None:
-    html = written(Page("t"), tmp_path)
+    html = written(tmp_path, "")
     assert "default-src data:" in html
     assert 'name="viewport"' in html
     assert "prefers-color-scheme: dark" in html
@@ -83,37 +74,21 @@ def test_a_page_needs_no_network_and_fits_phones_and_dark_screens(tmp_path: Path
 
 
 def test_what_is_long_is_folded(tmp_path: Path) -> None:
-    page = Page("t")
-    page.preformatted("python train.py fit")
-    page.preformatted("one\n" * 30)
-    page.preformatted("a: 1", "All options")
-    html = written(page, tmp_path)
+    content = "{{ pre('python train.py fit') }}{{ pre('one\n' * 30) }}{{ pre('a: 1', 'All options') }}"
+    html = written(tmp_path, content)
     assert '<pre tabindex="0">python train.py fit</pre>' in html
     assert '<details><summary>31 lines</summary><pre tabindex="0">one\n' in html
     assert '<details><summary>All options</summary><pre tabindex="0">a: 1</pre></details>' in html
 
 
 def test_a_table_aligns_numbers_and_scrolls(tmp_path: Path) -> None:
-    page = Page("t")
-    page.table([["a", 0.123456, 60000], ["b", 2.0, 7]], ["name", "share", "count"])
-    html = written(page, tmp_path)
+    rows = [["a", 0.123456, 60000], ["b", 2.0, 7]]
+    html = written(tmp_path, "{{ table(rows, ['name', 'share', 'count']) }}", rows=rows)
     head = '<tr><th>name</th><th class="number">share</th><th class="number">count</th></tr>'
     for words in ("0.1235", "60000", "2.000"):  # floats have as many digits each
         assert f'<td class="number">{words}</td>' in html
     assert f'<div class="wide" tabindex="0"><table>{head}' in html
     assert '<tr><td>a</td><td class="number">0.1235</td><td class="number">60000</td></tr>' in html
-
-
-def test_an_equation_is_mathml(tmp_path: Path) -> None:
-    page = Page("t")
-    page.equation(symbols("p_i ="), fraction("exp ( o_i )", "Σ_j≠k exp ( o_j ) + 2^n"), symbols("~ < 1"))
-    html = written(page, tmp_path)
-    math = ElementTree.fromstring(html[html.index("<math") : html.index("</math>") + len("</math>")])
-    assert [child.tag for child in math] == ["msub", "mo", "mfrac", "mspace", "mo", "mn"]
-    above, below = math[2]
-    assert "".join(above.itertext()) == "exp(oi)"
-    assert [child.tag for child in below] == ["munder", "mi", "mo", "msub", "mo", "mo", "msup"]
-    assert [part.text for part in below[0].iter() if part.text] == ["Σ", "j", "≠", "k"]
 
 
 def test_csv_has_a_header_and_comes_back(tmp_path: Path) -> None:
@@ -127,24 +102,22 @@ def test_csv_has_a_header_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_the_old_page_and_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    old = written(Page("old"), tmp_path)
+    old = written(tmp_path, "old")
 
     def fail(self: Path, target: Path) -> Path:
         raise OSError("disk full")
 
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(StorageError, match="disk full"):
-        Page("new").write(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["index.html"]
-    assert (tmp_path / "index.html").read_text(encoding="utf-8") == old
+        written(tmp_path, "new")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.html"]
+    assert (tmp_path / "out" / "index.html").read_text(encoding="utf-8") == old
 
 
 def test_only_a_page_or_picture_of_this_project_is_replaced(tmp_path: Path) -> None:
-    page = Page("t")
-    page.figure(line(), "line", "A line")
-    page.write(tmp_path)
+    written(tmp_path, "", {"line": line()})
     for name in ("index.html", "line.png", "absent.png"):
-        check_output(tmp_path / name)
+        check_output(tmp_path / "out" / name)
     theirs = tmp_path / "theirs.html"
     theirs.write_text("<html>")
     with pytest.raises(InputError, match="exists and was not written by this project; give --force"):

@@ -1,7 +1,9 @@
 import csv
 import html
 import math
+import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import mpmath  # type: ignore[import-untyped]
 import pytest
@@ -23,6 +25,11 @@ def rows(page: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def text_of(page: Path) -> str:
+    """The page with its character references resolved and its lines joined."""
+    return " ".join(html.unescape(page.read_text(encoding="utf-8")).split())
+
+
 def test_the_folder_has_the_page_its_figures_and_its_numbers(page: Path) -> None:
     figures = ("softmax_error", "log-softmax_error", "vanishing_loss", "training", "logsumexp", "temperature")
     tables = ("failures.csv", "errors.csv", "training.csv")
@@ -31,7 +38,7 @@ def test_the_folder_has_the_page_its_figures_and_its_numbers(page: Path) -> None
 
 
 def test_the_page_states_what_was_measured_and_what_it_used(page: Path) -> None:
-    text = html.unescape(page.read_text(encoding="utf-8"))
+    text = text_of(page)
     assert "28 of 28 measured scales are the first step above the prediction." in text
     assert "Of 4 runs with each, 2 broke with the naive loss and 0 with the stable one." in text
     assert f"numerics --out={page.parent} --source=synthetic --seed=0 --quick" in text
@@ -40,11 +47,20 @@ def test_the_page_states_what_was_measured_and_what_it_used(page: Path) -> None:
         assert f"<td>{float(row['measured']):g} ({float(row['predicted']):.2f})</td>" in text
 
 
+def test_its_equations_are_mathml(page: Path) -> None:
+    found = re.findall("<math.*?</math>", page.read_text(encoding="utf-8"), re.DOTALL)
+    shown = ["".join("".join(ElementTree.fromstring(math).itertext()).split()) for math in found]
+    assert shown == [
+        "pi=exp(oi)Σjexp(oj)", "loss=−logpy", "pi=exp(oi−m)Σjexp(oj−m)", "logpi=oi−m−logΣjexp(oj−m)",
+        "loss=m−oy+log1pΣj≠kexp(oj−m),m=ok", "m<TLSE(o/T)≤m+Tlogn",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("word", "meaning"), [("nats", "the unit of natural logarithms"), ("ulp", "unit in the last place")]
 )
 def test_a_unit_is_explained_where_it_first_stands(page: Path, word: str, meaning: str) -> None:
-    text = page.read_text(encoding="utf-8")
+    text = text_of(page)
     assert text.index(f" {word}, {meaning}") + 1 == text.index(word)
 
 
