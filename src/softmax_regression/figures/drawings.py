@@ -194,6 +194,7 @@ def drawings(
     labels, logits, scale = labels.cpu(), logits.detach().cpu().float(), 1 if images.is_floating_point() else 255
     pixels = images.cpu().float().reshape(len(images), -1, *images.shape[-2:]).mean(dim=1) / scale
     probs, k = logits.softmax(dim=1), logits.shape[1]
+    class_names = class_names if len(class_names) == k else [str(i) for i in range(k)]
     confidence, predicted = probs.max(dim=1)
     counts = scores.multiclass_confusion_matrix(predicted, labels, k)
     worst = int(((predicted != labels) * confidence).argmax())

@@ -120,7 +120,6 @@ class FigureLogger(Callback):
             images, labels, logits = score(trainer, module, loader, limit)
             if trainer.is_global_zero:
                 names = getattr(getattr(trainer, "datamodule", None), "class_names", ())
-                names = names if len(names) == logits.shape[1] else [str(i) for i in range(logits.shape[1])]
                 figures = drawings(images, labels, logits, names, list(module.parameters()))
                 for name in [name for name in figures if tag == "test" or name in SHOWN]:
                     writer.add_figure(f"{tag}/{name}", figures[name](), max(step - 1, 0), close=False)
