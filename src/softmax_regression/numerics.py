@@ -57,20 +57,13 @@ def logsumexp(x: Tensor, dim: int = -1) -> Tensor:
 def cross_entropy(x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
     """-log_softmax(o)_y = m - o_y + log(sum_j exp(o_j - m)), in nats, with the error of `log_softmax`.
 
-    The gradient, softmax(o) - onehot(y), has an absolute error of at most 4 (n + 1) u.
-
-    Args:
-        x: Logits, (b, n), any floating dtype.
-        y: Labels, (b,) int64, from 0 to n - 1.
-        reduction: "mean" or "sum" over the b examples, or "none".
+    Of logits (b, n) of any floating dtype and labels (b,) int64, by the "mean" or "sum" over the b examples, or
+    "none". The gradient, softmax(o) - onehot(y), has an absolute error of at most 4 (n + 1) u.
     """
     return torch.nn.functional.nll_loss(log_softmax(x), y, reduction=reduction)
 
 
 def _split(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The largest logit m = o_k, and LSE(o) - m = log1p(sum over j != k of exp(o_j - m)).
-
-    The largest logit puts a 1 into the sum; left out, with log1p for log, it cannot swallow the others.
-    """
-    m, k = x.max(dim, keepdim=True)
+    """The largest logit m = o_k, and LSE(o) - m = log1p(sum over j != k of exp(o_j - m))."""
+    m, k = x.max(dim, keepdim=True)  # it puts a 1 into the sum; left out, it cannot swallow the others
     return m, (x - m).exp().scatter(dim, k, 0).sum(dim, keepdim=True).log1p()

@@ -44,7 +44,6 @@ class EpochScores(nn.Module):
 
     def update(self, logits: Tensor, y: Tensor, loss: Tensor) -> None:
         """Take the logits (n, k), classes (n,) and mean loss of a minibatch, without a gradient."""
-        self._seen = True
         self._waiting.append((logits, y, loss))
         if len(self._waiting) == WAITING:
             self._score()
@@ -55,7 +54,7 @@ class EpochScores(nn.Module):
         if not self._waiting:
             return
         logits, y, losses = zip(*self._waiting, strict=True)
-        self._waiting = []
+        self._waiting, self._seen = [], True
         sizes = torch.tensor([len(part) for part in y], device=y[0].device)
         # Once for each image: torchmetrics 1.9 forgets a weight where it does not look for NaNs.
         self.loss.update(torch.stack(losses).repeat_interleave(sizes))
@@ -64,7 +63,7 @@ class EpochScores(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """Return the metrics by name, and begin anew; none if a step of a user's own scored nothing."""
-        if not self._seen:
+        if not (self._seen or self._waiting):
             return {}
         self._score()
         with warnings.catch_warnings():  # that nothing came since `load_sums`
@@ -84,7 +83,7 @@ class EpochScores(nn.Module):
 
     def sums(self, world_size: int) -> dict[str, dict[str, list[Tensor]]]:
         """Return the state of each metric, a tensor of each process, for a checkpoint; all take part."""
-        if not self._seen:
+        if not (self._seen or self._waiting):
             return {}
         self._score()
         gather = gather_all_tensors if world_size > 1 else lambda value: [value]

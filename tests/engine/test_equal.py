@@ -203,6 +203,20 @@ class OwnUpdate(demos.BoringModel):
         return batch * 2
 
 
+class Half(torch.optim.SGD):
+    """An optimizer that keeps half of each gradient."""
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.grad.mul_(0.5)
+
+
+class OwnOptimizer(demos.BoringModel):
+    def configure_optimizers(self) -> Any:
+        return Half(self.parameters(), 0.1)
+
+
 class OfLists(demos.BoringModel):
     def training_step(self, batch: Any) -> Any:  # type: ignore[override]
         return self.step(sum(batch.pop() for _ in range(len(batch))))  # its own list, that it may empty
@@ -261,6 +275,7 @@ STOP = {"callbacks": on("on_train_batch_end", stop)}
 CASES: dict[str, Case] = {
     "dict batches, skipped steps, own hooks": (Own, lambda: Sized(24, lambda row: {"x": row}), {}),
     "own update and transfer": (OwnUpdate, tuple, SHORT),
+    "own zero_grad of the optimizer": (OwnOptimizer, tuple, SHORT),
     "a batch is a list": (OfLists, lambda: Sized(9, lambda row: [row, row]), {}),
     "None batches": (Boring, lambda: Sized(9, lambda row: row if row[0, 0] > 0 else None), {}),
     "several loaders": (OfDicts, lambda: ({"a": Sized(9), "b": Sized(4)},), {}),

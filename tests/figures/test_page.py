@@ -93,8 +93,8 @@ def test_a_table_aligns_numbers_and_scrolls(tmp_path: Path) -> None:
 
 def test_csv_has_a_header_and_comes_back(tmp_path: Path) -> None:
     rows = [{"name": "a,b", "value": 0.1}, {"name": 'say "c"', "value": 2}]
-    path = write_csv(tmp_path / "rows.csv", rows)
-    with path.open(newline="", encoding="utf-8") as file:
+    write_csv(tmp_path / "rows.csv", rows)
+    with (tmp_path / "rows.csv").open(newline="", encoding="utf-8") as file:
         assert list(csv.DictReader(file)) == [
             {"name": "a,b", "value": "0.1"},
             {"name": 'say "c"', "value": "2"},

@@ -16,6 +16,7 @@ from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResul
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from torch import Tensor
+from torch.optim import Optimizer
 
 BATCH = "on_train_batch_start on_train_batch_end"  # called directly
 AFTER = "on_before_optimizer_step configure_gradient_clipping clip_gradients"  # by the precision plugin
@@ -75,6 +76,8 @@ class LeanLoop(_TrainingEpochLoop):
         self.module, self.fx, data = module, vars(module), data_fetcher.combined_loader
         if self.lean and hasattr(data_fetcher.iterator, "_iterator") and data.iterables is data.flattened[0]:
             data_fetcher.iterator = zip(data._iterator.iterators[0], count(), repeat(0))  # type: ignore[union-attr]
+        if self.lean:  # no profiler asks how long a batch takes to come
+            data_fetcher._start_profiler = data_fetcher._stop_profiler = lambda: None
         self.answers = {h: [getattr(c, h) for c in trainer.callbacks if _own(c, h)] for h in BATCH.split()}
         self.own = {hook: getattr(module, hook) for hook in _own(module, BATCH)}
         moves = _own(module, MOVES) or (trainer.datamodule and _own(trainer.datamodule, MOVES))
@@ -157,7 +160,11 @@ class LeanLoop(_TrainingEpochLoop):
             return ClosureResult(output) if plain else ClosureResult.from_training_step_output(output, parts)
 
         def zero_grad() -> None:
-            self._run("optimizer_zero_grad", optimizer.zero_grad)
+            if "zero_grad" in vars(optimizer) or type(optimizer).zero_grad is not Optimizer.zero_grad:
+                self._run("optimizer_zero_grad", optimizer.zero_grad)
+            else:  # the same, less a record for profilers, which costs more
+                for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+                    parameter.grad = None
             progress.zero_grad.increment_by(1)
 
         backward = partial(self._run, "backward", Tensor.backward)

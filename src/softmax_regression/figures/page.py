@@ -25,18 +25,15 @@ def write_page(folder: Path, template: Path, figures: Mapping[str, Figure], **va
         figures: Embedded by name, and on phones with their panels below one another.
         values: For the template.
     """
-    pictures = {name: to_png(figure, dpi=160) for name, figure in figures.items()}
-    images = {
-        name: {"wide": _url(pictures[name]), "narrow": _url(to_png(figure)) if _stack(figure) else ""}
-        for name, figure in figures.items()
-    }
+    images = {name: to_png(figure, dpi=160) for name, figure in figures.items()}
+    narrow = {name: to_png(figure) for name, figure in figures.items() if _stack(figure)}
     loader = FileSystemLoader([template.parent, Path(__file__).parent])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["words"] = _words
-    page = environment.get_template(template.name).render(values, images=images, mark=MARK)
-    for name, png in pictures.items():
+    environment.filters |= {"words": _words, "url": _url}
+    page = environment.get_template(template.name).render(values, images=images, narrow=narrow, mark=MARK)
+    for name, png in images.items():
         write(png, folder / f"{name}.png")
     write(page.encode(), folder / "index.html")
     return folder / "index.html"
@@ -80,14 +77,13 @@ def check_output(path: Path, force: bool = False) -> None:
     check_writable(path, ours=force or not path.is_file() or MARK.encode() in path.read_bytes()[:2000])
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     """Write rows that share the keys of the first one, which become the header."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write(buffer.getvalue().encode(), path)
-    return path
 
 
 def _stack(fig: Figure) -> bool:

@@ -7,7 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from softmax_regression import numerics
 from softmax_regression.numerics import log_softmax, naive_softmax
@@ -16,12 +16,8 @@ Form = Callable[[Tensor], Tensor]
 
 DTYPES = {torch.finfo(t).dtype: t for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 FORMS: dict[str, dict[str, Form]] = {
-    "softmax": {"naive": naive_softmax, "torch": lambda x: x.softmax(-1), "stable": numerics.softmax},
-    "log-softmax": {
-        "naive": lambda x: naive_softmax(x).log(),
-        "torch": lambda x: x.log_softmax(-1),
-        "stable": log_softmax,
-    },
+    "softmax": {"naive": naive_softmax, "torch": nn.Softmax(-1), "stable": numerics.softmax},
+    "log-softmax": {"naive": lambda x: naive_softmax(x).log(), "torch": nn.LogSoftmax(-1), "stable": log_softmax},
 }
 LOSSES = {"stable": numerics.cross_entropy, "naive": numerics.naive_cross_entropy}
 TRAININGS = (("float32", 0.01), ("float32", 2.0), ("bfloat16", 0.01), ("float16", 0.01))
@@ -35,8 +31,7 @@ LIMITS: dict[str, Callable[[torch.finfo], float]] = {  # least: the smallest sub
     "log(1 / tiny)": lambda info: -math.log(info.tiny),
 }
 ONE, TEN, PAIR = (1.0, *[0.0] * 9), (1.0,) * 10, (0.0, -1.0)
-Case = tuple[str, str, Sequence[float], Form]  # what fails, beyond which limit, for s times which logits
-CASES: tuple[Case, ...] = (
+CASES: tuple[tuple[str, str, Sequence[float], Form], ...] = (  # what fails, from which limit, for s times which logits
     ("softmax(s, 0, …, 0) is nan", "log(max)", ONE, lambda x: naive_softmax(x).isnan()),
     ("LSE(s, s, …, s) is inf", "log(max / 10)", TEN, lambda x: x.exp().sum(1, keepdim=True).isinf()),
     ("softmax(−s, …, −s) is nan", "log(2 / least)", TEN, lambda x: naive_softmax(-x).isnan()),
@@ -85,8 +80,7 @@ def failures() -> list[Failure]:
         for name, dtype in DTYPES.items():
             scales = torch.arange(STEP, 1000, STEP).to(dtype)
             failed = fails(scales[:, None] * torch.tensor(direction, dtype=dtype)).any(1)
-            predicted = LIMITS[limit](torch.finfo(dtype))
-            rows.append(Failure(what, limit, name, predicted, scales[failed][0].item()))
+            rows.append(Failure(what, limit, name, LIMITS[limit](torch.finfo(dtype)), scales[failed][0].item()))
     return rows
 
 
@@ -110,12 +104,11 @@ def errors(rows: int, points: int, seed: int) -> list[Error]:
 
 
 def exact(row: Sequence[float]) -> dict[str, list[Decimal]]:
-    """The softmax and the log-softmax of logits, to 50 digits."""
+    """The softmax and the log-softmax of logits, in arithmetic of 50 digits."""
     with localcontext(prec=50):
         gaps = [Decimal(o) - Decimal(max(row)) for o in row]
         others = sum((gap.exp() for gap in sorted(gaps)[:-1]), Decimal(0))
-        small = others < Decimal("1e-25")  # where 1 + others would round
-        rest = others - others * others / 2 if small else (1 + others).ln()
+        rest = (1 + others).ln() if others > Decimal("1e-25") else others  # to half of the digits, at the least
         log_p = [gap - rest for gap in gaps]
         return {"softmax": [y.exp() for y in log_p], "log-softmax": log_p}
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -23,7 +23,11 @@ from softmax_regression.numerics import logsumexp, naive_softmax, softmax
 from softmax_regression.studies import numerics_measurements as measure
 from softmax_regression.studies.numerics_measurements import DTYPES, FORMS, Error, Training
 
-STYLES = {"torch": (GREEN, "-", 3.5), "stable": (BLUE, "-", 2), "naive": (VERMILION, "--", 1.5)}
+STYLES: dict[str, dict[str, Any]] = {
+    "torch": {"color": GREEN, "linestyle": "-", "linewidth": 3.5},
+    "stable": {"color": BLUE, "linestyle": "-", "linewidth": 2},
+    "naive": {"color": VERMILION, "linestyle": "--", "linewidth": 1.5},
+}
 
 
 def run(
@@ -59,20 +63,15 @@ def run(
     write_csv(out / "failures.csv", [row._asdict() for row in failing])
     write_csv(out / "errors.csv", [row._asdict() for row in erring])
     columns = {f"{run.form} {run.dtype} {run.init_std:g}": run.losses for run in training}
-    by_step = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    write_csv(out / "training.csv", by_step)
+    steps_of_all = zip(*columns.values(), strict=True)
+    write_csv(out / "training.csv", [dict(zip(columns, losses, strict=True)) for losses in steps_of_all])
     command = ["python", "study.py", "numerics", f"--out={out}", f"--source={source}", f"--seed={seed}"]
     finite = [row for row in erring if math.isfinite(row.ulps)]
+    figures = {f"{name}_error": _error_figure([row for row in erring if row.quantity == name]) for name in FORMS}
     return write_page(
         out,
         Path(__file__).with_name("numerics.html"),
-        {
-            **{f"{name}_error": _error_figure([row for row in erring if row.quantity == name]) for name in FORMS},
-            "vanishing_loss": _vanishing_figure(),
-            "training": _training_figure(training),
-            "logsumexp": _maximum_figure(),
-            "temperature": _temperature_figure(),
-        },
+        {**figures, "training": _training_figure(training), **_curve_figures()},
         equal=[
             [f"({o:g}, {o:g}, {o:g})", *(f(torch.full((3,), o))[0].item() for f in (naive_softmax, softmax))]
             for o in (10.0, 1000.0, -1000.0)
@@ -92,33 +91,27 @@ def run(
         share=max(row.ulps / row.bound for row in finite if row.form == "stable"),
         training=[[r.dtype, f"{r.init_std:g}", r.form, r.broken or "none", r.losses[-1]] for r in training],
         broken=[run.form for run in training if run.broken],
-        command=shlex.join(command + ["--quick"] * quick),
-        used=used,
-        torch=torch.__version__,
+        measured=f"{shlex.join(command + ['--quick'] * quick)}\n{used}\ntorch {torch.__version__}",
     )
 
 
-def _vanishing_figure() -> Figure:
-    s = torch.arange(0, 110, 0.25)
-    x = torch.stack((torch.zeros_like(s), -s), dim=1)
-    losses = {form: -f(x)[:, 0] for form, f in reversed(FORMS["log-softmax"].items())}
-    figure = _curves("Loss of the logits (0, −s), label 0, in float32", "gap s", "loss (nats)", s, losses)
-    figure.axes[0].set_yscale("log", nonpositive="mask")
-    return figure
-
-
-def _maximum_figure() -> Figure:
-    o = torch.linspace(-4, 4, 401)
-    x = torch.stack((o, torch.zeros_like(o)), dim=1)
-    curves = {f"T LSE(o / T, 0), T = {t:g}": t * logsumexp(x / t) for t in (1, 0.25)}
-    curves |= {"max(o, 0)": x.amax(1), "max(o, 0) + log 2": x.amax(1) + math.log(2)}
-    return _curves("LogSumExp, the soft maximum", "logit o", "value", o, curves)
-
-
-def _temperature_figure() -> Figure:
-    logits = torch.tensor([0.5, 1.0, 2.0, 3.0, 3.5])
-    curves = {f"T = {t:g}": softmax(logits / t) for t in (0.1, 0.5, 1, 3)}
-    return _curves("Softmax, the soft argmax", "logit o of the class", "softmax(o / T)", logits, curves)
+def _curve_figures() -> dict[str, Figure]:
+    """What needs no measuring: a loss that vanishes, LogSumExp as a soft maximum, softmax as a soft argmax."""
+    s, o = torch.arange(0, 110, 0.25), torch.linspace(-4, 4, 401)
+    pair = torch.stack((torch.zeros_like(s), -s), dim=1)
+    losses = {form: -f(pair)[:, 0] for form, f in reversed(FORMS["log-softmax"].items())}
+    vanishing = _curves("Loss of the logits (0, −s), label 0, in float32", "gap s", "loss (nats)", s, losses)
+    vanishing.axes[0].set_yscale("log", nonpositive="mask")
+    pair = torch.stack((o, torch.zeros_like(o)), dim=1)
+    soft = {f"T LSE(o / T, 0), T = {t:g}": t * logsumexp(pair / t) for t in (1, 0.25)}
+    bounds = {"max(o, 0)": pair.amax(1), "max(o, 0) + log 2": pair.amax(1) + math.log(2)}
+    x = torch.tensor([0.5, 1.0, 2.0, 3.0, 3.5])
+    shares = {f"T = {t:g}": softmax(x / t) for t in (0.1, 0.5, 1, 3)}
+    return {
+        "vanishing_loss": vanishing,
+        "logsumexp": _curves("LogSumExp, the soft maximum", "logit o", "value", o, soft | bounds),
+        "temperature": _curves("Softmax, the soft argmax", "logit o of the class", "softmax(o / T)", x, shares),
+    }
 
 
 def _curves(title: str, x_label: str, y_label: str, x: Tensor, ys: dict[str, Tensor]) -> Figure:
@@ -137,12 +130,12 @@ def _error_figure(rows: Sequence[Error]) -> Figure:
     """Worst error against scale, a panel a dtype; a cross where a form is about to stop being finite."""
     fig = _panels(f"Worst error of {rows[0].quantity} (ulp)", "scale s of the logits")
     for ax, dtype in zip(fig.axes, DTYPES, strict=True):
-        for form, (color, dashes, width) in STYLES.items():
+        for form, style in STYLES.items():
             line = [row for row in rows if (row.dtype, row.form) == (dtype, form)]
             points = [(row.scale, max(row.ulps, 0.1)) for row in line if math.isfinite(row.ulps)]
-            ax.loglog(*zip(*points, strict=True), color=color, linestyle=dashes, linewidth=width, label=form)
+            ax.loglog(*zip(*points, strict=True), label=form, **style)
             if len(points) < len(line):
-                ax.plot(*points[-1], "x", color=color, markersize=8, markeredgewidth=2.5)
+                ax.plot(*points[-1], "x", color=style["color"], markersize=8, markeredgewidth=2.5)
         ax.loglog([row.scale for row in line], [row.bound for row in line], "k:", label="bound")
         ax.set(title=dtype, xticks=[0.1, 10, 1000], ylim=(0.07, None))
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
@@ -153,11 +146,10 @@ def _training_figure(runs: Sequence[Training]) -> Figure:
     """Loss against step, a panel a configuration; a vertical line where a form's loss is no longer finite."""
     fig = _panels("Training loss (nats)", "step")
     for i, run in enumerate(runs):
-        ax, (color, dashes, width) = fig.axes[i // 2], STYLES[run.form]
-        steps = range(1, len(run.losses) + 1)
-        ax.plot(steps, run.losses, color=color, linestyle=dashes, linewidth=width, label=run.form)
+        ax, style = fig.axes[i // 2], STYLES[run.form]
+        ax.plot(range(1, len(run.losses) + 1), run.losses, label=run.form, **style)
         if run.broken:
-            ax.axvline(run.broken, color=color, linestyle=":", linewidth=2)
+            ax.axvline(run.broken, color=style["color"], linestyle=":", linewidth=2)
         ax.set(title=f"{run.dtype}, std {run.init_std:g}", ylim=(0, None))
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig
