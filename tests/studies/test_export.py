@@ -271,9 +271,10 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(exported: Path) -> No
     assert not re.search(r"(src|href)=|https?:|@import|url\(", page)
 
 
-def test_no_name_of_a_run_becomes_a_tag(linear: Path, dataset: Dataset) -> None:
+def test_no_name_of_a_run_becomes_a_tag(linear: Path, dataset: Dataset, tmp_path: Path) -> None:
     layers = [each for each in open_model(str(linear))[1].modules() if isinstance(each, torch.nn.Linear)]
-    evil, plain = (export.to_page(layers, dataset, CLASSES, name) for name in ("</script><script>alert(1)", "plain"))
+    names = ("</script><script>alert(1)", "plain")
+    evil, plain = (export.to_page(tmp_path, layers, dataset, CLASSES, name).read_text() for name in names)
     assert evil.count("<script") == plain.count("<script")
     assert evil.count("</script") == plain.count("</script")
 

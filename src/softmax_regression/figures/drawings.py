@@ -14,7 +14,7 @@ import matplotlib as mpl
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import PowerNorm
+from matplotlib.colors import PowerNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -23,11 +23,10 @@ from torch import Tensor
 from torchmetrics.functional import classification as scores
 
 Curves = Mapping[str, tuple[Tensor, Tensor]]  # metric -> epochs (t,) and values (t,)
-Stroke = Literal["-", "--", ":"]
 MARK = "softmax-regression"  # in every picture and page: it may be replaced by a newer one
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", BLACK)
-STROKES: dict[str, Stroke] = {"train": "-", "val": "--", "test": ":"}
+STROKES: dict[str, Literal["-", "--", ":"]] = {"train": "-", "val": "--", "test": ":"}
 PANELS = {"loss": "loss: mean cross-entropy (nats)", "acc": "accuracy: share of images classified right"}
 METRIC = re.compile(r"(train|val|test)[/_](.+)")
 CENTRED: dict[str, Any] = {"ha": "center", "in_layout": False}  # texts within axes need not be measured
@@ -46,32 +45,32 @@ def learning_curves(runs: Mapping[str, Curves]) -> Figure:
     """Loss, accuracy and whatever else was scored by epoch, after the figure in the book.
 
     A panel for each quantity, a stroke for each of train, val and test; of several runs, a colour for each.
-
-    Args:
-        runs: The metrics of each run, `train/loss`, `val/acc`, `val_f1`; others, such as `lr`, are left out.
-            Values may be of s seeds, (s, t), drawn as their mean in a band from the least to the greatest.
+    Metrics are `train/loss`, `val/acc`, `val_f1`; others, such as `lr`, are left out. Values may be of s
+    seeds, (s, t), drawn as their mean in a band from the least to the greatest.
     """
-    lines = [
-        (run, found[1], found[2], points)
-        for run, metrics in runs.items()
-        for metric, points in metrics.items()
-        if (found := METRIC.fullmatch(metric))
-    ]
+    found = [(run, METRIC.fullmatch(metric), points) for run, of in runs.items() for metric, points in of.items()]
+    lines = [(run, match[1], match[2], points) for run, match, points in found if match]
     quantities = list(dict.fromkeys([*PANELS, *(quantity for _, _, quantity, _ in lines)]))
-    rows = -(-len(quantities) // 2)
+    rows, panels = -(-len(quantities) // 2), dict[str, Axes]()
     figure = Figure(figsize=(8.4, 4 * rows), layout="constrained")
-    panels = dict(zip(quantities, figure.subplots(rows, 2).flat, strict=False))
-    for spare in figure.axes[len(quantities) :]:
-        spare.remove()
-    for quantity, axes in panels.items():
-        axes.set(xlabel="epoch", ylabel=PANELS.get(quantity, quantity))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    several, stages = len(runs) > 1, [stage for stage in STROKES if any(line[1] == stage for line in lines)]
-    colours = _colours(list(runs) if several else list(STROKES))
+    for i, quantity in enumerate(quantities, 1):
+        panels[quantity] = figure.add_subplot(rows, 2, i, xlabel="epoch", ylabel=PANELS.get(quantity, quantity))
+        panels[quantity].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    several = len(runs) > 1
+    coloured = list(runs if several else STROKES)
+    scale = map(to_hex, mpl.colormaps["viridis"](np.linspace(0, 0.9, len(coloured))))  # for more than the palette
+    colours = dict(zip(coloured, PALETTE if len(coloured) <= len(PALETTE) else scale, strict=False))
     for run, stage, quantity, (epochs, values) in lines:
-        _curve(panels[quantity], epochs, values, colours[run if several else stage], STROKES[stage])
+        x, seeds, colour = (
+            epochs.cpu().numpy(),
+            np.atleast_2d(values.detach().cpu()),
+            colours[run if several else stage],
+        )
+        marker = "o" if len(x) <= 20 else ""
+        panels[quantity].plot(x, seeds.mean(0), STROKES[stage], color=colour, lw=2, marker=marker, ms=4)
+        panels[quantity].fill_between(x, seeds.min(0), seeds.max(0), color=colour, alpha=0.2, lw=0)
     handles = [Line2D([], [], color=colours[run], linewidth=5, label=run) for run in runs if several]
-    for stage in stages:
+    for stage in [stage for stage in STROKES if any(line[1] == stage for line in lines)]:
         colour = "0.3" if several else colours[stage]
         handles.append(Line2D([], [], color=colour, linestyle=STROKES[stage], linewidth=2, label=stage))
     columns = max(1, 60 // (5 + max((len(str(handle.get_label())) for handle in handles), default=0)))
@@ -82,17 +81,16 @@ def learning_curves(runs: Mapping[str, Curves]) -> Figure:
 
 def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> Figure:
     """Counts (k, k), a row for each true class, and shares of it; no text in an empty cell, or of k > 20."""
-    counts, k, size = counts.cpu(), len(counts), min(10, 120 / len(counts))
+    counts, k = counts.cpu(), len(counts)
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     figure = Figure(figsize=(7.4, 7.4), layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(xlabel="predicted class", ylabel="true class")
+    axes.set_title(f"{counts.diagonal().sum()} of {counts.sum()} right")
     axes.imshow(shares.numpy(), cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # the root shows rare confusions
     for true, predicted in counts.nonzero().tolist() if k <= 20 else []:
-        words = f"{counts[true, predicted]}\n{shares[true, predicted]:.1%}"
-        colour = "white" if shares[true, predicted] > 0.3 else BLACK
-        axes.text(predicted, true, words, color=colour, fontsize=size, **CENTRED, va="center")
-    axes.set(title=f"{counts.diagonal().sum()} of {counts.sum()} right")
-    axes.set(xlabel="predicted class", ylabel="true class")
+        words, share = f"{counts[true, predicted]}\n{shares[true, predicted]:.1%}", shares[true, predicted]
+        colour = "white" if share > 0.3 else BLACK
+        axes.text(predicted, true, words, color=colour, fontsize=min(10, 120 / k), **CENTRED, va="center")
     axes.set_xticks(range(k), class_names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(k), class_names)
     return figure
@@ -113,13 +111,10 @@ def prediction_grid(
     shown = torch.cat((mistakes[: max(limit // 2, limit - len(right))], right))[:limit]
     tiles = images[shown]
     low, high = torch.cat((tiles.flatten(), torch.tensor([0.0, 1.0]))).aminmax()
-    figure, axes, corners = _mosaic(tiles, 6, "gray", float(low), float(high))
-    for i, (x, y) in zip(shown.tolist(), corners, strict=True):
-        words = f"{class_names[int(labels[i])]}\n→ {class_names[int(predicted[i])]} {confidence[i]:.0%}"
-        colour = VERMILION if wrong[i] else BLACK
-        axes.text(x + 0.5, y + 1.04, words, color=colour, fontsize=11, **CENTRED, va="top")
-        if wrong[i]:
-            axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=VERMILION, linewidth=3))
+    words = [
+        f"{class_names[int(labels[i])]}\n→ {class_names[int(predicted[i])]} {confidence[i]:.0%}" for i in shown.tolist()
+    ]
+    figure, axes = _mosaic(tiles, words, 6, "gray", float(low), float(high), int(wrong[shown].sum()))
     axes.set_title(f"{int(wrong.sum())} of {len(wrong)} wrong (framed): true → predicted class, probability")
     return figure
 
@@ -128,9 +123,7 @@ def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
     """The weights (k, h * h) of each class as an image, all on one scale: red pixels speak for the class."""
     weight = weight.detach().cpu().float()
     limit, side = float(weight.abs().max()), math.isqrt(weight.shape[1])
-    figure, axes, corners = _mosaic(weight.view(-1, side, side), 5, DIVERGING, -limit, limit)
-    for name, (x, y) in zip(class_names, corners, strict=True):
-        axes.text(x + 0.5, y + 1.04, name, fontsize=12, **CENTRED, va="top")
+    figure, axes = _mosaic(weight.view(-1, side, side), class_names, 5, DIVERGING, -limit, limit)
     words = "logit per unit of brightness (nats): red for the class, blue against it"
     figure.colorbar(axes.images[0], ax=axes, orientation="horizontal", shrink=0.6, label=words)
     return figure
@@ -154,9 +147,9 @@ def reliability_diagram(probs: Tensor, labels: Tensor, bins: int = 15) -> Figure
     above.plot(mean, mean, "o", color=VERMILION, label="mean confidence")
     above.plot((0, 1), (0, 1), "--", color="0.4", label="perfectly calibrated")
     above.legend(loc="upper left")
-    below.bar(middles, (counts / len(labels)).numpy(), 0.9 / bins, color="0.5")
     above.set(title=f"expected calibration error {error:.3f}", ylabel="share of right predictions")
     above.set(xlim=(0, 1), ylim=(0, 1))
+    below.bar(middles, (counts / len(labels)).numpy(), 0.9 / bins, color="0.5")
     below.set(xlabel="confidence: probability of the predicted class", ylabel="share of\nimages")
     return figure
 
@@ -195,15 +188,13 @@ def drawings(
 ) -> dict[str, Callable[[], Figure]]:
     """Everything there is to see of a model on n images, by name, each drawn only when it is called.
 
-    Args:
-        images: (n, h, w) or (n, channels, h, w), uint8 or float.
-        labels: (n,) true classes.
-        logits: (n, k).
-        class_names: k names.
-        parameters: Of the model; the figures `LINEAR` need those of a map that is linear in the pixels.
+    Images are (n, h, w) or (n, channels, h, w), uint8 or float, labels (n,), logits (n, k). The figures
+    `LINEAR` are there if the parameters are weights (k, h * h), and biases, that make these logits.
     """
-    labels, logits, pixels = labels.cpu(), logits.detach().cpu().float(), _pixels(images)
+    labels, logits, scale = labels.cpu(), logits.detach().cpu().float(), 1 if images.is_floating_point() else 255
+    pixels = images.cpu().float().reshape(len(images), -1, *images.shape[-2:]).mean(dim=1) / scale
     probs, k = logits.softmax(dim=1), logits.shape[1]
+    class_names = class_names if len(class_names) == k else [str(i) for i in range(k)]
     confidence, predicted = probs.max(dim=1)
     counts = scores.multiclass_confusion_matrix(predicted, labels, k)
     worst = int(((predicted != labels) * confidence).argmax())
@@ -212,10 +203,15 @@ def drawings(
         "predictions": lambda: prediction_grid(pixels, labels, probs, class_names),
         "calibration": lambda: reliability_diagram(probs, labels),
     }
-    if linear := _linear(parameters, pixels, logits):
-        label = int(labels[worst])
-        found["weights"] = lambda: weight_templates(linear[0], class_names)
-        found["worst_mistake"] = lambda: explanation(pixels[worst], *linear, label, class_names)
+    high, wide = pixels.shape[1:]
+    shapes = [tuple(parameter.shape) for parameter in parameters]
+    if high == wide and shapes in ([(k, high * wide)], [(k, high * wide), (k,)]):
+        weight, bias = [*(p.detach().cpu().float() for p in parameters), torch.zeros(k)][:2]
+        expected, tolerance = pixels.flatten(1) @ weight.T + bias, 0.05 * float(logits.abs().max())  # half precision
+        if torch.allclose(logits, expected, 0, tolerance, equal_nan=True):
+            label = int(labels[worst])
+            found["weights"] = lambda: weight_templates(weight, class_names)
+            found["worst_mistake"] = lambda: explanation(pixels[worst], weight, bias, label, class_names)
     return found
 
 
@@ -226,48 +222,20 @@ def to_png(figure: Figure, dpi: int = 100) -> bytes:
     return buffer.getvalue()
 
 
-def _pixels(images: Tensor) -> Tensor:
-    """Images as they come, (n, h, w) or (n, channels, h, w) -> (n, h, w) float; uint8 becomes [0, 1]."""
-    images = images.cpu() if images.is_floating_point() else images.cpu() / 255
-    return images.float().flatten(1, -3).mean(dim=1) if images.ndim > 3 else images.float()
-
-
-def _linear(parameters: Sequence[Tensor], pixels: Tensor, logits: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return weight (k, h * h) and bias (k,) if they make the logits (n, k) out of the pixels (n, h, h)."""
-    k, (high, wide) = logits.shape[1], pixels.shape[1:]
-    shapes = [tuple(parameter.shape) for parameter in parameters]
-    if high != wide or shapes not in ([(k, high * wide)], [(k, high * wide), (k,)]):
-        return None
-    weight, bias = [*(p.detach().cpu().float() for p in parameters), torch.zeros(k)][:2]
-    expected = torch.addmm(bias, pixels.flatten(1), weight.T)
-    tolerance = 0.05 * float(logits.abs().max())  # for half precision
-    return (weight, bias) if torch.allclose(logits, expected, 0, tolerance, equal_nan=True) else None
-
-
 def _mosaic(
-    tiles: Tensor, columns: int, cmap: str, low: float, high: float
-) -> tuple[Figure, Axes, list[tuple[float, float]]]:
-    """Draw tiles (n, h, w), of size 1 with room for words below; return their upper left corners (x, y)."""
-    corners = [(i % columns * 1.4 + 0.2, i // columns * 1.43) for i in range(len(tiles))]
+    tiles: Tensor, words: Sequence[str], columns: int, cmap: str, low: float, high: float, framed: int = 0
+) -> tuple[Figure, Axes]:
+    """Draw tiles (n, h, w), of size 1, each with its words below; frame so many of the first ones."""
     rows = -(-len(tiles) // columns)
     figure = Figure(figsize=(1.56 * columns, 1.6 * rows + 0.5), layout="constrained")
     axes = figure.add_subplot()
-    for tile, (x, y) in zip(tiles.numpy(), corners, strict=True):
+    for i, (tile, caption) in enumerate(zip(tiles.numpy(), words, strict=True)):
+        x, y = i % columns * 1.4 + 0.2, i // columns * 1.43
         axes.imshow(tile, cmap, extent=(x, x + 1, y + 1, y), vmin=low, vmax=high)
+        colour = VERMILION if i < framed else BLACK
+        axes.text(x + 0.5, y + 1.04, caption, color=colour, fontsize=11, **CENTRED, va="top")
+        if i < framed:
+            axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=VERMILION, linewidth=3))
     axes.set(xlim=(0, 1.4 * columns), ylim=(1.43 * rows, 0))
     axes.set_axis_off()
-    return figure, axes, corners
-
-
-def _curve(axes: Axes, epochs: Tensor, values: Tensor, colour: str, stroke: Stroke) -> None:
-    x, seeds = epochs.cpu().numpy(), torch.atleast_2d(values.detach().cpu()).numpy()
-    marker = "o" if len(x) <= 20 else ""
-    axes.plot(x, seeds.mean(axis=0), color=colour, linestyle=stroke, linewidth=2, marker=marker, markersize=4)
-    if len(seeds) > 1:
-        axes.fill_between(x, seeds.min(axis=0), seeds.max(axis=0), color=colour, alpha=0.2, linewidth=0)
-
-
-def _colours(names: Sequence[str]) -> dict[str, str]:
-    """Colours of the palette or, where it is too short, along a scale."""
-    scale = mpl.colormaps["viridis"](np.linspace(0, 0.9, len(names)))
-    return dict(zip(names, PALETTE if len(names) <= len(PALETTE) else map(mpl.colors.to_hex, scale), strict=False))
+    return figure, axes

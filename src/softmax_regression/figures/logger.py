@@ -3,12 +3,10 @@
 import copy
 import math
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +17,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from softmax_regression.errors import InputError, StorageError
+from softmax_regression.errors import InputError
 from softmax_regression.figures.drawings import curves, drawings, learning_curves, to_png
 
 if TYPE_CHECKING:
@@ -77,16 +75,13 @@ class FigureLogger(Callback):
         if histograms:  # a method of the class would cost every run a call at each step
             self.on_train_batch_end = self._keep_histograms  # type: ignore[method-assign]
 
-    def _keep_histograms(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def _keep_histograms(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Keep those of an epoch at its last step: validation forgets the gradients."""
-        boards = [each for each in trainer.loggers if isinstance(each, TensorBoardLogger)]
-        for writer in [board.experiment for board in boards if trainer.is_last_batch]:
-            for name, parameter in pl_module.named_parameters():
-                writer.add_histogram(f"weights/{name}", parameter, trainer.global_step - 1)
-                if parameter.grad is not None:
-                    writer.add_histogram(f"gradients/{name}", parameter.grad, trainer.global_step - 1)
+        writer = self._writer(trainer) if trainer.is_last_batch else None
+        for name, parameter in pl_module.named_parameters() if writer else []:
+            writer.add_histogram(f"weights/{name}", parameter, trainer.global_step - 1)
+            if parameter.grad is not None:
+                writer.add_histogram(f"gradients/{name}", parameter.grad, trainer.global_step - 1)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any) -> None:
         """Learn of which step the weights are that `test` loads."""
@@ -102,55 +97,45 @@ class FigureLogger(Callback):
         """Draw what has been trained, and the best of it as its checkpoint has kept it."""
         if self._drawn != trainer.global_step:
             self._draw(trainer, pl_module, "val", trainer.global_step)
-        for callback in trainer.checkpoint_callbacks if self._writer(trainer) else []:
+        for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
-                self._draw_best(trainer, pl_module, callback.best_model_path)
+                self._draw(trainer, pl_module, "val_best", 0, callback.best_model_path)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw everything of the test images."""
         self._draw(trainer, pl_module, "test", trainer.global_step or self._loaded)
 
-    def _draw_best(self, trainer: Trainer, module: LightningModule, path: str) -> None:
-        before = copy.deepcopy(module.state_dict())
-        with _harmless(trainer, "val_best"):
-            saved = trainer.strategy.checkpoint_io.load_checkpoint(path, weights_only=True)
-            try:
-                module.load_state_dict(saved["state_dict"])
-                self._draw(trainer, module, "val_best", saved["global_step"])
-            finally:
-                module.load_state_dict(before)
-
-    def _draw(self, trainer: Trainer, module: LightningModule, tag: str, step: int) -> None:
+    def _draw(self, trainer: Trainer, module: LightningModule, tag: str, step: int, best: str = "") -> None:
+        """Draw, of the module or of its best checkpoint; a figure must not end a run that is done."""
         loader, limit = _loader(trainer, tag.partition("_")[0])
         writer = self._writer(trainer)
-        if loader is None or writer is None:
+        if loader is None or writer is None or self.every_n_epochs == 0:
             return
-        with _harmless(trainer, tag):
+        trained = copy.deepcopy(module.state_dict()) if best else {}
+        try:
+            if best:
+                saved = trainer.strategy.checkpoint_io.load_checkpoint(best, weights_only=True)
+                module.load_state_dict(saved["state_dict"])
+                step = saved["global_step"]
             images, labels, logits = score(trainer, module, loader, limit)
             if trainer.is_global_zero:
                 names = getattr(getattr(trainer, "datamodule", None), "class_names", ())
-                names = names if len(names) == logits.shape[1] else [str(i) for i in range(logits.shape[1])]
                 figures = drawings(images, labels, logits, names, list(module.parameters()))
-                for name in figures if tag == "test" else SHOWN:
-                    if name in figures:
-                        writer.add_figure(f"{tag}/{name}", figures[name](), max(step - 1, 0), close=False)
+                for name in [name for name in figures if tag == "test" or name in SHOWN]:
+                    writer.add_figure(f"{tag}/{name}", figures[name](), max(step - 1, 0), close=False)
                 writer.flush()
+        except Exception as error:  # of anybody's module, loader or classes
+            if trainer.is_global_zero:
+                print(f"figures {tag}/... are left out: {str(error).splitlines()[0]}", file=sys.stderr)
+        finally:
+            if best:
+                module.load_state_dict(trained)
 
     def _writer(self, trainer: Trainer) -> "SummaryWriter | None":
         """Return where to draw, if anywhere; on all processes, for they score together."""
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         boards += [TensorBoardLogger(self.run, name="", version="")] if self.run else []
-        return boards[0].experiment if boards and self.every_n_epochs != 0 else None
-
-
-@contextmanager
-def _harmless(trainer: Trainer, tag: str) -> Iterator[None]:
-    """Say in a line which figures cannot be drawn: they must not end a run that is done."""
-    try:
-        yield
-    except (TypeError, ValueError, RuntimeError, FileNotFoundError, StorageError, UnpicklingError) as error:
-        if trainer.is_global_zero:
-            print(f"figures {tag}/... are left out: {str(error).splitlines()[0]}", file=sys.stderr)
+        return boards[0].experiment if boards else None
 
 
 def _loader(trainer: Trainer, stage: str) -> tuple[Iterable[Any] | None, int | None]:

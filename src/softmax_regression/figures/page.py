@@ -2,13 +2,11 @@
 
 import csv
 import io
-import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
@@ -31,45 +29,12 @@ def write_page(folder: Path, template: Path, figures: Mapping[str, Figure], **va
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"words": _words, "url": _url}
+    environment.filters["url"] = _url
     page = environment.get_template(template.name).render(values, images=images, narrow=narrow, mark=MARK)
     for name, png in images.items():
         write(png, folder / f"{name}.png")
     write(page.encode(), folder / "index.html")
     return folder / "index.html"
-
-
-class Page:
-    """A page built from top to bottom and written once. All text is escaped; `words` becomes code."""
-
-    def __init__(self, title: str) -> None:
-        self.title, self._parts, self._figures = title, list[tuple[str, object]](), dict[str, Figure]()
-
-    def heading(self, text: str) -> None:
-        """Start a section."""
-        self._parts.append(("heading", text))
-
-    def text(self, text: str) -> None:
-        """Add a paragraph."""
-        self._parts.append(("text", text))
-
-    def preformatted(self, text: str, summary: str = "") -> None:
-        """Add a command or its output, as it stands; folded under its summary, or if it is long."""
-        self._parts.append(("preformatted", (text, summary)))
-
-    def table(self, rows: Sequence[Sequence[object]], headers: Sequence[str]) -> None:
-        """Add a table, numbers to the right and floats to four digits; a wide one scrolls."""
-        self._parts.append(("table", (rows, headers)))
-
-    def figure(self, fig: Figure, name: str, caption: str) -> None:
-        """Embed a figure, which a phone shows with its panels below one another, and keep it as NAME.png."""
-        self._figures[name] = fig
-        self._parts.append(("figure", (name, caption)))
-
-    def write(self, folder: Path) -> Path:
-        """Write the figures and then index.html into the folder, and return the path of the page."""
-        template = Path(__file__).with_name("parts.html")
-        return write_page(folder, template, self._figures, title=self.title, parts=self._parts)
 
 
 def check_output(path: Path, force: bool = False) -> None:
@@ -102,8 +67,3 @@ def _stack(fig: Figure) -> bool:
 
 def _url(png: bytes) -> str:
     return f"data:image/png;base64,{b64encode(png).decode()}"
-
-
-def _words(value: object) -> Markup:
-    text = f"{value:#.4g}".rstrip(".") if isinstance(value, float) else str(value)
-    return Markup(re.sub("`(.+?)`", r"<code>\1</code>", str(escape(text))))

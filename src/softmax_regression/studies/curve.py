@@ -40,18 +40,14 @@ def run(runs: Sequence[Path], output: Path = Path("logs/curve.png"), force: bool
 
 
 def readable(runs: Sequence[Path], read: Callable[[Path], T]) -> dict[str, T]:
-    """Read runs; one that has diverged or cannot be read is left out, which a line on stderr says.
-
-    Raises:
-        InputError: None is left.
-    """
+    """Read runs; one that has diverged or cannot be read is left out, which stderr says, but not all of them."""
     found: dict[str, T] = {}
+    names = [each.name for each in runs]
     for each in runs:
         try:
             if read_manifest(each).get("status") == "diverged":
                 raise InputError(f"{each}: diverged")
-            several = [other.name for other in runs].count(each.name) > 1
-            found[str(each) if several else each.name] = read(each)
+            found[each.name if names.count(each.name) == 1 else str(each)] = read(each)
         except (InputError, StorageError) as error:
             print(f"left out: {error}", file=sys.stderr)
     if not found:
@@ -60,11 +56,7 @@ def readable(runs: Sequence[Path], read: Callable[[Path], T]) -> dict[str, T]:
 
 
 def read_scalars(run: Path) -> Curves:
-    """Return the metrics that a run has logged in training, by epoch; the scalar `epoch` counts from 0.
-
-    Raises:
-        InputError: There are none.
-    """
+    """Return the metrics that a run has logged in training, by epoch; the scalar `epoch` counts from 0."""
     logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it finds a graph twice, after a fit and a test
     accumulator = EventAccumulator(str(run), size_guidance={"scalars": 0})  # 0: keep all
     if run.is_dir():
@@ -77,11 +69,10 @@ def read_scalars(run: Path) -> Curves:
     ends = {epoch: step for step, epoch in sorted(epoch_of.items()) if epoch <= max(trained, default=0)}
     found = {}
     for tag, events in metrics.items():
-        steps = [event.step for event in events if not ends or event.step <= max(ends.values())]
-        epochs = np.interp(steps, [-1, *ends.values()], [0, *ends]) if ends else np.array(steps)
-        values = [event.value for event in events[: len(steps)]]
-        if steps:
-            found[tag] = torch.from_numpy(epochs), torch.tensor(values)
+        if kept := [event for event in events if event.step <= max(ends.values(), default=event.step)]:
+            steps = np.array([event.step for event in kept])
+            epochs = np.interp(steps, [-1, *ends.values()], [0, *ends]) if ends else steps
+            found[tag] = torch.from_numpy(epochs), torch.tensor([event.value for event in kept])
     if not found:
         raise InputError(f"{run}: has no logged metrics; give the folder of a run, such as logs/softmax/RUN")
     return found

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from softmax_regression.data.files import Dataset
 from softmax_regression.errors import InputError
 from softmax_regression.figures.drawings import MARK
-from softmax_regression.figures.page import check_output
+from softmax_regression.figures.page import check_output, write_page
 from softmax_regression.files import write
 from softmax_regression.runs.folder import find_run, open_data, open_model
 
@@ -77,11 +77,10 @@ def run(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, 
     for file, content, given in zip(FILES, contents, (images, images / 255), strict=False):
         compare(file, content, given, expected)
         write(content, out / file)
-    if not (layers := layers_of(model, images / 255, expected)):
-        print(f"no page: it runs linear layers with ReLU between, and {kind} has others", file=sys.stderr)
-        return out / FILES[0]
-    write(to_page(layers, data, names, name).encode(), out / FILES[2])
-    return out / FILES[2]
+    if layers := layers_of(model, images / 255, expected):
+        return to_page(out, layers, data, names, name)
+    print(f"no page: it runs linear layers with ReLU between, and {kind} has others", file=sys.stderr)
+    return out / FILES[0]
 
 
 def to_onnx(model: nn.Module, images: Tensor, names: Sequence[str], checkpoint: str) -> bytes:
@@ -124,16 +123,19 @@ def layers_of(model: nn.Module, images: Tensor, expected: Tensor) -> list[nn.Lin
     return layers if same else []
 
 
-def to_page(layers: Sequence[nn.Linear], data: Dataset, names: Sequence[str], checkpoint: str) -> str:
-    """Return the page, with the weights and some test images of each class in it."""
+def to_page(out: Path, layers: Sequence[nn.Linear], data: Dataset, names: Sequence[str], checkpoint: str) -> Path:
+    """Write the page, with the weights and some test images of each class in it."""
+
+    def encoded(values: Tensor, dtype: str) -> str:
+        return b64encode(values.detach().numpy().astype(dtype).tobytes()).decode()
+
     labels = data.test_labels
     chosen = torch.cat([(labels == k).nonzero()[:EXAMPLES, 0] for k in labels.unique()])
-    weights = [[_base64(layer.weight, "<f4"), _base64(layer.bias, "<f4")] for layer in layers]
-    examples = {"images": _base64(data.test_images[chosen], "u1"), "labels": labels[chosen].tolist()}
-    values = {"classes": names, "checkpoint": checkpoint, "layers": weights, **examples}
-    template = Path(__file__).with_name("export.html").read_text(encoding="utf-8")
-    return template.replace("{{model}}", json.dumps(values).replace("<", r"\u003c"))  # no tag from a name
-
-
-def _base64(values: Tensor, dtype: str) -> str:
-    return b64encode(values.detach().numpy().astype(dtype).tobytes()).decode()
+    values = {
+        "classes": names,
+        "checkpoint": checkpoint,
+        "layers": [[encoded(layer.weight, "<f4"), encoded(layer.bias, "<f4")] for layer in layers],
+        "images": encoded(data.test_images[chosen], "u1"),
+        "labels": labels[chosen].tolist(),
+    }
+    return write_page(out, Path(__file__).with_name("export.html"), {}, model=values)
