@@ -1,18 +1,17 @@
-"""Files that are whole or not there, and folders that one process at a time works in."""
+"""Files that are whole or not there, folders that one process at a time works in, and why they cannot be had."""
 
 import errno
 import os
-import stat
+import re
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from softmax_regression.errors import InputError, StorageError
-
-LOCK = ".lock"  # in a folder that is kept; the system takes it back when its process ends
 
 
 def write(data: bytes, path: Path) -> None:
@@ -26,8 +25,7 @@ def write(data: bytes, path: Path) -> None:
     """
     try:
         if path.exists() and not path.is_file():
-            with path.open("wb", buffering=0) as stream:
-                stream.write(data)
+            path.write_bytes(data)
             return
         target = path.resolve()
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -37,39 +35,31 @@ def write(data: bytes, path: Path) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            with suppress(FileNotFoundError):
-                temporary.chmod(stat.S_IMODE(target.stat().st_mode))
+            if target.exists():
+                shutil.copymode(target, temporary)
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
         raise StorageError(
-            f"{path}: cannot be saved ({_reason(error)}); free space or make the folder writable"
+            f"{path}: cannot be saved ({reason(error)}); free space or make the folder writable"
         ) from error
 
 
 def check_writable(path: Path, ours: bool = True) -> None:
-    """Refuse, before the work is done, to write what `write` could not write in the end.
-
-    Args:
-        path: The file to write, or the folder of a page, which may be missing.
-        ours: Whether a file that is there may be replaced: it is this project's, or the user said so.
+    """Refuse, before the work is done, a file, or the folder of a page, that could not be written in the end.
 
     Raises:
-        InputError: It cannot be written, or somebody's file is there.
+        InputError: It cannot be written, or a file is there that is not `ours` to replace.
     """
     try:
         if path.is_file() and not ours:
             raise InputError(f"{path}: exists and was not written by this project; give --force to replace it")
-        folder = path if path.is_dir() else path.resolve().parent
-        while not folder.exists():
-            folder = folder.parent
-        if path.exists() and not path.is_file() and not path.is_dir():
-            return
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if path.is_file() or path.is_dir() or not path.exists():  # a device or pipe is written through
+            folders = [path] if path.is_dir() else path.resolve().parents
+            tempfile.TemporaryFile(dir=next(folder for folder in folders if folder.exists())).close()
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{path}: cannot be written ({_reason(error)}); choose another place") from error
+        raise InputError(f"{path}: cannot be written ({reason(error)}); choose another place") from error
 
 
 def remove_debris(folder: Path) -> None:
@@ -80,28 +70,30 @@ def remove_debris(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path, remedy: str | None = None) -> Iterator[None]:
-    """Keep a folder for this process; the lock ends with the process, however that ends.
+    """Keep a folder, made if it is missing, for this process; the lock ends with the process, however that ends.
 
-    Args:
-        folder: What to keep.
-        remedy: What to do but wait where another process keeps it; None to wait here.
+    Where another process keeps it, wait for that one to end if `remedy`, what else one can do, is None.
 
     Raises:
         InputError: Another process keeps it, and there is a remedy.
+        StorageError: It can be neither made nor locked.
     """
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=-1 if remedy is None else 0)
     except Timeout as error:
         raise InputError(f"{folder}: another process is at work there; wait for it, or {remedy}") from error
     except OSError as error:
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):  # a file system without locks
-            raise StorageError(f"{folder}: cannot be locked ({_reason(error)}); make it writable") from error
+            raise StorageError(f"{folder}: cannot be locked ({reason(error)}); make it writable") from error
     try:
         yield
     finally:
         lock.release()
 
 
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
+def reason(error: BaseException) -> str:
+    """Return what a failure says, in one line, without what only a programmer reads."""
+    text = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    return re.sub(r"^<urlopen error (?:\[Errno -?\d+\] )?(.*)>$", r"\1", text) or type(error).__name__

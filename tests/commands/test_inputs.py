@@ -44,7 +44,7 @@ WRONG_COMMANDS = [
     ("test --ckpt_path=", "--ckpt_path '': names nothing"),
     ("fit --resume a --ckpt_path b", "name one checkpoint"),
     ("test --ckpt_path http://127.0.0.1/x.ckpt", "not from URLs"),
-    ("test --ckpt_path /dev/zero", "/dev/zero: not a checkpoint"),
+    ("test --ckpt_path /dev/zero", "/dev/zero: no such checkpoint file"),
     ("fit --config http://127.0.0.1/x.yaml", "URLs are not read"),
     ("fit --config nowhere.yaml", "nowhere.yaml: no such file"),
     ("fit --config /dev/zero", "/dev/zero: no such file"),

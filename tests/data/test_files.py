@@ -572,7 +572,7 @@ def test_a_folder_that_cannot_be_made_and_a_full_disk_are_storage_errors(
         raise OSError(28, "No space left on device")
 
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"file/folder: cannot be made \(Not a directory.*; change data\.dirs"):
+    with pytest.raises(StorageError, match=r"file/folder: cannot be locked \(Not a directory.*; make it writable"):
         load(mirror.files("good"), [str(tmp_path / "file" / "folder")])
     monkeypatch.setattr(os, "fsync", fill)
     with pytest.raises(StorageError, match="No space left on device"):

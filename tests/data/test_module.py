@@ -1,5 +1,6 @@
 import doctest
 import itertools
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
 from PIL import Image
 from torch import Tensor
 
@@ -191,8 +193,8 @@ def test_the_example_in_the_documentation_runs() -> None:
 # Bad values
 
 BAD_VALUES: list[tuple[dict[str, Any], str]] = [
-    ({"batch_size": 0}, "batch_size=0: must be at least 1; change data.batch_size"),
-    ({"batch_size": -1}, "batch_size=-1: must be at least 1; change data.batch_size"),
+    ({"batch_size": 0}, "batch_size=0: must be at least 1; raise data.batch_size"),
+    ({"batch_size": -1}, "batch_size=-1: must be at least 1; raise data.batch_size"),
     (
         {"batch_size": 501},
         "batch_size=501: must be at most the 500 training images; lower data.batch_size",
@@ -201,16 +203,16 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
         {"batch_size": 21, "train_size": 20},
         "batch_size=21: must be at most the 20 training images; lower data.batch_size",
     ),
-    ({"val_size": -1}, "val_size=-1: must be at least 0; change data.val_size"),
+    ({"val_size": -1}, "val_size=-1: must be at least 0; raise data.val_size"),
     ({"val_size": 600}, "val_size=600: must be less than the 600 training images; lower data.val_size"),
-    ({"train_size": 0}, "train_size=0: must be at least 1; change data.train_size"),
-    ({"train_size": -5}, "train_size=-5: must be at least 1; change data.train_size"),
+    ({"train_size": 0}, "train_size=0: must be at least 1; raise data.train_size"),
+    ({"train_size": -5}, "train_size=-5: must be at least 1; raise data.train_size"),
     (
         {"train_size": 501},
-        "train_size=501: must be at most the 500 images left for training; lower data.train_size or data.val_size",
+        "train_size=501: must be at most the 500 images left beside data.val_size; lower data.train_size",
     ),
-    ({"synthetic_size": 9}, "synthetic_size=9: must be at least 10; change data.synthetic_size"),
-    ({"eval_batch_size": 0}, "eval_batch_size=0: must be at least 1; change data.eval_batch_size"),
+    ({"synthetic_size": 9}, "synthetic_size=9: must be at least 10; raise data.synthetic_size"),
+    ({"eval_batch_size": 0}, "eval_batch_size=0: must be at least 1; raise data.eval_batch_size"),
     ({"dirs": []}, "dirs=[]: expected at least one folder; add one to data.dirs"),
 ]
 
@@ -299,6 +301,34 @@ def test_without_photos_the_test_images_are_predicted(tiny: Path) -> None:
     trainer().predict(recorder, datamodule=split, return_predictions=False)
     assert torch.equal(seen(recorder.seen)[0], split.loaded.test_images)
     assert torch.equal(seen(recorder.seen)[1], split.loaded.test_labels)
+
+
+class Kept(BasePredictionWriter):
+    """Writes a file of each process: the indices of its batches, and the labels that it was handed."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__("epoch")
+        self.folder = folder
+
+    def write_on_epoch_end(self, trainer: Trainer, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
+        labels = [batch[1].tolist() for batch in pl_module.seen]
+        (self.folder / f"{trainer.global_rank}.json").write_text(json.dumps([batch_indices[0], labels]))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork")
+@pytest.mark.parametrize("devices", [1, 2])
+def test_callbacks_are_told_the_image_of_each_prediction_once_over_all_processes(
+    devices: int, tiny: Path, tmp_path: Path
+) -> None:
+    strategy = "ddp_fork" if devices > 1 else "auto"
+    together = trainer(devices=devices, strategy=strategy, callbacks=[Kept(tmp_path)])
+    split = module(tiny, eval_batch_size=30)
+    together.predict(Recorder(), datamodule=split, return_predictions=False)
+    ranks = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
+    assert len(ranks) == devices
+    for rank, (indices, labels) in enumerate(ranks):
+        assert [index for batch in indices for index in batch] == list(range(rank, 100, devices))
+        assert labels == [split.loaded.test_labels[batch].tolist() for batch in indices]
 
 
 def test_photos_leave_the_other_stages_alone(tiny: Path, photos: Path) -> None:

@@ -72,6 +72,9 @@ class PlainData(FashionMNISTDataModule):
         order: dict[str, Any] = {} if seed is None else {"sampler": Shuffle(len(index), seed)}
         return DataLoader(rows, batch_size=batch_size or self.hparams["eval_batch_size"], **order)
 
+    def predict_dataloader(self) -> Any:
+        return self.test_dataloader()
+
 
 class Watch(Callback, Logger):
     """Steps, outputs, learning rates, validations, and what was logged of that which both modules log."""
@@ -215,9 +218,6 @@ def test_a_run_keeps_the_promise(promise: str, tmp_path: Path) -> None:
     same(outcome(True), outcome(False), atol=1e-5)  # our layer adds the same products in another order
 
 
-NO_INDICES = pytest.mark.xfail(reason="Lightning takes them from a torch DataLoader only", strict=True)
-
-
 def found_rate(ours: bool, folder: Path) -> Any:
     module, data, trainer = subject(ours, folder)
     found = Tuner(trainer).lr_find(module, data, num_training=20)
@@ -237,7 +237,7 @@ def indices(ours: bool, folder: Path) -> Any:
 
 
 @without_collection
-@pytest.mark.parametrize("tool", [found_rate, found_size, pytest.param(indices, marks=NO_INDICES)])
+@pytest.mark.parametrize("tool", [found_rate, found_size, indices])
 def test_a_tool_keeps_its_promise(tool: Callable[[bool, Path], Any], tmp_path: Path) -> None:
     ours, theirs = (tool(side, tmp_path) for side in (True, False))
     assert ours == theirs

@@ -4,15 +4,12 @@ Both ways yield (name, bytes) for each file as soon as it is there, unverified, 
 """
 
 import io
-import re
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
@@ -30,7 +27,6 @@ def from_mirror(url: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     from rich.console import Console
     from rich.progress import wrap_file
 
-    console = Console(stderr=True)
     for name in names:
         with ThreadPool(1) as pool:  # or looking up a host, or trying 16 addresses of it, could take minutes
             try:
@@ -38,7 +34,7 @@ def from_mirror(url: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
             except HTTPError as error:
                 error.close()
                 raise
-        data = bytearray()
+        data, console = bytearray(), Console(stderr=True)
         with answer, wrap_file(answer, answer.length or 0, description=name, console=console) as stream:
             while chunk := stream.read(1 << 16):
                 data += chunk
@@ -50,29 +46,22 @@ def from_mirror(url: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
 def from_apt(package: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Download a Debian package, as any user, and open it without installing it."""
     with tempfile.TemporaryDirectory() as folder:
-        run: Callable[..., Any] = partial(
-            subprocess.run, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=600, check=True
-        )
+
+        def run(*command: str | Path) -> subprocess.CompletedProcess[bytes]:
+            return subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=600)
+
         Path(folder, "apt.conf").write_text(_APT.format(folder))
         Path(folder, "lists", "partial").mkdir(parents=True)
-        apt, private = ["apt-get", "-c", "apt.conf"], ["-o", f"Dir::State::lists={folder}/lists"]
-        try:
-            run([*apt, "download", package])
-        except subprocess.CalledProcessError:  # the system's lists of packages are missing or old
-            run([*apt, *private, "update"], check=False)  # one source of several may fail
-            run([*apt, *private, "download", package])
-        archive = run(["dpkg-deb", "--fsys-tarfile", *Path(folder).glob("*.deb")]).stdout
+        apt, private = ("apt-get", "-c", "apt.conf"), ("-o", f"Dir::State::lists={folder}/lists")
+        done = run(*apt, "download", package)
+        if done.returncode:  # the system's lists of packages are missing or old
+            run(*apt, *private, "update")  # one source of several may fail
+            done = run(*apt, *private, "download", package)
+        if done.returncode:
+            raise OSError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
+        archive = run("dpkg-deb", "--fsys-tarfile", *Path(folder).glob("*.deb")).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         paths = {PurePath(path).name: path for path in tar.getnames()}
         for name in names:
             if file := tar.extractfile(paths.get(f"{name}.gz", name)):
                 yield name, file.read()
-
-
-def reason(error: BaseException) -> str:
-    """Return what a failure says, in one line, without what only a programmer reads."""
-    text = str(error)
-    if isinstance(error, subprocess.CalledProcessError):
-        text = error.stderr.decode(errors="replace").strip().rpartition("\n")[2] or text
-    text = re.sub(r"<urlopen error (.*)>", r"\1", " ".join(text.split()))
-    return re.sub(r"^\[Errno -?\d+\] ", "", text) or type(error).__name__

@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import sys
-import textwrap
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +22,9 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from softmax_regression.data.download import MAX_BYTES, from_apt, from_mirror, reason
+from softmax_regression.data.download import MAX_BYTES, from_apt, from_mirror
 from softmax_regression.errors import InputError, StorageError
-from softmax_regression.files import locked, write
+from softmax_regression.files import locked, reason, write
 
 NAMES = (
     "train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte",
@@ -87,11 +86,7 @@ def load(files: FileSet = FASHION_MNIST, dirs: Sequence[str] | None = None) -> D
     """Load a data set from the first folder that has all of it, or download it into the first folder.
 
     Where the environment variable of `files` names a folder, nothing is downloaded. Of several processes
-    that load at the same time, one downloads.
-
-    Args:
-        files: Which data set.
-        dirs: Folders to look in instead of `files.dirs`, in order; `~` is expanded.
+    that load at the same time, one downloads. `dirs` are folders to look in instead of `files.dirs`.
 
     Raises:
         InputError: A file is missing, damaged or not what its checksum says, or no source answered.
@@ -133,10 +128,6 @@ def _download(files: FileSet, target: Path) -> list[str]:
     if files.package and shutil.which("apt-get"):
         sources.append((f"the package {files.package} (apt-get)", partial(from_apt, files.package)))
     failures: list[str] = []
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"{target}: cannot be made ({reason(error)}); change data.dirs") from error
     with locked(target):  # another process may be downloading them
         for source, fetch in sources:
             if not (names := _missing(target)):
@@ -154,18 +145,17 @@ def _download(files: FileSet, target: Path) -> list[str]:
 
 
 def _not_found(files: FileSet, folders: Sequence[Path], failures: Sequence[str]) -> str:
-    """Say what was tried and then what helps, a line each, of at most 100 characters."""
+    """Say what was tried and then what helps, a line each."""
     absent = [f"{', '.join(_missing(folder))} missing in {folder}" for folder in folders]
-    tried = [line.replace(", ".join(NAMES), "all four files")[:98] for line in [*absent, *failures]]
-    remedies = [
-        f"apt-get install {files.package}" if files.package else "",
-        f"put {{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte, .gz or unpacked, into {folders[0]}",
-        f"set {files.variable} to the folder that has them",
-        "train on generated images: --data.source synthetic",
-    ]
-    wrap = textwrap.TextWrapper(100, "  ", "    ", break_long_words=False, break_on_hyphens=False)
-    lines = [f"{files.name}: not found; tried:", *(f"  {line}" for line in tried), "one of these helps:"]
-    return "\n".join(lines + [wrap.fill(remedy) for remedy in remedies if remedy])
+    return "\n".join([
+        f"{files.name}: not found; tried:",
+        *(f"  {line.replace(', '.join(NAMES), 'all four files')}"[:100] for line in [*absent, *failures]),
+        "one of these helps:",
+        *([f"  apt-get install {files.package}"] if files.package else []),
+        f"  put {{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte, .gz or unpacked, into {folders[0]}",
+        f"  set {files.variable} to the folder that has them",
+        "  train on generated images: --data.source synthetic",
+    ])  # fmt: skip
 
 
 def _read(path: Path, files: FileSet) -> tuple[Tensor, str]:
@@ -183,27 +173,20 @@ def verify(data: bytes, name: str, files: FileSet) -> tuple[Tensor, str]:
         data = zlib.decompressobj(wbits=31).decompress(data, MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"more than {MAX_BYTES:,} bytes when unpacked, expected at most that")
-    tensor = parse_idx(data, name, len(files.class_names))
-    digest = hashlib.sha256(data).hexdigest()
-    expected = digest if files.sha256 is None else files.sha256[name]
-    if digest != expected:
+    tensor, digest = parse_idx(data, name, len(files.class_names)), hashlib.sha256(data).hexdigest()
+    if files.sha256 and digest != (expected := files.sha256[name]):
         raise ValueError(f"{len(tensor)} items with SHA-256 {digest[:12]}..., expected {expected[:12]}...")
     return tensor, digest
 
 
 def parse_idx(data: bytes, name: str, num_classes: int = 10) -> Tensor:
-    """Parse an IDX file of bytes: images (n, 28, 28) or labels (n,), uint8.
+    """Parse an unpacked IDX file whose `name` says images, (n, 28, 28), or labels, (n,), uint8.
 
     The format: two zero bytes, the type (8: unsigned byte), the number of dimensions, then each dimension as
     a big-endian 32-bit integer, then the values (http://yann.lecun.com/exdb/mnist/).
 
-    Args:
-        data: The whole file, unpacked.
-        name: Says whether it holds images or labels.
-        num_classes: Labels must be below it.
-
     Raises:
-        ValueError: The bytes are not such a file.
+        ValueError: The bytes are not such a file, or a label is not below `num_classes`.
     """
     ndim = 3 if "images" in name else 1
     header, magic = 4 + 4 * ndim, bytes([0, 0, 8, ndim])

@@ -13,12 +13,7 @@ from torch.utils.data import Sampler, SequentialSampler, Subset, TensorDataset
 
 
 class Shuffle(Sampler[int]):
-    """The order of the examples of an epoch; Lightning calls `set_epoch` as each epoch starts.
-
-    Args:
-        n: Number of examples.
-        seed: Together with the epoch it decides the order.
-    """
+    """The order of n examples in an epoch, decided by the seed and by the epoch that Lightning sets."""
 
     def __init__(self, n: int, seed: int) -> None:
         self.n, self.seed, self.epoch = n, seed, 0
@@ -43,12 +38,12 @@ class Shuffle(Sampler[int]):
 
 
 class InOrder(SequentialSampler):
-    """Every epoch in the same order."""
+    """Every epoch in the same order, but each with its number: a position in one is none in another."""
 
     epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Note the epoch, counted from 0: a position in one is none in another."""
+        """Note the epoch, counted from 0."""
         self.epoch = epoch
 
     def order(self) -> Tensor:
@@ -67,8 +62,7 @@ class Minibatches:
         index: (n,) int64, the examples of the set that belong to this split.
         batch_size: Examples in a global minibatch, over all ranks; the last one of an epoch may be smaller.
         seed: Seed of the order; None for the order of `index`.
-        rank: This process among `world_size`.
-        world_size: Number of processes that share each minibatch.
+        rank: This process among the `world_size` that share each minibatch.
         device: Where the minibatches go; None for the device of the data set.
 
     Attributes:
@@ -81,21 +75,13 @@ class Minibatches:
     batch_sampler = None  # Lightning asks every loader that has a sampler for this one too
 
     def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        index: Tensor,
-        batch_size: int,
-        seed: int | None = None,
-        rank: int = 0,
-        world_size: int = 1,
-        device: torch.device | None = None,
-    ) -> None:
+        self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int, seed: int | None = None,
+        rank: int = 0, world_size: int = 1, device: torch.device | None = None,
+    ) -> None:  # fmt: skip
         self.images, self.labels, self.index, self.batch_size = images, labels, index, batch_size
         self.rank, self.world_size, self.device = rank, world_size, device or images.device
         self.dataset = Subset(TensorDataset(images, labels), index)  # type: ignore[arg-type]
-        n = len(index)
-        self.sampler = InOrder(range(n)) if seed is None else Shuffle(n, seed)
+        self.sampler = InOrder(index) if seed is None else Shuffle(len(index), seed)  # type: ignore[arg-type]
         self.position, self.share = 0, 1.0
         self._resumed: int | None = None  # the epoch that `position` was loaded for
 
@@ -109,12 +95,10 @@ class Minibatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the minibatches of this epoch, all of them unless `load_state_dict` says where to go on."""
-        if self._resumed != self.sampler.epoch:  # what an earlier pass left unread does not count
-            self.position = 0
+        start = self.position if self._resumed == self.sampler.epoch else 0
         self._resumed = None
-        start, end = self.position, len(self)
         for number, whole in enumerate(self.order().split(self.batch_size)[start:], start + 1):
-            self.position = number if number < end else 0
+            self.position = number % len(self)
             mine = whole[self.rank :: self.world_size] if self.world_size > 1 else whole
             self.share = len(mine) * self.world_size / len(whole)
             yield self.gather(mine)
@@ -123,9 +107,7 @@ class Minibatches:
         """Return examples (b,) as (b, 1, 28, 28) float32 in [0, 1], and their classes (b,)."""
         x = self.images.index_select(0, chosen)  # of uint8, 30 times as fast as images[chosen]
         y = self.labels.index_select(0, chosen)
-        if x.device != self.device:
-            x, y = x.to(self.device), y.to(self.device)
-        return pixels(x), y
+        return pixels(x.to(self.device)), y.to(self.device)
 
     def state_dict(self) -> dict[str, int]:
         """Return which epoch this is and how far it has come, for a checkpoint."""

@@ -2,19 +2,19 @@
 
 import hashlib
 import math
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from softmax_regression.data import synthetic
 from softmax_regression.data.files import FASHION_MNIST, Dataset, FileSet
 from softmax_regression.data.files import load as read_files
-from softmax_regression.data.minibatches import Minibatches
+from softmax_regression.data.minibatches import Minibatches, pixels
+from softmax_regression.data.photos import Photos, load_photos
 from softmax_regression.errors import InputError
 
 
@@ -27,26 +27,17 @@ def load(
     """Load the images that `source` names, see `FashionMNISTDataModule`."""
     if source != "synthetic":
         return read_files(files, dirs)
-    test_size = max(10, synthetic_size // 6)
-    images, labels = synthetic.draw(synthetic_size + test_size, seed=0)
+    images, labels = synthetic.draw(synthetic_size + max(10, synthetic_size // 6), seed=0)
     digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
-    train, test = slice(None, synthetic_size), slice(synthetic_size, None)
-    labels, origin, names = labels.long(), "generated (data.source=synthetic)", files.class_names
-    return Dataset(images[train], labels[train], images[test], labels[test], digest, origin, names)
+    (train, test), (y, test_y) = (values.tensor_split([synthetic_size]) for values in (images, labels.long()))
+    return Dataset(train, y, test, test_y, digest, "generated (data.source=synthetic)", files.class_names)
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """Shuffle so that every prefix has the classes in the proportions of the whole.
+    """Shuffle (n,) int64 labels, as a permutation, so that every prefix has the proportions of the whole.
 
     Held-out sets and subsets are prefixes of this order: stratified, and each contained in every larger one.
     If the classes are equally large, any stretch of it has each of them equally often, to one example.
-
-    Args:
-        labels: (n,) int64.
-        seed: Decides the order within each class.
-
-    Returns:
-        A permutation of range(n), (n,) int64.
 
     >>> labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
     >>> labels[stratified_order(labels, seed=0)].tolist()
@@ -57,29 +48,6 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     counts = torch.bincount(labels)
     place = torch.cat([(torch.arange(int(n), dtype=torch.float64) + 0.5) / n for n in counts])
     return shuffled[place.argsort(stable=True)]
-
-
-def split(labels: Tensor, val_size: int, train_size: int | None, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Choose the examples to train on, (train_size,) int64, and those that are held out, (val_size,) int64.
-
-    Raises:
-        InputError: There are not so many.
-    """
-    n = len(labels)
-    if val_size >= n:
-        raise InputError(f"val_size={val_size}: must be less than the {n} training images; lower data.val_size")
-    order = stratified_order(labels, seed=0)
-    train = order[val_size:][:train_size]
-    if train_size and train_size > len(train):
-        raise InputError(
-            f"train_size={train_size}: must be at most the {len(train)} images left for training; "
-            "lower data.train_size or data.val_size"
-        )
-    if batch_size > len(train):
-        raise InputError(
-            f"batch_size={batch_size}: must be at most the {len(train)} training images; lower data.batch_size"
-        )
-    return train, order[:val_size]
 
 
 class FashionMNISTDataModule(LightningDataModule):
@@ -123,10 +91,9 @@ class FashionMNISTDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        _check_sizes(self.hparams)
         self.data: Dataset | None = None
-        self.photos: tuple[Tensor, list[Path]] | None = None
-        self._copies: dict[int, Tensor] = {}  # on the device that trains, of tensors that `data` keeps alive
+        self.photos: Photos | None = None
+        self._copies: dict[tuple[Tensor, torch.device], Tensor] = {}  # of what `data` keeps, where it is gathered
         self._position: dict[str, int] = {}  # where the training loader of a resumed run goes on
 
     @property
@@ -145,15 +112,27 @@ class FashionMNISTDataModule(LightningDataModule):
             InputError: See the class.
         """
         hparams = self.hparams
+        self._check("eval_batch_size", 1)
         if stage == "predict" and hparams["images"]:
-            self.photos = self.photos or _load_photos(hparams["images"])
-            return
-        if self.data is not None:
-            return
-        data = load(self.files, hparams["source"], hparams["dirs"], hparams["synthetic_size"])
-        sizes = (hparams[name] for name in ("val_size", "train_size", "batch_size"))
-        self.train_index, self.val_index = split(data.labels, *sizes)
-        self.data = data
+            self.photos = self.photos or load_photos(hparams["images"])
+        elif self.data is None:
+            self._check("synthetic_size", 10, 2_000_000)
+            data = load(self.files, hparams["source"], hparams["dirs"], hparams["synthetic_size"])
+            order, val_size = stratified_order(data.labels, seed=0), hparams["val_size"]
+            self._check("val_size", 0, len(order) - 1, f"less than the {len(order)} training images")
+            self.val_index, rest = order[:val_size], order[val_size:]
+            self._check("train_size", 1, len(rest), f"at most the {len(rest)} images left beside data.val_size")
+            self.train_index = rest[: hparams["train_size"]]
+            n = len(self.train_index)
+            self._check("batch_size", 1, n, f"at most the {n} training images")
+            self.data = data
+
+    def _check(self, name: str, low: int, high: float = math.inf, most: str = "") -> None:
+        value = self.hparams[name]
+        if value is not None and value < low:
+            raise InputError(f"{name}={value}: must be at least {low}; raise data.{name}")
+        if value is not None and value > high:
+            raise InputError(f"{name}={value}: must be {most or f'at most {high}'}; lower data.{name}")
 
     @property
     def loaded(self) -> Dataset:
@@ -164,12 +143,10 @@ class FashionMNISTDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Minibatches:
         """Return the training minibatches, in an order decided by (seed, epoch)."""
-        data = self.loaded
+        data, batch_size = self.loaded, self.hparams["batch_size"]
         fixed = getattr(self.trainer, "overfit_batches", 0) > 0  # the same minibatches in every epoch
-        loader = self._minibatches(
-            data.images, data.labels, self.train_index, self.hparams["batch_size"],
-            None if fixed else self.hparams["seed"],
-        )  # fmt: skip
+        seed = None if fixed else self.hparams["seed"]
+        loader = self._minibatches(data.images, data.labels, self.train_index, batch_size, seed)
         if self._position:
             loader.load_state_dict(self._position)
         return loader
@@ -188,20 +165,20 @@ class FashionMNISTDataModule(LightningDataModule):
         data = self.loaded
         return self._minibatches(data.test_images, data.test_labels, torch.arange(len(data.test_labels)))
 
-    def predict_dataloader(self) -> Minibatches:
-        """Return the minibatches of the photos, with the label -1, or of the test set."""
-        if self.photos is None:
-            return self.test_dataloader()
-        images = self.photos[0]
-        return self._minibatches(images, torch.full((len(images),), -1), torch.arange(len(images)))
+    def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Return a loader of the photos, with the label -1, or of the test set.
+
+        It is torch's own, so that Lightning tells callbacks which images a prediction is of, and processes
+        which images are theirs.
+        """
+        if self.photos:
+            images, labels = self.photos.images, torch.full((len(self.photos.images),), -1)
+        else:
+            images, labels = self.loaded.test_images, self.loaded.test_labels
+        return DataLoader(TensorDataset(pixels(images), labels), batch_size=self.hparams["eval_batch_size"])
 
     def _minibatches(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        index: Tensor,
-        batch_size: int | None = None,
-        seed: int | None = None,
+        self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int | None = None, seed: int | None = None
     ) -> Minibatches:
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
@@ -213,12 +190,9 @@ class FashionMNISTDataModule(LightningDataModule):
 
     def _placed(self, tensor: Tensor, device: torch.device) -> Tensor:
         """Return a tensor on a device, copied there once, whichever loaders ask for it."""
-        if tensor.device == device:
-            return tensor
-        kept = self._copies.get(id(tensor))
-        if kept is None or kept.device != device:
-            kept = self._copies[id(tensor)] = tensor.to(device)
-        return kept
+        if (tensor, device) not in self._copies:
+            self._copies[tensor, device] = tensor.to(device)
+        return self._copies[tensor, device]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the identity of the data, and how far this epoch has come, for a checkpoint."""
@@ -232,26 +206,3 @@ class FashionMNISTDataModule(LightningDataModule):
         Lightning restores a loader itself, but not one that a schedule has asked for the number of its steps.
         """
         self._position = state_dict.get("position", {})
-
-
-def _load_photos(images: list[str] | str) -> tuple[Tensor, list[Path]]:
-    from softmax_regression.data.photos import load_photos
-
-    photos = load_photos([Path(images)] if isinstance(images, str) else [Path(path) for path in images])
-    for path, reason in photos.skipped:
-        print(f"skipped {path}: {reason}", file=sys.stderr)
-    if photos.skipped:
-        print(f"{len(photos.skipped)} files skipped, {len(photos.paths)} used", file=sys.stderr)
-    return photos.images, photos.paths
-
-
-def _check_sizes(hparams: Mapping[str, Any]) -> None:
-    """Refuse sizes that are out of range whatever the data are."""
-    for name, low, high in (
-        ("batch_size", 1, math.inf), ("val_size", 0, math.inf), ("train_size", 1, math.inf),
-        ("synthetic_size", 10, 2_000_000), ("eval_batch_size", 1, math.inf),
-    ):  # fmt: skip
-        value = hparams[name]
-        if value is not None and not low <= value <= high:
-            bound = f"at least {low}" if value < low else f"at most {high}"
-            raise InputError(f"{name}={value}: must be {bound}; change data.{name}")

@@ -3,9 +3,9 @@
 Source: the conversion pipeline in section 2 of Xiao, Rasul and Vollgraf (2017), arXiv:1708.07747.
 """
 
-import os
+import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -17,14 +17,13 @@ from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from softmax_regression.errors import InputError
+from softmax_regression.files import reason
 
 SIDE = 28
 MAX_PIXELS = 50_000_000  # a larger picture is refused before it is decoded
 # Plain raster formats. Of the others that Pillow reads, some call a program (EPS: Ghostscript).
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM", "HEIF")
-_HEIF = (b"ftyphei", b"ftyphev", b"ftypmif")  # how such a file goes on after four bytes
 _LARGE = 1024  # pixels; larger photos are averaged down to this at once, to save time and memory
-_THUMBNAIL = 73  # pixels; the pictures that Fashion-MNIST was subsampled from were 51 x 73
 
 
 class Photos(NamedTuple):
@@ -35,43 +34,62 @@ class Photos(NamedTuple):
     skipped: list[tuple[Path, str]]  # the files that could not be used, each with the reason in one line
 
 
-def load_photos(paths: Sequence[Path]) -> Photos:
-    """Read photos and turn each into an image like those of Fashion-MNIST (`to_fashion_mnist`).
+def load_photos(paths: Sequence[str | Path] | str) -> Photos:
+    """Turn photos into images like those of Fashion-MNIST (`to_fashion_mnist`), and say which cannot be used.
 
-    Args:
-        paths: Files, and folders, of which all files count that are not hidden, in subfolders too.
-
-    Returns:
-        The images in the order of `paths`, within a folder by name; of an animation the first frame.
+    Of a folder all files count that are not hidden, by name, in subfolders too; of an animation the first frame.
 
     Raises:
         InputError: There is not one usable photo.
     """
     with suppress(ImportError):
         import_module("pillow_heif").register_heif_opener()
-    used: list[tuple[Path, Tensor]] = []
+    used: dict[Path, Tensor] = {}
     skipped: list[tuple[Path, str]] = []
-    for path in _files(paths):
-        try:
-            used.append((path, _load(path)))
-        except Exception as error:  # on damaged files Pillow's readers raise nearly anything
-            skipped.append((path, " ".join(str(error).split()) or type(error).__name__))
+    for path in map(Path, [paths] if isinstance(paths, str) else paths):
+        inside = [file for file in sorted(path.rglob("*")) if not file.is_dir()]
+        visible = [file for file in inside if "/." not in f"/{file.relative_to(path).as_posix()}"]
+        for file in visible or [path]:
+            try:
+                used[file] = _load(file)
+            except Exception as error:  # on damaged files Pillow's readers raise nearly anything
+                skipped.append((file, reason(error)))
     if not used:
-        first = "".join(f" ({path}: {reason})" for path, reason in skipped[:1])
+        first = "".join(f" ({file}: {why})" for file, why in skipped[:1])
         raise InputError(f"none of {len(skipped)} photos can be used{first}; change data.images")
-    return Photos(torch.stack([image for _, image in used]), [path for path, _ in used], skipped)
+    for file, why in skipped:
+        print(f"skipped {file}: {why}", file=sys.stderr)
+    if skipped:
+        print(f"{len(skipped)} files skipped, {len(used)} used", file=sys.stderr)
+    return Photos(torch.stack([*used.values()]), [*used], skipped)
+
+
+def _load(path: Path) -> Tensor:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+        raise ValueError("neither a file nor a folder with files")
+    Image.init()
+    known = [name for name in FORMATS if name in Image.OPEN]  # older versions lack AVIF, and HEIF is an extra
+    with warnings.catch_warnings(action="ignore"):  # of damaged metadata, which is not used
+        try:
+            photo = Image.open(path, formats=known)
+        except UnidentifiedImageError as error:
+            if path.suffix.lower() in (".heic", ".heif") and "HEIF" not in known:
+                raise ValueError("HEIC; pip install pillow-heif, or save it as JPEG") from error
+            raise ValueError(f"not one of {', '.join(known)}, or damaged") from error
+        with photo:
+            if photo.width * photo.height > MAX_PIXELS:
+                raise ValueError(f"{photo.width} x {photo.height} pixels, expected at most {MAX_PIXELS:,}")
+            photo.draft("RGB", (_LARGE, _LARGE))  # lets a large JPEG be decoded at reduced size
+            return to_fashion_mnist(photo)
 
 
 def to_fashion_mnist(photo: Image.Image) -> Tensor:
     """Take the steps that made Fashion-MNIST, adapted to any size and to light and dark backgrounds.
 
-    Turn upright (EXIF) and lay over white; trim edges within 5 % of the colour of the corners; average down
-    to the 73 pixels of the paper's thumbnails, subsample the longest edge to 28, sharpen with a Gaussian of
-    standard deviation 1; turn grey; negate if the corners are light (in the paper they always were), so that
-    their grey becomes 0; centre on black.
-
-    A picture of 28 x 28 is neither trimmed nor scaled nor sharpened: an image of Fashion-MNIST itself comes
-    back bit for bit.
+    Turn upright and lay over white; trim edges within 5 % of the colour of the corners; average down to the 73
+    pixels of the paper's thumbnails, subsample the longest edge to 28, sharpen with a Gaussian of standard
+    deviation 1; turn grey; negate if the corners are light, so that their grey becomes 0; centre on black. A
+    picture of 28 x 28 is neither trimmed nor scaled nor sharpened: one of Fashion-MNIST comes back bit for bit.
 
     Args:
         photo: Any mode; alpha is composited, more than 8 bits a channel are scaled to 8.
@@ -91,44 +109,16 @@ def to_fashion_mnist(photo: Image.Image) -> Tensor:
         if box is None:
             raise ValueError("nothing differs from the background")
         rgb = rgb.crop(box)
-        rgb.thumbnail((_THUMBNAIL, _THUMBNAIL), Image.Resampling.BOX)
+        rgb.thumbnail((73, 73), Image.Resampling.BOX)
         width, height = (max(1, round(edge * SIDE / max(rgb.size))) for edge in rgb.size)
-        sharper = ImageFilter.UnsharpMask(radius=1, percent=100, threshold=0)
-        rgb = rgb.resize((width, height), Image.Resampling.NEAREST).filter(sharper)
+        rgb = rgb.resize((width, height), Image.Resampling.NEAREST).filter(ImageFilter.UnsharpMask(1, 100, 0))
     light, grey = float(corners.mean()), np.asarray(rgb.convert("L"), dtype=np.float32)  # (h, w)
     if light > 127:
         grey = (255 * (1 - grey / light)).round().clip(0, 255)
-    image = Image.new("L", (SIDE, SIDE))
-    image.paste(Image.fromarray(grey.astype(np.uint8)), ((SIDE - rgb.width) // 2, (SIDE - rgb.height) // 2))
-    return torch.from_numpy(np.array(image))
-
-
-def _files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Files as given; of a folder the visible files in it, or the folder itself if it has none."""
-    for path in paths:
-        found = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
-        visible = [file for file in found if "/." not in f"/{file.relative_to(path).as_posix()}"]
-        yield from visible or [path]
-
-
-def _load(path: Path) -> Tensor:
-    if path.exists() and not path.is_file():  # opening a pipe would wait for ever
-        raise ValueError("neither a file nor a folder with files")
-    Image.init()
-    known = [name for name in FORMATS if name in Image.OPEN]  # older versions lack AVIF, and HEIF is an extra
-    with warnings.catch_warnings(action="ignore"):  # of damaged metadata, which is not used
-        try:
-            photo = Image.open(path, formats=known)
-        except UnidentifiedImageError as error:
-            with path.open("rb") as file:
-                if file.read(11)[4:] in _HEIF and "HEIF" not in known:
-                    raise ValueError("HEIC; pip install pillow-heif, or save it as JPEG") from error
-            raise ValueError(f"not one of {', '.join(known)}, or damaged") from error
-        with photo:
-            if photo.width * photo.height > MAX_PIXELS:
-                raise ValueError(f"{photo.width} x {photo.height} pixels, expected at most {MAX_PIXELS:,}")
-            photo.draft("RGB", (_LARGE, _LARGE))  # lets a large JPEG be decoded at reduced size
-            return to_fashion_mnist(photo)
+    image, (height, width) = torch.zeros(SIDE, SIDE, dtype=torch.uint8), grey.shape
+    top, left = (SIDE - height) // 2, (SIDE - width) // 2
+    image[top : top + height, left : left + width] = torch.from_numpy(grey)
+    return image
 
 
 def _upright_rgb(photo: Image.Image) -> Image.Image:
