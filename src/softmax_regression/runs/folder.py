@@ -130,8 +130,8 @@ def open_checkpoint(which: str, prefer: str = "best") -> tuple[Path, dict[str, A
         prefer, which = which, str(newest_run(which))
     if not Path(which).is_dir():
         return Path(which), checkpoint.read(which)
-    files = Path(which, "checkpoints").glob("*.ckpt")
-    files = sorted(files, key=lambda file: (file.stem != prefer, -file.stat().st_mtime))
+    found = Path(which, "checkpoints").glob("*.ckpt")
+    files = sorted(found, key=lambda file: (file.stem != prefer, -file.stat().st_mtime))
     if prefer == "last":  # a run that was killed in its first epoch starts it again
         files += Path(which).glob(START)
     for file in files:
