@@ -1,21 +1,31 @@
 """What the README tells people to type."""
 
+import hashlib
 import re
+import shlex
+import shutil
 from pathlib import Path
+from typing import cast
 
 import pytest
+from examples.mnist import MNIST
+from PIL import Image
 
-from commands import only_run
+from commands import manifest, only_run
+from softmax_regression.commands import study, train
 from softmax_regression.commands.train import main
+from softmax_regression.data.files import FASHION_MNIST, write_idx
+from softmax_regression.data.synthetic import draw
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 
-def commands(script: str) -> list[list[str]]:
-    """The arguments of each `python SCRIPT` line of the README."""
-    lines = [line.split("#")[0] for kind, block in BLOCKS if kind == "bash" for line in block.splitlines()]
-    return [line.partition(f"python {script}")[2].split() for line in lines if f"python {script}" in line]
+def commands() -> list[tuple[str, list[str]]]:
+    """The script and the arguments of each command of the README, from blocks and tables, in their order."""
+    typed = re.findall(r"python (train\.py|study\.py) ([^`\n#]+)", README)
+    return [(script, ["0" if word == "S" else word for word in shlex.split(words)]) for script, words in typed]
 
 
 def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
@@ -30,49 +40,77 @@ def test_the_python_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert main(["fit", "--resume", run, "--trainer.max_epochs=2", "--figures.every_n_epochs=0"]) == 0
 
 
-@pytest.mark.parametrize("arguments", commands("train.py"), ids=" ".join)
-def test_every_command_of_train_py_runs(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with what a clone has, the four files (6,000 and 1,000 images), and a reader's photos."""
+    for name in ("examples", "conf"):
+        shutil.copytree(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    small = [
-        "--data.source=synthetic",
-        "--data.synthetic_size=6000",
-        "--data.train_size=300",
-        "--data.batch_size=64",
-    ]
-    if "--print_config" in arguments:
-        with pytest.raises(SystemExit, match="0"):
-            main(arguments)
-        return
-    if arguments[0] == "fit" and "--resume" not in arguments:
-        config = [arg for arg in arguments if arg != "--config"]
-        rest = [f"--config={Path(__file__).parents[1] / arg}" if arg.startswith("conf/") else arg for arg in config]
-        assert main([*rest, *small, "--trainer.max_epochs=1", "--trainer.devices=1"]) == 0
-        return
-    assert main(["fit", *small, "--trainer.max_epochs=1"]) == 0
-    run = str(only_run())
-    if "my_photos/" in arguments:
-        from PIL import Image
-
-        Path("my_photos").mkdir()
-        Image.new("L", (28, 28), 0).save("my_photos/a.png")
-    arguments = [run if "logs/" in arg else arg for arg in arguments]
-    assert main(arguments + (["--trainer.max_epochs=2"] if "--resume" in arguments else [])) == 0
+    monkeypatch.syspath_prepend(tmp_path)
+    for folder, files in (("data/fashion-mnist", FASHION_MNIST), ("data/mnist", MNIST.files), ("my/files", None)):
+        Path(folder).mkdir(parents=True)
+        for seed, (split, n) in enumerate({"train": 6000, "t10k": 1000}.items()):
+            for kind, tensor in zip(("images-idx3", "labels-idx1"), draw(n, seed), strict=True):
+                name = f"{split}-{kind}-ubyte"
+                write_idx(tensor, Path(folder, name))
+                if files:
+                    digest = hashlib.sha256(Path(folder, name).read_bytes()).hexdigest()
+                    monkeypatch.setitem(cast(dict[str, str], files.sha256), name, digest)
+    Path("my_photos").mkdir()
+    Image.new("L", (28, 28), 0).save("my_photos/a.png")
+    return tmp_path
 
 
-@pytest.mark.parametrize("arguments", commands("study.py"), ids=" ".join)
-def test_every_command_of_study_py_is_one(arguments: list[str]) -> None:
-    from softmax_regression.commands.study import STUDIES
+def runs() -> list[Path]:
+    return sorted(Path("logs").glob("*/*/run.json"))
 
-    assert arguments[0] in STUDIES
+
+@pytest.mark.timeout(300)
+def test_every_command_typed_in_its_order_acts_on_what_the_reader_expects(
+    beginner: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    newest, typed = Path(), 0
+    for script, arguments in commands():
+        words = [str(newest) if word.startswith("logs/softmax/2026") else word for word in arguments]
+        starts = words[0] == "fit" and not {"--resume", "--print_config", "--help"} & set(words)
+        before = runs()
+        if "--resume" in words:  # the README's run was killed; this one is done
+            words.append("--trainer.max_epochs=11")
+        if words[0] == "fit" and "--config" in words:  # a run of two processes would type pytest's command again
+            words.append("--trainer.devices=1")
+        if words[0] in ("numerics", "sweep", "overfit"):
+            words.append("--quick")
+        words = [str(path) for word in words for path in ([*Path().glob(word)] if word.endswith("/*") else [word])]
+        try:
+            code = (train if script == "train.py" else study).main(words)
+        except SystemExit as error:  # of --help and --print_config
+            code = int(str(error.code))
+        out, err = capfd.readouterr()
+        assert code == 0, (words, err)
+        typed += 1
+        added = [run.parent for run in runs() if run not in before]
+        assert len(added) == starts, words
+        newest = added[0] if added else newest
+        if "best" in words:  # of a run on real images; conf/smoke.yaml, say, is none
+            assert f"best: the newest run is {newest}, on " in err, words
+        if words[0] == "test":
+            assert 0 < manifest(newest)["test"]["test/acc"] <= 1
+        if words[0] == "predict":
+            written = Path(out.splitlines()[-1].removeprefix("predictions: "))
+            assert len(written.read_text().splitlines()) == 1 + (1 if "my_photos/" in words else 1000)
+        if "--resume" in words:
+            assert "max_epochs=11 reached" in str(manifest(newest)["stopped"])
+        if words[0] in ("compare", "curve", "list"):
+            assert "left out" not in err, err
+        if script == "study.py" and words[0] != "list":
+            assert Path(out.splitlines()[-1]).is_file(), out
+    assert typed > 25
 
 
 def test_every_file_of_the_layout_exists() -> None:
-    root = Path(__file__).parents[1]
     (layout,) = [block for kind, block in re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL) if "train.py  " in block]
     names = {name for line in layout.splitlines() for name in line.split() if name.endswith(".py")}
     for name in names:
-        assert [*root.glob(name), *root.glob(f"src/softmax_regression/{name}")], name
-    for module in (root / "src" / "softmax_regression").glob("[!_]*.py"):
+        assert [*ROOT.glob(name), *ROOT.glob(f"src/softmax_regression/{name}")], name
+    for module in (ROOT / "src" / "softmax_regression").glob("[!_]*.py"):
         assert any(module.match(name) for name in names), module.name

@@ -156,9 +156,8 @@ def test_a_bad_run_is_left_out_of_a_comparison(
     assert capsys.readouterr().err.count("left out: ") == 2
 
 
-def test_one_run_has_nothing_to_be_compared_with(runs: list[Path]) -> None:
-    with pytest.raises(InputError, match="comparing takes two or more"):
-        compare(runs[:1])
+def test_one_run_is_a_page_too(runs: list[Path], tmp_path: Path) -> None:
+    assert runs[0].name in text_of(compare(runs[:1], tmp_path / "page"))
 
 
 def test_what_is_no_run_is_refused_before_anything_is_written(runs: list[Path], tmp_path: Path) -> None:

@@ -96,15 +96,13 @@ def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool 
     """Write a page with the options in which runs differ, their metrics and their curves together.
 
     Args:
-        runs: The folders of two runs or more; one that diverged or cannot be read is left out.
+        runs: The folders of runs; one that diverged or cannot be read is left out.
         out: Folder of the page.
         force: Let it replace a page of somebody else's.
 
     Raises:
-        InputError: There are fewer than two, none can be read, or the page cannot be written.
+        InputError: None can be read, or the page cannot be written.
     """
-    if len(runs) < 2:
-        raise InputError(f"{len(runs)} run: comparing takes two or more; give their folders")
     check_output(out / "index.html", force)
     found = readable(runs, lambda run: (read_manifest(run), _best(run), read_scalars(run)))
     manifests, scores, scalars = zip(*found.values(), strict=True)
