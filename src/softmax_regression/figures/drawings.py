@@ -61,12 +61,8 @@ def learning_curves(runs: Mapping[str, Curves]) -> Figure:
     scale = map(to_hex, mpl.colormaps["viridis"](np.linspace(0, 0.9, len(coloured))))  # for more than the palette
     colours = dict(zip(coloured, PALETTE if len(coloured) <= len(PALETTE) else scale, strict=False))
     for run, stage, quantity, (epochs, values) in lines:
-        x, seeds, colour = (
-            epochs.cpu().numpy(),
-            np.atleast_2d(values.detach().cpu()),
-            colours[run if several else stage],
-        )
-        marker = "o" if len(x) <= 20 else ""
+        seeds, colour = np.atleast_2d(values.detach().cpu()), colours[run if several else stage]
+        x, marker = epochs.cpu(), "o" if len(epochs) <= 20 else ""
         panels[quantity].plot(x, seeds.mean(0), STROKES[stage], color=colour, lw=2, marker=marker, ms=4)
         panels[quantity].fill_between(x, seeds.min(0), seeds.max(0), color=colour, alpha=0.2, lw=0)
     handles = [Line2D([], [], color=colours[run], linewidth=5, label=run) for run in runs if several]
@@ -111,9 +107,8 @@ def prediction_grid(
     shown = torch.cat((mistakes[: max(limit // 2, limit - len(right))], right))[:limit]
     tiles = images[shown]
     low, high = torch.cat((tiles.flatten(), torch.tensor([0.0, 1.0]))).aminmax()
-    words = [
-        f"{class_names[int(labels[i])]}\n→ {class_names[int(predicted[i])]} {confidence[i]:.0%}" for i in shown.tolist()
-    ]
+    classes = zip(labels[shown].tolist(), predicted[shown].tolist(), confidence[shown].tolist(), strict=True)
+    words = [f"{class_names[true]}\n→ {class_names[other]} {share:.0%}" for true, other, share in classes]
     figure, axes = _mosaic(tiles, words, 6, "gray", float(low), float(high), int(wrong[shown].sum()))
     axes.set_title(f"{int(wrong.sum())} of {len(wrong)} wrong (framed): true → predicted class, probability")
     return figure

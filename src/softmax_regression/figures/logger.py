@@ -73,16 +73,17 @@ class FigureLogger(Callback):
         self.run: Path | None = None  # where to write what a Trainer without a logger has tested
         self._drawn, self._loaded = -1, 0  # the steps of the newest figures and of the loaded checkpoint
         if histograms:  # a method of the class would cost every run a call at each step
-            self.on_train_batch_end = self._keep_histograms  # type: ignore[method-assign,assignment]
+            self.on_train_batch_end = self._keep_histograms  # type: ignore[method-assign]
 
-    def _keep_histograms(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def _keep_histograms(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Keep those of an epoch at its last step: validation forgets the gradients."""
-        if not trainer.is_last_batch or not (writer := self._writer(trainer)):
-            return
-        for name, parameter in pl_module.named_parameters():
-            writer.add_histogram(f"weights/{name}", parameter, trainer.global_step - 1)
-            if parameter.grad is not None:
-                writer.add_histogram(f"gradients/{name}", parameter.grad, trainer.global_step - 1)
+        if trainer.is_last_batch and (writer := self._writer(trainer)):
+            for name, parameter in pl_module.named_parameters():
+                writer.add_histogram(f"weights/{name}", parameter, trainer.global_step - 1)
+                if parameter.grad is not None:
+                    writer.add_histogram(f"gradients/{name}", parameter.grad, trainer.global_step - 1)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any) -> None:
         """Learn of which step the weights are that `test` loads."""

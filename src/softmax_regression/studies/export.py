@@ -66,28 +66,29 @@ def run(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, 
     if data is None:
         raise InputError(f"{path}: was trained on no data of this project to compare with; train it on them")
     images, name = data.test_images, str(path.relative_to(folder.parent)) if folder else path.name
+    exported, given = _Exported(model).eval(), (images, images / 255)
     try:
-        expected = torch.cat([_Exported(model)(part)[0] for part in images.split(1000)])
+        expected = torch.cat([exported(part)[0] for part in images.split(1000)])
         k = expected.shape[1]
         names = data.class_names if len(data.class_names) == k else [str(i) for i in range(k)]
-        contents = [to_onnx(model, given[:2], names, name) for given in (images, images / 255)]
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # of anybody's model
+        contents = [to_onnx(exported, each[:2], names, name) for each in given]
+    except Exception as error:  # of anybody's model
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{kind}: no classifier of images that torch.onnx can export ({reason})") from error
-    for file, content, given in zip(FILES, contents, (images, images / 255), strict=False):
-        compare(file, content, given, expected)
+    for file, content, each in zip(FILES, contents, given, strict=False):
+        compare(file, content, each, expected)
         write(content, out / file)
-    if layers := layers_of(model, images / 255, expected):
+    if layers := layers_of(model, given[1], expected):
         return to_page(out, layers, data, names, name)
     print(f"no page: it runs linear layers with ReLU between, and {kind} has others", file=sys.stderr)
     return out / FILES[0]
 
 
-def to_onnx(model: nn.Module, images: Tensor, names: Sequence[str], checkpoint: str) -> bytes:
+def to_onnx(exported: nn.Module, images: Tensor, names: Sequence[str], checkpoint: str) -> bytes:
     """Return ONNX: `images` (n, 28, 28), of the type of those given -> `probabilities`, `logits` (n, k)."""
     with warnings.catch_warnings(action="ignore"):  # of torch about itself
         program = torch.onnx.export(
-            _Exported(model).eval(), (images,), dynamo=True, verbose=False, input_names=["images"],
+            exported, (images,), dynamo=True, verbose=False, input_names=["images"],
             output_names=["probabilities", "logits"], dynamic_shapes=({0: torch.export.Dim("n")},),
         )  # fmt: skip
     proto = program.model_proto  # type: ignore[union-attr]
@@ -104,8 +105,8 @@ def compare(name: str, content: bytes, images: Tensor, expected: Tensor) -> None
     outputs = (session.run(None, {"images": x.numpy()}) for x in images.split(1000))
     found = torch.cat([torch.from_numpy(probabilities) for probabilities, _ in outputs])
     difference, others = (found - expected).abs().max(), (found.argmax(1) != expected.argmax(1)).sum()
-    text = f"{name}: {len(images)} test images, {others} in another class than by the checkpoint, "
-    text += f"probabilities at most {difference:.1e} apart"
+    apart = f"{others} in another class than by the checkpoint, probabilities at most {difference:.1e} apart"
+    text = f"{name}: {len(images)} test images, {apart}"
     if not difference <= TOLERANCE:
         raise RuntimeError(text)
     print(text, file=sys.stderr)
@@ -125,17 +126,13 @@ def layers_of(model: nn.Module, images: Tensor, expected: Tensor) -> list[nn.Lin
 
 def to_page(out: Path, layers: Sequence[nn.Linear], data: Dataset, names: Sequence[str], checkpoint: str) -> Path:
     """Write the page, with the weights and some test images of each class in it."""
-
-    def encoded(values: Tensor, dtype: str) -> str:
-        return b64encode(values.detach().numpy().astype(dtype).tobytes()).decode()
-
     labels = data.test_labels
     chosen = torch.cat([(labels == k).nonzero()[:EXAMPLES, 0] for k in labels.unique()])
-    values = {
-        "classes": names,
-        "checkpoint": checkpoint,
-        "layers": [[encoded(layer.weight, "<f4"), encoded(layer.bias, "<f4")] for layer in layers],
-        "images": encoded(data.test_images[chosen], "u1"),
-        "labels": labels[chosen].tolist(),
-    }
-    return write_page(out, Path(__file__).with_name("export.html"), {}, model=values)
+    weights = [[_base64(layer.weight, "<f4"), _base64(layer.bias, "<f4")] for layer in layers]
+    examples = {"images": _base64(data.test_images[chosen], "u1"), "labels": labels[chosen].tolist()}
+    model = {"classes": names, "checkpoint": checkpoint, "layers": weights, **examples}
+    return write_page(out, Path(__file__).with_name("export.html"), {}, model=model)
+
+
+def _base64(values: Tensor, dtype: str) -> str:
+    return b64encode(values.detach().numpy().astype(dtype).tobytes()).decode()

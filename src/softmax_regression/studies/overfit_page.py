@@ -85,26 +85,25 @@ def write(folder: Path, arms: Mapping[Size, Sequence[Arm]], plan: Plan, manifest
         figures[name] = learning_curves({"none": _curves(size, none)})
         remedies: dict[tuple[float, float], tuple[str, Curves]] = {}
         for arm in of_size:  # early stopping is a point on none
-            remedies.setdefault((arm.dropout, arm.decay), (_label(arm), _curves(size, arm, ("val", "test"))))
+            remedies.setdefault((arm.dropout, arm.decay), (_label(arm), _curves(size, arm, METRICS[2:])))
         figures[f"{name}-remedies"] = learning_curves(dict(remedies.values()))
         changes = [(arm.name, difference(arm.taken("test/loss"), none.taken("test/loss"))) for arm in of_size[1:]]
-        changes = sorted(changes, key=lambda change: change[1].mean)
-        best = _best(none)
-        moved = {m: none.curves[:, METRICS.index(f"test/{m}")] for m in ("loss", "acc")}
-        sizes.append({
-            "words": f"{size.images:,}", "figure": name, "epochs": size.epochs, "least": int(size.scored[best]),
-            **{m: Interval.of((values[:, -1] - values[:, best]).tolist()) for m, values in moved.items()},
-            "lower": [(name, change) for name, change in changes if change.mean < -change.half],
-            "higher": [(name, change) for name, change in changes if change.mean > change.half],
-            "level": [(name, change) for name, change in changes if change.has_zero],
+        least = _best(none)
+        since = {m: none.curves[:, METRICS.index(m), [-1, least]].T.tolist() for m in ("test/loss", "test/acc")}
+        values = {
+            "images": f"{size.images:,}",
+            "epochs": size.epochs,
+            "least": int(size.scored[least]),
+            "moved": {metric: difference(*ends) for metric, ends in since.items()},
+            "changes": sorted(changes, key=lambda change: change[1].mean),
             "rows": [_row(size, arm, none) for arm in of_size],
-        })  # fmt: skip
+            "figure": name,
+        }
+        sizes.append(values)
+    settings = {"lr": LR, "batch_size": BATCH_SIZE, "patience": PATIENCE, "plan": plan}
+    record = json.dumps(manifest, indent=2)
     template = Path(__file__).with_name("overfit.html")
-    return write_page(
-        folder, template, figures,
-        sizes=sizes, plan=plan, lr=LR, batch_size=BATCH_SIZE, patience=PATIENCE,
-        manifest=manifest, record=json.dumps(manifest, indent=2),
-    )  # fmt: skip
+    return write_page(folder, template, figures, sizes=sizes, manifest=manifest, record=record, **settings)
 
 
 def _best(arm: Arm) -> int:
@@ -129,5 +128,5 @@ def _label(arm: Arm) -> str:
     return f"{arm.name} {value:g}" if value else arm.name
 
 
-def _curves(size: Size, arm: Arm, stages: Sequence[str] = ("train", "val", "test")) -> Curves:
-    return {m: (size.scored, arm.curves[:, i]) for i, m in enumerate(METRICS) if m.split("/")[0] in stages}
+def _curves(size: Size, arm: Arm, metrics: Sequence[str] = METRICS) -> Curves:
+    return {metric: (size.scored, arm.curves[:, METRICS.index(metric)]) for metric in metrics}

@@ -45,22 +45,14 @@ def write(
     best, is_grid = complete[0], plan.sampler == "grid"
     write_csv(folder / "trials.csv", [row for trial in complete for row in rows(plan, trial)])
     _write_hparams(folder / "tensorboard", complete)
-    found = [
-        {
-            "words": describe(trial.params),
-            "loss": Interval.of(_last(trial)),
-            "above": difference(_last(trial), _last(best)),
-            "is_book": BOOK.items() <= (BOOK | trial.params).items(),
-        }
-        for trial in complete
-    ]
+    books = [(rank, trial) for rank, trial in enumerate(complete, 1) if _is_book(trial) and trial is not best]
+    shown = {f"best: {describe(best.params)}": best, **{f"book: {describe(book.params)}": book for _, book in books}}
     curves = {
-        f"{'best' if trial is best else 'book'}: {of['words']}": {
+        label: {
             metric: (torch.arange(1, len(values[0]) + 1), torch.tensor(values))
             for metric, values in trial.user_attrs["history"].items()
         }
-        for trial, of in zip(complete, found, strict=True)
-        if trial is best or of["is_book"]
+        for label, trial in shown.items()
     }
     varied = {name: len({trial.params[name] for trial in complete}) for name in plan.space}
     names = sorted((name for name, n in varied.items() if n > 1), key=lambda name: -varied[name])
@@ -73,7 +65,9 @@ def write(
         logdir=folder,
         plan=plan,
         data=data,
-        trials=found,
+        trials=len(complete),
+        level=sum(_above(trial, best).has_zero for trial in complete[1:]),
+        books=[(rank, describe(book.params), book.value, _above(book, best)) for rank, book in books],
         top=[[describe(t.params), Interval.of(_last(t)), Interval.of(_last(t, "val/acc"))] for t in complete[:5]],
         test={name: Interval.of(values) for name, values in test.items()},
         failed=[[describe(t.params), t.user_attrs["error"]] for t in trials if "error" in t.user_attrs],
@@ -92,6 +86,14 @@ def difference(values: Sequence[float], others: Sequence[float]) -> Interval:
 def _last(trial: FrozenTrial, metric: str = "val/loss") -> list[float]:
     """Scores after the last epoch, one a seed."""
     return [scores[-1] for scores in trial.user_attrs["history"][metric]]
+
+
+def _above(trial: FrozenTrial, best: FrozenTrial) -> Interval:
+    return difference(_last(trial), _last(best))
+
+
+def _is_book(trial: FrozenTrial) -> bool:
+    return BOOK.items() <= (BOOK | trial.params).items()
 
 
 def _landscape(names: Sequence[str], complete: Sequence[FrozenTrial], is_grid: bool) -> Figure:
