@@ -6,9 +6,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from .task import BATCH_SIZE, LR, Outcome, Run, Task, clock, linear, mlp
-
-DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, as this module is imported
+from .task import BATCH_SIZE, DEFAULT_THREADS, LR, Outcome, Run, Task, clock, linear, mlp
 
 
 def contestant(task: Task) -> Run:

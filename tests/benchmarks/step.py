@@ -1,20 +1,25 @@
 """What a training step costs beyond its arithmetic, in microseconds: the smallest model, by three loops.
 
+Then where a step of `fit` goes: loops by hand that do ever more of what it does, on minibatches of 256 images.
 Command: python -m tests.benchmarks.step
 """
 
 import argparse
+import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
+from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.engine import Engine
+from softmax_regression.model import SoftmaxRegression
 
 from .ours import Clock
 
@@ -62,22 +67,66 @@ def by_hand(steps: int) -> float:
     return (time.perf_counter() - start) / steps * 1e6
 
 
-def by_lightning(steps: int, engine: bool) -> float:
+def images(steps: int) -> Minibatches:
+    """Return minibatches of 256 images of noise."""
+    n = 256 * steps
+    x = torch.randint(256, (n, 28, 28), dtype=torch.uint8)
+    return Minibatches(x, torch.randint(10, (n,)), torch.arange(n), 256, seed=0)
+
+
+def parts(steps: int) -> dict[str, float]:
+    """Return the microseconds of each part of a step of `fit`, as the difference of two loops."""
+    loader, model = images(steps), SoftmaxRegression()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def gather(x: Tensor, y: Tensor) -> None: ...
+
+    def forward(x: Tensor, y: Tensor) -> None:
+        model.loss(model(x), y)
+
+    def backward(x: Tensor, y: Tensor) -> None:
+        optimizer.zero_grad()
+        model.loss(model(x), y).backward()  # type: ignore[no-untyped-call]
+
+    def update(x: Tensor, y: Tensor) -> None:
+        backward(x, y)
+        optimizer.step()
+
+    def scored(x: Tensor, y: Tensor) -> None:
+        logits = model(x)
+        loss = model.loss(logits, y)
+        model.train_scores.update(logits.detach(), y, loss.detach())
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+    taken: dict[str, float] = {}
+    for name, part in (
+        ("gather, to float", gather), ("forward, loss", forward), ("backward", backward),
+        ("optimizer", update), ("exact scores", scored),
+    ):  # fmt: skip
+        passes = []
+        for _ in range(3):
+            start = time.perf_counter()
+            for x, y in loader:
+                part(x, y)
+            passes.append((time.perf_counter() - start) / steps * 1e6)
+        taken[name] = min(passes) - sum(taken.values())
+    for name, engine in (("the engine", True), ("what Lightning's own loop takes more", False)):
+        passes = [by_lightning(steps, engine, SoftmaxRegression(), images(steps)) for _ in range(3)]
+        taken[name] = min(passes) - sum(taken.values())
+    return taken
+
+
+def by_lightning(
+    steps: int, engine: bool, model: LightningModule | None = None, loader: Iterable[object] | None = None
+) -> float:
     """Return the microseconds of a step of `Trainer.fit`, with or without the engine, in its second epoch."""
-    noted = Clock("cpu")
-    trainer = Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[Engine(engine), noted],
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(Smallest(), Loader(steps))
+    noted, off = Clock("cpu"), ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+    with warnings.catch_warnings(action="ignore"):
+        options: dict[str, Any] = dict.fromkeys(off, False)
+        trainer = Trainer(max_epochs=3, accelerator="cpu", devices=1, callbacks=[Engine(engine), noted], **options)
+        trainer.fit(model or Smallest(), loader or Loader(steps))
     return (noted.epochs[2] - noted.epochs[1]) / steps * 1e6
 
 
@@ -88,6 +137,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, float]:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(args)
     torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it names the devices each time
     loops: dict[str, Callable[[int], float]] = {
         "plain loop": by_hand,
         "the engine": lambda steps: by_lightning(steps, True),
@@ -101,6 +151,11 @@ def main(args: Sequence[str] | None = None) -> dict[str, float]:
     for name, values in times.items():
         above = median(a - b for a, b in zip(values, times["plain loop"], strict=True))
         print(f"| {name} | {median(values):.0f} ({min(values):.0f} to {max(values):.0f}) | {above:.0f} |")
+    rows = [parts(min(options.steps, 215)) for _ in range(options.rounds)]  # 215: an epoch of `fit`
+    print("\n| part of a step of `fit` | µs, median (range) |\n|---|---|")
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        print(f"| {name} | {median(values):.0f} ({min(values):.0f} to {max(values):.0f}) |")
     return {name: median(values) for name, values in times.items()}
 
 

@@ -15,6 +15,7 @@ from softmax_regression.data.module import FashionMNISTDataModule
 BATCH_SIZE = 256
 LR = 0.1
 INIT_STD = 0.01
+DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, before a benchmark makes it
 
 
 class Outcome(NamedTuple):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from softmax_regression.commands.train import FOREIGN_WARNINGS
+from softmax_regression.commands.quiet import FOREIGN_WARNINGS
 
 from .ours import Clock
 from .task import BATCH_SIZE, LR, Outcome, Run, Task, clock, linear

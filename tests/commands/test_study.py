@@ -1,5 +1,6 @@
 """The command line of the studies: what was written is printed, a mistake is one line and exit code 2."""
 
+import warnings
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -9,7 +10,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from softmax_regression.commands import study
 from softmax_regression.commands.study import STUDIES, main
-from softmax_regression.studies import numerics_study, sweep
+from softmax_regression.studies import numerics_study, report, sweep
 
 MISTAKES = [
     ("", "expected"),
@@ -90,3 +91,12 @@ def test_an_interruption_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(numerics_study, "run", run)
     assert main(["numerics"]) == 130
+
+
+def test_what_lightning_says_of_srun_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    def list_runs(logs: Path = Path("logs")) -> None:
+        warnings.warn("The `srun` command is available on your system but is not used.", stacklevel=1)
+
+    monkeypatch.setattr(report, "list_runs", list_runs)
+    with warnings.catch_warnings(action="error"):
+        assert main(["list"]) == 0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from commands import SMALL, fit, manifest, only_run, scalars
+from commands import SMALL, fit, manifest, one_line, only_run, scalars
 from softmax_regression.commands.train import main
 from softmax_regression.runs import checkpoint
 
@@ -221,6 +221,18 @@ def test_predict_writes_a_row_for_each_test_image(run: Path) -> None:
         probabilities = {name: float(row[name]) for name in names[4:]}
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-4)
         assert max(probabilities, key=probabilities.__getitem__) == row["predicted"]
+
+
+def test_predict_takes_one_process_however_many_have_trained(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(
+        config.replace("devices: auto", "devices: 2").replace("strategy: auto", "strategy: ddp")
+    )
+    assert main(["predict", "--ckpt_path", str(run)]) == 0
+    assert len((run / "predictions.csv").read_text().splitlines()) == 101
+    capsys.readouterr()
+    assert main(["predict", "--ckpt_path", str(run), "--trainer.devices=2"]) == 2
+    assert "trainer.devices=2: predict uses one; drop the option" in one_line(capsys)
 
 
 def test_predict_takes_photos_beside_the_test_images(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

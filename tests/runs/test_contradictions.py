@@ -114,9 +114,11 @@ def test_a_run_that_lost_its_configuration_has_it_in_its_checkpoints(lost: list[
 @pytest.mark.parametrize("command", ["test", "fit"])
 def test_a_manifest_that_is_none_is_one_line(command: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "run.json").write_text("[1]")
+    before = files(run)
     options = ["--trainer.max_epochs=4"] if command == "fit" else []
     assert main([command, "--ckpt_path", str(run), *options]) == 2
     assert "run.json: not a manifest (it holds a list); delete it\n" in capsys.readouterr().err
+    assert files(run) == before
 
 
 def test_other_files_of_the_same_name_are_an_error_and_testing_on_them_says_so(

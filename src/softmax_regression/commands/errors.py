@@ -16,6 +16,7 @@ from typing import Any
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from softmax_regression.commands.quiet import quiet
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
 from softmax_regression.runs.processes import is_first, speaks
 from softmax_regression.runs.trust import refused
@@ -136,7 +137,7 @@ def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]]) -
     streams, path = (sys.stdout, sys.stderr), sys.path.copy()
     sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)
     try:
-        with _interruptible():
+        with _interruptible(), quiet():
             sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
             command()
     except BaseException as error:

@@ -12,6 +12,7 @@ from softmax_regression.commands import checks, outputs, resume
 from softmax_regression.errors import InputError
 from softmax_regression.files import locked, remove_debris
 from softmax_regression.runs.folder import RunLogger
+from softmax_regression.runs.record import read_manifest
 from softmax_regression.runs.stopping import folder_of
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ def _check(cli: "TrainCLI") -> None:
     checks.classes(cli.model, data)
     if cli.checkpoint:
         checks.shapes(cli.config[command].ckpt_path, cli.model, cli.checkpoint["state_dict"])
+    if cli.run:
+        read_manifest(cli.run)  # a damaged one would be noticed when there is something to add to it
 
 
 def fit(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:

@@ -3,13 +3,9 @@
 Exit codes: 0 done; 2, 3, 4, 5 see `errors`; 128 + n: interrupted by signal n, once `fit` has saved its step.
 """
 
-import logging
 import os
 import sys
-import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,27 +25,6 @@ from softmax_regression.runs.folder import find_run, open_checkpoint
 from softmax_regression.runs.processes import choose_threads, started, together
 from softmax_regression.runs.progress import EpochProgress
 from softmax_regression.runs.record import RunRecord
-
-# Said by Lightning and TensorBoard about each other's code; nothing that a user here can act on.
-FOREIGN_WARNINGS = (
-    r"You called `self.log\(.*\)` but have no logger configured",  # test and validate write run.json instead
-    r"It is recommended to use `self.log\(.*, sync_dist=True\)`",  # torchmetrics has summed over the ranks
-    "Be aware that when using `ckpt_path`",  # a run of a Trainer of the user's own
-    "Checkpoint directory .* exists and is not empty",  # it does when a run is resumed
-    "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
-    r"torch\.distributed\.nn\.functional\.\w+ is deprecated",  # which Lightning gathers with
-    "The `srun` command is available on your system",  # which does not mean that it is wanted
-    "The number of training batches .* is smaller than the logging interval",  # nothing is logged on a step
-    "Trainer already configured with model summary callbacks",
-    "The '(train|val|test|predict)_dataloader' does not have many workers",  # the images are in memory
-    "`.*.configure_optimizers` will be overridden",  # as --optimizer asks for
-)
-CHATTER = (  # what Lightning says of itself as it starts
-    "GPU available", "TPU available", "HPU available", "💡 Tip", "`Trainer.fit` stopped", "Seed set to",
-    "LOCAL_RANK", "Restoring states", "Restored all states", "Loaded model weights", "`weights_only` was not",
-    "Initializing distributed", "[rank:", "-----", "Using bfloat16", "Using 16bit", "SLURM auto-",
-    "Loading `train_dataloader`",
-)  # fmt: skip
 
 
 class TrainCLI(LightningCLI):
@@ -92,6 +67,8 @@ class TrainCLI(LightningCLI):
         config = resume.config_of(self.run, path, self.checkpoint)
         if not Path(self.run or path, "config.yaml").is_file():
             arguments.check_text(config[-1], str(path))  # which the checkpoint brings along
+        if before[-1] == "predict":  # by one process, however many have trained
+            config += ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
         return [*before, *config, *after, "--ckpt_path", str(path)]
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -145,29 +122,6 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list) else [value]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Let nothing be said that a user cannot act on: of Lightning's habits, or by TensorBoard's thread."""
-
-    def told(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(CHATTER)
-
-    names, before = ("lightning.pytorch", "lightning.fabric"), threading.excepthook
-    handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
-    threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else before(args)
-    try:
-        for handler in handlers:
-            handler.addFilter(told)
-        with warnings.catch_warnings():
-            for message in FOREIGN_WARNINGS:
-                warnings.filterwarnings("ignore", message)
-            yield
-    finally:
-        threading.excepthook = before
-        for handler in handlers:
-            handler.removeFilter(told)
-
-
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; a user's mistake is one line on stderr."""
     args = sys.argv[1:] if args is None else list(args)
@@ -180,7 +134,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if {"-h", "--help", "--help-all"} & set(args) and set(COMMANDS) & set(args):
             print(described(args, "--help-all" in args).format_help())
             return
-        with _quiet(), together():
+        with together():
             TrainCLI(args)
 
     return guarded(command, lambda: described(args, True).get_defaults().keys(branches=False))
