@@ -23,7 +23,7 @@ from softmax_regression.studies.stacked import CHUNK, METRICS, Scores, Stack, me
 
 Labelled = tuple[Tensor, Tensor]  # images (n, 28, 28) uint8, labels (n,) int64
 Each = Callable[[int, Mapping[str, Tensor]], bool]
-Ended = Callable[[int, Mapping[str, Tensor], Callable[[Tensor, Tensor], Scores]], bool]
+Score = Callable[[Tensor, Tensor], Scores]
 PLAIN: dict[str, Any] = {
     "devices": 1, "logger": False, "num_sanity_val_steps": 0,
     "enable_progress_bar": False, "enable_model_summary": False,
@@ -63,7 +63,7 @@ def learn(
 
     Args:
         model: Their class.
-        variants: What each of the m models is made with; if they are not `stackable`, it is one.
+        variants: What each of the m models is made with; equal ones are one, and so are all if not `stackable`.
         loader: The training minibatches.
         epochs: How many.
         seed: Decides the initial weights, and what is random in training.
@@ -74,47 +74,37 @@ def learn(
     Returns:
         Metric -> (m, t), one of t scorings after another.
     """
+    distinct = [variant for i, variant in enumerate(variants) if variant not in variants[:i]]
+    place = [distinct.index(variant) for variant in variants]
     rows: list[dict[str, Tensor]] = []
 
-    def ended(epoch: int, train: Mapping[str, Tensor], score: Callable[[Tensor, Tensor], Scores]) -> bool:
+    def ended(epoch: int, train: Mapping[str, Tensor], score: Score) -> bool:
         if epoch % every:
             return True
         scores = {stage: score(*labelled)._asdict() for stage, labelled in sets.items()}
-        rows.append(dict(train) | {f"{stage}/{k}": v for stage, of in scores.items() for k, v in of.items()})
+        row = {**train, **{f"{stage}/{name}": v for stage, of in scores.items() for name, v in of.items()}}
+        rows.append({name: values[place] for name, values in row.items()})
         return each(epoch, rows[-1])
 
     if stackable(model, variants[0]):
-        _learn_together(variants, loader, epochs, seed, ended)
+        models = []
+        for hparams in distinct:
+            with _seeded(seed):
+                models.append(SoftmaxRegression(**hparams))
+        stack = Stack(models, loader, epochs, seed)
+        for epoch in range(1, epochs + 1):
+            if not ended(epoch, dict(zip(METRICS, stack.train_epoch(), strict=False)), stack.score):
+                break
     else:
-        (hparams,) = variants
-        _learn_alone(model, hparams, loader, epochs, seed, sets["val"], ended)
-    return {name: torch.stack([row[name] for row in rows], -1) for name in rows[-1]}
-
-
-def _learn_together(
-    variants: Sequence[Mapping[str, Any]], loader: Minibatches, epochs: int, seed: int, ended: Ended
-) -> None:
-    models = []
-    for hparams in variants:
+        (hparams,), (images, labels) = distinct, sets["val"]
+        val = Minibatches(images, labels, torch.arange(len(labels)), CHUNK)
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it names the devices each time
         with _seeded(seed):
-            models.append(SoftmaxRegression(**hparams))
-    stack = Stack(models, loader, epochs, seed)
-    for epoch in range(1, epochs + 1):
-        if not ended(epoch, dict(zip(METRICS, stack.train_epoch(), strict=False)), stack.score):
-            break
-
-
-def _learn_alone(
-    model: type[LightningModule], hparams: Mapping[str, Any], loader: Minibatches, epochs: int, seed: int,
-    held_out: Labelled, ended: Ended,
-) -> None:  # fmt: skip
-    images, labels = held_out
-    val = Minibatches(images, labels, torch.arange(len(labels)), CHUNK)
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it names the devices each time
-    with _seeded(seed):
-        module = model(**hparams)
-        trainer = Trainer(max_epochs=epochs, callbacks=[Engine(), _EpochEnd(ended)], **PLAIN)
-        trainer.fit(module, loader, {"val": val})
+            module = model(**hparams)
+            Trainer(max_epochs=epochs, callbacks=[Engine(), _EpochEnd(ended)], **PLAIN).fit(
+                module, loader, {"val": val}
+            )
+    return {name: torch.stack([row[name] for row in rows], -1) for name in rows[-1]}
 
 
 @contextmanager
@@ -128,7 +118,7 @@ def _seeded(seed: int) -> Iterator[None]:
 class _EpochEnd(Checkpoint):
     """What comes after an epoch; Lightning calls a Checkpoint last, when the module has its row of scores."""
 
-    def __init__(self, ended: Ended) -> None:
+    def __init__(self, ended: Callable[[int, Mapping[str, Tensor], Score], bool]) -> None:
         self.ended = ended
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
