@@ -114,11 +114,7 @@ def curves(trials: Sequence[FrozenTrial], size: Size) -> Curves:
 
 
 def choose_arms(runs: Curves) -> list[Arm]:
-    """Tune each remedy on the validation loss, the mean over the seeds.
-
-    Returns:
-        None; weight decay and dropout, where they were run; early stopping; the best combination of these.
-    """
+    """Tune each remedy, where it was run, on the validation loss, the mean over the seeds; the first arm is none."""
 
     def arm(name: str, dropout: float, decay: float, early: bool = False) -> Arm:
         curves = runs[dropout, decay]
@@ -137,11 +133,7 @@ def choose_arms(runs: Curves) -> list[Arm]:
 
 
 def early_stop(losses: Sequence[float], patience: int = PATIENCE) -> int:
-    """Return the position of the least loss before there is none lower for `patience` places.
-
-    >>> early_stop([3.0, 2.0, 2.5, 2.6, 1.0], patience=2)
-    1
-    """
+    """Return the position of the least loss before there is none lower for `patience` places."""
     best = 0
     for i, loss in enumerate(losses):
         if loss < losses[best]:

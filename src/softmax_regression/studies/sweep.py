@@ -154,12 +154,7 @@ class Sweep:
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
     def complete(self) -> list[FrozenTrial]:
-        """Return the trials that came to their end, those of least validation loss first.
-
-        Raises:
-            InputError: There is none.
-            DivergedError: There is none, and all diverged.
-        """
+        """Return the trials that came to their end, at least one, those of least validation loss first."""
         if trials := self.trials.live(TrialState.COMPLETE):
             return sorted(trials, key=lambda trial: trial.value or 0.0)
         errors = sorted({t.user_attrs["error"] for t in self.study.trials if "error" in t.user_attrs})
@@ -240,15 +235,9 @@ class Sweep:
             print(text, file=sys.stderr)
 
     def test(self, train: Train) -> dict[str, list[float]]:
-        """Test the trial of least validation loss, one model a seed, once and for all.
+        """Test the trial of least validation loss once and for all; return `test/loss` and `test/acc` of each seed.
 
-        It is a trial of a study of its own, so that of several machines one does it.
-
-        Args:
-            train: As that of the sweep, but scores the test images, once.
-
-        Returns:
-            `test/loss` and `test/acc`, a value for each seed.
+        It is a trial of a study of its own, so that of several machines one does it. `train` scores the test images.
         """
         winner = replace(self.plan, sampler="grid", fixed=[self.complete()[0].params])
         with Trials(self.trials.storage, f"{self.name}: test", winner, self.trials.silence) as trials:

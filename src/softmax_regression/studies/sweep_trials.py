@@ -38,9 +38,7 @@ def is_lost(trial: FrozenTrial) -> bool:
 class Trials:
     """The trials of a plan, which machines may share; a context in which this machine gives signs of life.
 
-    Args:
-        storage: Where they are, with the `name` of their study.
-        silence: Seconds without a sign of life after which a machine's trials are taken over.
+    The trials of a machine are taken over after `silence` seconds without one.
     """
 
     def __init__(self, storage: BaseStorage, name: str, plan: Plan, silence: float) -> None:
@@ -148,11 +146,7 @@ class Trials:
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """Open the database that machines share, or without a URL the journal of one.
-
-    Raises:
-        InputError: It cannot be opened.
-    """
+    """Open the database that machines share, or without a URL the journal of one; if it cannot be, an InputError."""
     if url is None:
         path = folder / "trials.jsonl"
         path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # a kill may have left it, and half a line
