@@ -239,7 +239,7 @@ class Sweep:
 
         It is a trial of a study of its own, so that of several machines one does it. `train` scores the test images.
         """
-        winner = replace(self.plan, sampler="grid", fixed=[self.complete()[0].params])
+        winner = replace(self.plan, fixed=[self.complete()[0].params])
         with Trials(self.trials.storage, f"{self.name}: test", winner, self.trials.silence) as trials:
             for (trial,) in trials.groups():
                 scores = [train([trial.params], seed, lambda *_: True) for seed in self.plan.seeds]

@@ -91,20 +91,21 @@ class Plan:
     @cached_property
     def queue(self) -> list[Params]:
         """The trials that are known from the start, all but those of TPE, those of a group in a row."""
-        drawn = [trial for i, trial in enumerate(self.fixed) if trial not in self.fixed[:i]]
-        if self.sampler == "random":
+        drawn = list(self.fixed)
+        if self.sampler == "random" and not drawn:
             scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(self.seed))
             drawn = [scratch.ask(self.distributions).params for _ in range(self.trials)]
         if self.sampler == "grid" and not drawn:
             values = [values for values in self.space.values() if not isinstance(values, Range)]
             drawn = [dict(zip(self.space, chosen, strict=True)) for chosen in itertools.product(*values)]
+        drawn = [params for i, params in enumerate(drawn) if params not in drawn[:i]]
         groups = list(dict.fromkeys(map(self.group, drawn)))
         return sorted(drawn, key=lambda params: groups.index(self.group(params)))
 
     @property
     def size(self) -> int:
         """Number of trials."""
-        return self.trials if self.sampler == "tpe" else len(self.queue)
+        return len(self.queue) or self.trials
 
     def group(self, params: Params) -> str:
         """Return what trials must have in common to be trained at once."""
