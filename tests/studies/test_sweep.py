@@ -242,6 +242,7 @@ def test_random_and_tpe_draw_from_ranges_and_go_on(data: FashionMNISTDataModule,
         assert 0.01 <= trial.params["lr"] <= 1
         assert trial.params["batch_size"] in range(16, 65)
     assert len({trial.params["lr"] for trial in trials}) == 18
+    assert len(found.test(partial(sweep.train, wanted, data, "test"))["test/acc"]) == 2
 
 
 @pytest.mark.parametrize(

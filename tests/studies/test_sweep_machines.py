@@ -62,11 +62,9 @@ def images() -> FashionMNISTDataModule:
 
 def trials(plan: Plan, silence: float = 60.0, url: str = SQLITE) -> Trials:
     """What one machine sees of the trials."""
-    study = optuna.create_study(
-        storage=open_storage(url, Path()), study_name="shared", load_if_exists=True,
-        sampler=optuna.samplers.RandomSampler(),
-    )  # fmt: skip
-    return Trials(study, plan, plan.trials if plan.sampler == "tpe" else plan.queue, silence)
+    machine = Trials(open_storage(url, Path()), "shared", plan, silence)
+    machine.study.sampler = optuna.samplers.RandomSampler()
+    return machine
 
 
 def finish(machine: Trials) -> list[dict[str, Any]]:
@@ -82,11 +80,7 @@ def finish(machine: Trials) -> list[dict[str, Any]]:
 
 def complete(machine: Trials) -> list[str]:
     """The parameters of the trials that came to their end; none twice."""
-    found = [
-        describe(trial.params)
-        for trial in machine.study.get_trials()
-        if trial.state == TrialState.COMPLETE and not is_lost(trial)
-    ]
+    found = [describe(trial.params) for trial in machine.live(TrialState.COMPLETE)]
     assert len(found) == len(set(found))
     return found
 
@@ -110,28 +104,22 @@ def test_machines_take_different_groups_and_wait_for_each_other(capsys: pytest.C
     assert len(complete(mine)) == 4
 
 
-def test_trials_that_two_machines_have_lined_up_are_run_once() -> None:
-    machines = [trials(GRID) for _ in range(2)]
-    for params in [params for params in GRID.queue for _ in machines]:  # as if both had seen an empty line
-        machines[0].study.enqueue_trial(params, user_attrs={"params": params})
-    taken = [params for machine in machines for params in finish(machine)]
-    assert len(taken) == len(complete(machines[0])) == 4
-
-
-def test_machines_for_which_tpe_proposes_at_the_same_moment_make_no_trial_too_many(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("plan", "first", "second"), [(GRID, 2, 2), (TPE, 16, 2)])
+def test_machines_that_make_trials_at_the_same_moment_make_none_too_many(
+    plan: Plan, first: int, second: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine, theirs = trials(TPE), trials(TPE)
-    line_up, outdated = theirs._line_up, [theirs._line_up()]
+    mine, theirs = trials(plan), trials(plan)
+    live, outdated = theirs.live, [theirs.live()]
     taken = next(mine.groups())
-    monkeypatch.setattr(theirs, "_line_up", lambda: outdated.pop() if outdated else line_up())
+    monkeypatch.setattr(theirs, "live", lambda *states: outdated.pop() if outdated else live(*states))
     rest = next(theirs.groups())
-    assert (len(taken), len(rest)) == (16, 2)
+    assert (len(taken), len(rest)) == (first, second)
+    assert outdated == []
     for machine, group in ((mine, taken), (theirs, rest)):
         for trial in group:
             machine.finish(trial, 0.5, history={})
-    assert finish(mine) == []
-    assert len(complete(mine)) == 18
+    finish(mine)
+    assert len(complete(mine)) == plan.size
 
 
 def test_what_a_silent_machine_ran_is_taken_over_and_does_not_count_when_it_comes_back() -> None:
@@ -159,26 +147,27 @@ def test_a_machine_that_gives_signs_of_life_is_waited_for() -> None:
     assert mine._others() == set()  # it has been silent since
 
 
-def test_a_machine_killed_between_two_transactions_loses_no_trial() -> None:
+@pytest.mark.parametrize("plan", [GRID, TPE])
+def test_a_machine_killed_between_two_transactions_loses_no_trial(plan: Plan) -> None:
     for kill in range(12):
-        theirs, count = trials(GRID, silence=0.0), iter(range(kill))
+        theirs, count = trials(plan, silence=0.0), iter(range(kill))
 
         with pytest.MonkeyPatch.context() as patch:
-            for name in ("ask", "tell", "enqueue_trial"):
-                call = getattr(theirs.study, name)
+            for of, name in ((theirs.storage, "create_new_trial"), (theirs.study, "ask"), (theirs.study, "tell")):
+                call = getattr(of, name)
 
                 def deadly(*args: Any, call: Any = call, count: Any = count, **options: Any) -> Any:
                     if next(count, None) is None:
                         raise KeyboardInterrupt
                     return call(*args, **options)
 
-                patch.setattr(theirs.study, name, deadly)
+                patch.setattr(of, name, deadly)
             with suppress(KeyboardInterrupt):  # or done before that
                 for group in theirs.groups():
                     for trial in group:
                         theirs.finish(trial, 0.5, history={})
-    finish(mine := trials(GRID, silence=0.0))
-    assert len(complete(mine)) == 4
+    finish(mine := trials(plan, silence=0.0))
+    assert len(complete(mine)) == plan.size
 
 
 @pytest.mark.parametrize(

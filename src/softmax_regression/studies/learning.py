@@ -23,11 +23,7 @@ from softmax_regression.studies.stacked import CHUNK, METRICS, Scores, Stack, me
 
 Labelled = tuple[Tensor, Tensor]  # images (n, 28, 28) uint8, labels (n,) int64
 Each = Callable[[int, Mapping[str, Tensor]], bool]
-Ended = Callable[[int, Mapping[str, Tensor], Callable[[Tensor, Tensor], Scores]], bool]
-PLAIN: dict[str, Any] = {
-    "devices": 1, "logger": False, "num_sanity_val_steps": 0,
-    "enable_progress_bar": False, "enable_model_summary": False,
-}  # fmt: skip
+Score = Callable[[Tensor, Tensor], Scores]
 _RANDOM = threading.RLock()  # torch's global generator, one for all threads
 
 
@@ -61,60 +57,46 @@ def learn(
 ) -> dict[str, Tensor]:
     """Train models that have the initial weights and the minibatches of `fit --seed_everything SEED`.
 
-    Args:
-        model: Their class.
-        variants: What each of the m models is made with; if they are not `stackable`, it is one.
-        loader: The training minibatches.
-        epochs: How many.
-        seed: Decides the initial weights, and what is random in training.
-        sets: Stage -> what to score. Without `train` its scores are the means over the epoch's minibatches.
-        every: Score after so many epochs.
-        each: Called with the epoch, from 1, and its scores, metric -> (m,); False ends it.
-
-    Returns:
-        Metric -> (m, t), one of t scorings after another.
+    `variants` are what each of the m models is made with; equal ones are trained once, and what is not `stackable`
+    must be equal. After `every` so many epochs the `sets`, by their stage, are scored; if `train` is none of them
+    its scores are the means over the epoch's minibatches. `each` is called with the epoch, from 1, and its scores,
+    metric -> (m,); False ends it. Returns metric -> (m, t), one of t scorings after another.
     """
+    distinct = [variant for i, variant in enumerate(variants) if variant not in variants[:i]]
+    place = [distinct.index(variant) for variant in variants]
     rows: list[dict[str, Tensor]] = []
 
-    def ended(epoch: int, train: Mapping[str, Tensor], score: Callable[[Tensor, Tensor], Scores]) -> bool:
+    def ended(epoch: int, train: Mapping[str, Tensor], score: Score) -> bool:
         if epoch % every:
             return True
         scores = {stage: score(*labelled)._asdict() for stage, labelled in sets.items()}
-        rows.append(dict(train) | {f"{stage}/{k}": v for stage, of in scores.items() for k, v in of.items()})
+        row = {**train, **{f"{stage}/{name}": v for stage, of in scores.items() for name, v in of.items()}}
+        rows.append({name: values[place] for name, values in row.items()})
         return each(epoch, rows[-1])
 
     if stackable(model, variants[0]):
-        _learn_together(variants, loader, epochs, seed, ended)
+        models = []
+        for hparams in distinct:
+            with _seeded(seed):
+                models.append(SoftmaxRegression(**hparams))
+        stack = Stack(models, loader, epochs, seed)
+        for epoch in range(1, epochs + 1):
+            if not ended(epoch, dict(zip(METRICS, stack.train_epoch(), strict=False)), stack.score):
+                break
     else:
-        (hparams,) = variants
-        _learn_alone(model, hparams, loader, epochs, seed, sets["val"], ended)
+        (hparams,) = distinct
+        with _seeded(seed):
+            _fit(model(**hparams), loader, sets["val"], epochs, _EpochEnd(ended))
     return {name: torch.stack([row[name] for row in rows], -1) for name in rows[-1]}
 
 
-def _learn_together(
-    variants: Sequence[Mapping[str, Any]], loader: Minibatches, epochs: int, seed: int, ended: Ended
-) -> None:
-    models = []
-    for hparams in variants:
-        with _seeded(seed):
-            models.append(SoftmaxRegression(**hparams))
-    stack = Stack(models, loader, epochs, seed)
-    for epoch in range(1, epochs + 1):
-        if not ended(epoch, dict(zip(METRICS, stack.train_epoch(), strict=False)), stack.score):
-            break
-
-
-def _learn_alone(
-    model: type[LightningModule], hparams: Mapping[str, Any], loader: Minibatches, epochs: int, seed: int,
-    held_out: Labelled, ended: Ended,
-) -> None:  # fmt: skip
-    images, labels = held_out
-    val = Minibatches(images, labels, torch.arange(len(labels)), CHUNK)
+def _fit(module: LightningModule, loader: Minibatches, val: Labelled, epochs: int, epoch_end: Checkpoint) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it names the devices each time
-    with _seeded(seed):
-        module = model(**hparams)
-        trainer = Trainer(max_epochs=epochs, callbacks=[Engine(), _EpochEnd(ended)], **PLAIN)
-        trainer.fit(module, loader, {"val": val})
+    trainer = Trainer(
+        max_epochs=epochs, callbacks=[Engine(), epoch_end], devices=1, logger=False,
+        num_sanity_val_steps=0, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, loader, {"val": Minibatches(*val, torch.arange(len(val[1])), CHUNK)})
 
 
 @contextmanager
@@ -128,7 +110,7 @@ def _seeded(seed: int) -> Iterator[None]:
 class _EpochEnd(Checkpoint):
     """What comes after an epoch; Lightning calls a Checkpoint last, when the module has its row of scores."""
 
-    def __init__(self, ended: Ended) -> None:
+    def __init__(self, ended: Callable[[int, Mapping[str, Tensor], Score], bool]) -> None:
         self.ended = ended
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -137,8 +119,7 @@ class _EpochEnd(Checkpoint):
         logits, device = cast(Callable[[Tensor], Tensor], pl_module), pl_module.device
 
         def score(images: Tensor, labels: Tensor) -> Scores:
-            own = images.to(device), labels.to(device)
-            return mean_scores(lambda x: logits(x).log_softmax(1).T[None], *own)
+            return mean_scores(lambda x: logits(x).log_softmax(1).T[None], images.to(device), labels.to(device))
 
         modes = {part: part.training for part in pl_module.modules()}
         pl_module.eval()
@@ -150,11 +131,7 @@ class _EpochEnd(Checkpoint):
 
 @contextmanager
 def pool(model: type[LightningModule], workers: int | None) -> Iterator[ThreadPoolExecutor]:
-    """Give threads that train a stack each, at most one a core, or None for one a core; alone it is one.
-
-    Raises:
-        InputError: There are to be less than 1.
-    """
+    """Give threads that train a stack each, at most one a core, None for that; what is not stackable has one."""
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers}: must be at least 1; leave it out for one a core")
     n = min(workers or cores(), cores()) if stackable(model, {}) else 1

@@ -17,7 +17,7 @@ from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
 from softmax_regression.studies.learning import Each, held_out, learn, options
 from softmax_regression.studies.stacked import METRICS
-from softmax_regression.studies.sweep_plan import Params, Plan, count
+from softmax_regression.studies.sweep_plan import Params, Plan, count, hparams, longest
 
 BATCH_SIZE, LR = 256, 0.1  # the book's
 PATIENCE = 5  # scorings without a lower validation loss before early stopping stops
@@ -85,22 +85,21 @@ def plan(design: Design, model: type[LightningModule], data: str) -> Plan:
         for n, dropout, decay in itertools.product(design.sizes[::-1], design.dropouts, design.decays)
     ]
     fixed = [{k: v for k, v in trial.items() if k in names} for trial in trials]
-    fixed = [trial for i, trial in enumerate(fixed) if trial not in fixed[:i]]
     space = {name: sorted({trial[name] for trial in fixed}) for name in fixed[0]}
     return Plan(space, "grid", 1, list(range(design.seeds)), 0, data, model=model, fixed=fixed)
 
 
 def train(
     design: Design, model: type[LightningModule], data: FashionMNISTDataModule,
-    params: Params, models: Sequence[Params], seed: int, each: Each,
+    trials: Sequence[Params], seed: int, each: Each,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Train models on images that the seed chooses, for `Sweep`."""
+    """Train on images that the seed chooses, for `Sweep`."""
     images, labels, own = data.loaded.images, data.loaded.labels, data.train_index
-    index = own[stratified_order(labels[own], seed)[: count(params, "train_size")]]
+    index = own[stratified_order(labels[own], seed)[: count(trials[0], "train_size")]]
     sets = {"train": (images[index], labels[index]), **held_out(data)}
     loader = Minibatches(images, labels, index, min(BATCH_SIZE, len(index)), seed)
     every = {size.images: size.every for size in design.sizes}[len(index)]
-    return learn(model, models, loader, count(params, "epochs"), seed, sets, every, each)
+    return learn(model, [hparams(trial) for trial in trials], loader, longest(trials), seed, sets, every, each)
 
 
 def curves(trials: Sequence[FrozenTrial], size: Size) -> Curves:
@@ -115,11 +114,7 @@ def curves(trials: Sequence[FrozenTrial], size: Size) -> Curves:
 
 
 def choose_arms(runs: Curves) -> list[Arm]:
-    """Tune each remedy on the validation loss, the mean over the seeds.
-
-    Returns:
-        None; weight decay and dropout, where they were run; early stopping; the best combination of these.
-    """
+    """Tune each remedy, where it was run, on the validation loss, the mean over the seeds; the first arm is none."""
 
     def arm(name: str, dropout: float, decay: float, early: bool = False) -> Arm:
         curves = runs[dropout, decay]
@@ -138,11 +133,7 @@ def choose_arms(runs: Curves) -> list[Arm]:
 
 
 def early_stop(losses: Sequence[float], patience: int = PATIENCE) -> int:
-    """Return the position of the least loss before there is none lower for `patience` places.
-
-    >>> early_stop([3.0, 2.0, 2.5, 2.6, 1.0], patience=2)
-    1
-    """
+    """Return the position of the least loss before there is none lower for `patience` places."""
     best = 0
     for i, loss in enumerate(losses):
         if loss < losses[best]:

@@ -36,24 +36,19 @@ class Stack:
     With dropout all of them lose the same pixels, drawn by a generator of the stack's own: those are not the
     pixels that `fit` drops with this seed.
 
-    Args:
-        models: Untrained, alike in `SHARED`; their hyperparameters and initial weights are taken over.
-        loader: The training minibatches, on the device to train on.
-        epochs: Length of the run, which a cosine schedule needs to know.
-        seed: Decides which pixels dropout drops.
+    The models, alike in `SHARED`, give their hyperparameters and initial weights; a cosine schedule needs to know
+    the number of `epochs`, and the data are on the device to train on. Models that cannot share their minibatches,
+    or want the naive loss, are an InputError.
 
     Attributes:
         weight, bias: (models * k, 784) and (models * k, 1), k consecutive rows for each model.
-
-    Raises:
-        InputError: The models cannot share their minibatches, or want the naive loss.
     """
 
     def __init__(self, models: Sequence[SoftmaxRegression], loader: Minibatches, epochs: int, seed: int = 0) -> None:
         self.loader, self.epoch, self.step, self.total = loader, 0, 0, epochs * len(loader)
         hparams, device = [model.hparams for model in models], loader.images.device
         self.shared = {name: hparams[0][name] for name in SHARED}
-        if any(h[name] != self.shared[name] for h in hparams for name in SHARED):
+        if any(self.shared.items() - h.items() for h in hparams):
             raise InputError(f"{', '.join(SHARED)}: must be the same in a stack; make several")
         if self.shared["loss"] == "naive":
             raise InputError("loss=naive: a stack has the stable gradient; train the model alone")

@@ -37,10 +37,10 @@ from softmax_regression.studies import sweep_page
 from softmax_regression.studies.learning import Each, held_out, learn, pool
 from softmax_regression.studies.stacked import METRICS
 from softmax_regression.studies.sweep_page import History
-from softmax_regression.studies.sweep_plan import Params, Plan, Range, Value, count, describe, hparams
-from softmax_regression.studies.sweep_trials import SILENCE, Trials, is_lost, one_line, open_storage, shown
+from softmax_regression.studies.sweep_plan import Params, Plan, Range, Value, count, describe, hparams, longest
+from softmax_regression.studies.sweep_trials import SILENCE, Trials, one_line, open_storage, shown
 
-Train = Callable[[Params, Sequence[Params], int, Each], dict[str, Tensor]]
+Train = Callable[[Sequence[Params], int, Each], dict[str, Tensor]]
 QUICK: dict[str, Any] = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
 
 
@@ -110,18 +110,18 @@ def _run(plan: Plan, data: FashionMNISTDataModule, folder: Path, workers: int | 
 
 
 def train(
-    plan: Plan, data: FashionMNISTDataModule, stage: str,
-    params: Params, models: Sequence[Params], seed: int, each: Each,
-) -> dict[str, Tensor]:  # fmt: skip
+    plan: Plan, data: FashionMNISTDataModule, stage: str, trials: Sequence[Params], seed: int, each: Each
+) -> dict[str, Tensor]:
     """Train on the images that `fit` trains on; score `val` after every epoch, `test` after the last."""
-    images, epochs, size = len(data.train_index), count(params, "epochs"), count(params, "batch_size")
-    n = int(params.get("train_size", images))
+    images, size, epochs = len(data.train_index), count(trials[0], "batch_size"), longest(trials)
+    n = int(trials[0].get("train_size", images))
     for name, value, most in (("train_size", n, images), ("batch_size", size, n)):
         if value > most:
             raise InputError(f"{name}={value}: must be at most the {most} training images")
     loader = Minibatches(data.loaded.images, data.loaded.labels, data.train_index[:n], size, seed)
     sets = {name: part for name, part in held_out(data).items() if name in ("val", stage)}
-    return learn(plan.model, models, loader, epochs, seed, sets, 1 if stage == "val" else epochs, each)
+    every = 1 if stage == "val" else epochs
+    return learn(plan.model, [hparams(trial) for trial in trials], loader, epochs, seed, sets, every, each)
 
 
 class Sweep:
@@ -130,7 +130,7 @@ class Sweep:
     Args:
         plan: What to search.
         folder: Locked for this process, unless there is a database.
-        train: Trains models as the parameters of a trial say, with a seed, see `learn`.
+        train: Trains a group of trials with a seed; returns their scores, metric -> (trials, scorings), see `learn`.
         storage: URL of a database, or None for a journal in the folder.
         silence: Seconds without a sign of life after which the trials of another machine are taken over.
 
@@ -142,135 +142,108 @@ class Sweep:
         self, plan: Plan, folder: Path, train: Train, storage: str | None = None, silence: float = SILENCE
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        silence = silence if storage else 0.0  # in a locked folder, what runs already was killed
         self.plan, self.name, self.train = plan, folder.name, train
-        self.silence = silence if storage else 0.0  # in a locked folder, what runs already was killed
-        self.storage = open_storage(storage, folder)
-        self.study = self._study(self.name)
-        if "plan" not in self.study.user_attrs:
-            self.study.set_user_attr("plan", plan.identity())
-        if self.study.user_attrs["plan"] != plan.identity():
+        self.trials = Trials(open_storage(storage, folder), folder.name, plan, silence)
+        self.study = self.trials.study
+        if self.study.user_attrs.get("plan", plan.identity()) != plan.identity():
             raise InputError(f"{folder}: has a sweep with another plan; choose another --name, or delete it")
+        self.study.set_user_attr("plan", plan.identity())
         # Another seed each time it goes on, and on each machine, or TPE would propose the same trials again.
         seed = plan.seed + len(self.study.trials) + (secrets.randbelow(2**16) if storage else 0)
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
-    def _study(self, name: str) -> optuna.Study:
-        return optuna.create_study(storage=self.storage, study_name=name, load_if_exists=True)
-
     def complete(self) -> list[FrozenTrial]:
-        """Return the trials that came to their end, those of least validation loss first.
-
-        Raises:
-            InputError: There is none.
-            DivergedError: There is none, and all diverged.
-        """
-        trials = self.study.get_trials(states=(TrialState.COMPLETE,))
-        if not trials:
-            errors = sorted({t.user_attrs["error"] for t in self.study.trials if "error" in t.user_attrs})
-            kind = DivergedError if all(e.startswith("DivergedError") for e in errors) else InputError
-            raise kind(f"all trials failed: {'; '.join(errors[:3])}")
-        return sorted(trials, key=lambda trial: trial.value or 0.0)
+        """Return the trials that came to their end, at least one, those of least validation loss first."""
+        if trials := self.trials.live(TrialState.COMPLETE):
+            return sorted(trials, key=lambda trial: trial.value or 0.0)
+        errors = sorted({t.user_attrs["error"] for t in self.study.trials if "error" in t.user_attrs})
+        kind = DivergedError if all(e.startswith("DivergedError") for e in errors) else InputError
+        raise kind(f"all trials failed: {'; '.join(errors[:3])}")
 
     def search(self, threads: ThreadPoolExecutor) -> None:
         """Run every trial that is waiting, until none is left on any machine."""
-        wanted = self.plan.trials if self.plan.sampler == "tpe" else self.plan.queue
         self.bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty())
         self.task = self.bar.add_task(self.name, total=self.plan.size)
-        with self.bar, Trials(self.study, self.plan, wanted, self.silence) as trials:
-            futures = [threads.submit(self._work, trials) for _ in range(cores())]  # one a thread, or more
+        with self.bar, self.trials:
+            futures = [threads.submit(self._work) for _ in range(cores())]  # one a thread, or more
             try:
                 for future in futures:
                     future.result()
             finally:
-                trials.stop.set()
+                self.trials.stop.set()
                 wait(futures)
 
-    def _work(self, trials: Trials) -> None:
+    def _work(self) -> None:
         """Train one group of trials after another; if one fails that is recorded, and the next begins."""
-        for group in trials.groups():
-            unfinished = {trial.number: trial for trial in group}
+        for group in self.trials.groups():
             try:
-                self._train_group(trials, unfinished)
+                self._train_group(group)
             except (StorageInternalError, SQLAlchemyError):
                 raise
             except Exception as error:  # whatever it is, the other groups may still work
-                for trial in unfinished.values():
-                    trials.finish(trial, None, error=one_line(error))
+                for trial in group:  # that is not finished
+                    self.trials.finish(trial, None, error=one_line(error))
             self._show()
 
-    def _train_group(self, trials: Trials, unfinished: dict[int, Trial]) -> None:
-        """Train a group, one seed after another, and finish its trials."""
-        history: dict[int, History] = {number: {} for number in unfinished}
-        for seed in self.plan.seeds:
-            if unfinished:
-                self._train_seed(trials, unfinished, seed, history)
-            if trials.stop.is_set():
-                return
-            self.bar.advance(self.task, len(history) / len(self.plan.seeds))
-        for number, trial in unfinished.items():
-            value = mean(losses[-1] for losses in history[number]["val/loss"])
-            if math.isfinite(value):
-                trials.finish(trial, value, history=history[number])
-            else:
-                trials.finish(trial, None, error=f"DivergedError: val/loss={value}; lower lr")
+    def _train_group(self, group: Sequence[Trial]) -> None:
+        """Train a group, one seed after another, and finish its trials.
 
-    def _train_seed(
-        self, trials: Trials, unfinished: dict[int, Trial], seed: int, history: Mapping[int, History]
-    ) -> None:
-        """Train a group with one seed, and add its scores to the histories.
-
-        With a constant learning rate a short run is the beginning of a long one, so trials that differ in
-        nothing but `epochs` are one model, whose scores are read off at several places.
+        With a constant learning rate a short run is the beginning of a long one, so that the trials of a group
+        may differ in `epochs`, too: the scores of each are read off where it ends.
         """
-        params = {number: trial.params for number, trial in unfinished.items()}
-        models = [hparams(of_trial) for of_trial in params.values()]
-        models = [model for i, model in enumerate(models) if model not in models[:i]]
-        place = {number: models.index(hparams(of_trial)) for number, of_trial in params.items()}
-        longest = max(params.values(), key=lambda of_trial: count(of_trial, "epochs"))
+        history: dict[int, History] = {trial.number: {} for trial in group}
+        left = list(group)  # those that are not pruned
 
         def each(epoch: int, scores: Mapping[str, Tensor]) -> bool:
-            if self.plan.prune and seed == self.plan.seeds[0]:
-                for number in [n for n in unfinished if epoch < count(params[n], "epochs")]:
-                    unfinished[number].report(scores["val/loss"][place[number]].item(), epoch)
-                    if unfinished[number].should_prune():
-                        self.study.tell(unfinished.pop(number), state=TrialState.PRUNED)
-            return bool(unfinished) and not trials.stop.is_set()
+            if self.plan.prune and not any(history.values()):  # with the first seed
+                for trial, loss in zip(group, scores["val/loss"].tolist(), strict=True):
+                    if trial in left and epoch < count(trial.params, "epochs"):
+                        trial.report(loss, epoch)
+                        if trial.should_prune():
+                            self.study.tell(trial, state=TrialState.PRUNED)
+                            left.remove(trial)
+            return bool(left) and not self.trials.stop.is_set()
 
-        scores = self.train(longest, models, seed, each)
-        for number in unfinished:
-            for name, values in scores.items():
-                ended = values[place[number], : count(params[number], "epochs")].tolist()
-                history[number].setdefault(name, []).append(ended)
+        for seed in self.plan.seeds:
+            trained = list(left)
+            scores = self.train([trial.params for trial in trained], seed, each)
+            if not left or self.trials.stop.is_set():
+                return
+            for i, trial in enumerate(trained):
+                for name, values in scores.items():
+                    ended = values[i, : count(trial.params, "epochs")].tolist()
+                    history[trial.number].setdefault(name, []).append(ended)
+            self.bar.advance(self.task, len(group) / len(self.plan.seeds))
+        for trial in left:
+            value = mean(losses[-1] for losses in history[trial.number]["val/loss"])
+            if math.isfinite(value):
+                self.trials.finish(trial, value, history=history[trial.number])
+            else:
+                self.trials.finish(trial, None, error=f"DivergedError: val/loss={value}; lower lr")
 
     def _show(self) -> None:
         """Say how far the search has come."""
-        trials = [trial for trial in self.study.get_trials(deepcopy=False) if not is_lost(trial)]
+        trials = self.trials.live()
         done = sum(trial.state.is_finished() for trial in trials)
         text = f"{done}/{self.plan.size} trials"
-        if complete := [trial for trial in trials if trial.state == TrialState.COMPLETE]:
-            best = min(complete, key=lambda trial: trial.value or 0.0)
+        if any(trial.state == TrialState.COMPLETE for trial in trials):
+            best = self.complete()[0]
             text += f", best val/loss {best.value:.4f} with {describe(best.params)}"
         self.bar.update(self.task, completed=done, description=text)
         if self.bar.disable:
             print(text, file=sys.stderr)
 
     def test(self, train: Train) -> dict[str, list[float]]:
-        """Test the trial of least validation loss, one model a seed, once and for all.
+        """Test the trial of least validation loss once and for all; return `test/loss` and `test/acc` of each seed.
 
-        It is a trial of a study of its own, so that of several machines one does it.
-
-        Args:
-            train: As that of the sweep, but scores the test images, once.
-
-        Returns:
-            `test/loss` and `test/acc`, a value for each seed.
+        It is a trial of a study of its own, so that of several machines one does it. `train` scores the test images.
         """
-        study, best = self._study(f"{self.name}: test"), self.complete()[0].params
-        with Trials(study, self.plan, [best], self.silence) as trials:
+        winner = replace(self.plan, fixed=[self.complete()[0].params])
+        with Trials(self.trials.storage, f"{self.name}: test", winner, self.trials.silence) as trials:
             for (trial,) in trials.groups():
-                own = [hparams(trial.params)]
-                scores = [train(trial.params, own, seed, lambda *_: True) for seed in self.plan.seeds]
+                scores = [train([trial.params], seed, lambda *_: True) for seed in self.plan.seeds]
                 values = {name: [of_seed[name].item() for of_seed in scores] for name in METRICS[4:]}
                 trials.finish(trial, mean(values["test/loss"]), test=values)
-        tested: dict[str, list[float]] = study.best_trial.user_attrs["test"]
+        tested: dict[str, list[float]] = trials.study.best_trial.user_attrs["test"]
         return tested

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import optuna
+from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule
 from optuna import distributions
 
@@ -59,28 +60,28 @@ class Plan:
             raise InputError("space, seeds and trials: need at least one of each")
         if len({s for s in self.seeds if 0 <= s < 2**32}) < len(self.seeds):
             raise InputError(f"seeds={self.seeds}: must be different numbers from 0 to {2**32 - 1}")
+        parser = options(self.model)
         for name, values in self.space.items():
-            if not values:
-                raise InputError(f"space.{name}: has no values; give at least one")
-            if self.sampler == "grid" and isinstance(values, Range):
-                raise InputError(f"space.{name}: a range has no grid; give a list, or sampler random or tpe")
             try:
-                _distribution(values)
-                for value in (values.low, values.high) if isinstance(values, Range) else values:
-                    self._check(name, value)
+                self._check(parser, name, values)
             except Exception as error:  # of Optuna, or of whoever wrote the model
                 raise InputError(f"space.{name}: {' '.join(str(error).split())}") from error
 
-    def _check(self, name: str, value: Value) -> None:
-        parser = options(self.model)
+    def _check(self, parser: ArgumentParser, name: str, values: Sequence[Value] | Range) -> None:
         names = sorted({*vars(parser.get_defaults().model), *COUNTS})
         if name not in names:
-            raise InputError(f"unknown; expected one of {', '.join(names)}")
-        if name not in COUNTS:
-            parser.parse_object({"model": {name: value}})
-            self.model(**{name: value})
-        elif not isinstance(value, int) or value < 1:
-            raise InputError(f"expected a whole number, at least 1. Got value: {value}")
+            raise ValueError(f"unknown; expected one of {', '.join(names)}")
+        if not values:
+            raise ValueError("has no values; give at least one")
+        if self.sampler == "grid" and isinstance(values, Range):
+            raise ValueError("a range has no grid; give a list, or sampler random or tpe")
+        _distribution(values)
+        for value in (values.low, values.high) if isinstance(values, Range) else values:
+            if name not in COUNTS:
+                parser.parse_object({"model": {name: value}})
+                self.model(**{name: value})
+            elif not isinstance(value, int) or value < 1:
+                raise ValueError(f"expected a whole number, at least 1. Got value: {value}")
 
     @property
     def distributions(self) -> dict[str, distributions.BaseDistribution]:
@@ -91,19 +92,20 @@ class Plan:
     def queue(self) -> list[Params]:
         """The trials that are known from the start, all but those of TPE, those of a group in a row."""
         drawn = list(self.fixed)
-        if self.sampler == "random":
+        if self.sampler == "random" and not drawn:
             scratch = optuna.create_study(sampler=optuna.samplers.RandomSampler(self.seed))
             drawn = [scratch.ask(self.distributions).params for _ in range(self.trials)]
         if self.sampler == "grid" and not drawn:
             values = [values for values in self.space.values() if not isinstance(values, Range)]
             drawn = [dict(zip(self.space, chosen, strict=True)) for chosen in itertools.product(*values)]
+        drawn = [params for i, params in enumerate(drawn) if params not in drawn[:i]]
         groups = list(dict.fromkeys(map(self.group, drawn)))
         return sorted(drawn, key=lambda params: groups.index(self.group(params)))
 
     @property
     def size(self) -> int:
         """Number of trials."""
-        return self.trials if self.sampler == "tpe" else len(self.queue)
+        return len(self.queue) or self.trials
 
     def group(self, params: Params) -> str:
         """Return what trials must have in common to be trained at once."""
@@ -132,6 +134,11 @@ def hparams(params: Params) -> Params:
 def count(params: Params, name: str) -> int:
     """Return a trial's batch size or number of epochs, the book's if it was not searched."""
     return int((BOOK | params)[name])
+
+
+def longest(trials: Sequence[Params]) -> int:
+    """Return the number of epochs of the longest trial."""
+    return max(count(trial, "epochs") for trial in trials)
 
 
 def describe(params: Mapping[str, Value]) -> str:

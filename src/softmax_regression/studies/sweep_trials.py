@@ -1,7 +1,7 @@
 """Trials that one or several machines take from a study, and take over from a machine that is silent.
 
 Public names of Optuna alone. Its own heartbeat beats only inside `Study.optimize`, which runs trials one by
-one; here a machine asks for all trials that make one stack.
+one; here a machine takes all trials that make one stack.
 """
 
 import os
@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ import optuna
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
 from softmax_regression.errors import InputError
-from softmax_regression.studies.sweep_plan import Params, Plan
+from softmax_regression.studies.sweep_plan import Plan
 
 BEAT, SILENCE = 10.0, 90.0  # seconds between signs of life; without one until trials are taken over
 TPE_BATCH = 16  # trials that TPE proposes at a time, which can then be stacked
@@ -36,17 +36,14 @@ def is_lost(trial: FrozenTrial) -> bool:
 
 
 class Trials:
-    """The trials of a study that machines may share, as a context in which this machine gives signs of life.
+    """The trials of a plan, which machines may share; a context in which this machine gives signs of life.
 
-    Args:
-        study: Where they are.
-        plan: What they are drawn from.
-        wanted: Their parameters, those of a group in a row; or how many TPE is to propose.
-        silence: Seconds without a sign of life after which a machine's trials are taken over.
+    The trials of a machine are taken over after `silence` seconds without one.
     """
 
-    def __init__(self, study: optuna.Study, plan: Plan, wanted: Sequence[Params] | int, silence: float) -> None:
-        self.study, self.plan, self.wanted, self.silence = study, plan, wanted, silence
+    def __init__(self, storage: BaseStorage, name: str, plan: Plan, silence: float) -> None:
+        self.study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+        self.storage, self.plan, self.silence = storage, plan, silence
         self.machine = f"{socket.gethostname()}-{secrets.token_hex(2)}"
         self.lock, self.stop = threading.Lock(), threading.Event()
         self.seen: dict[int, tuple[Any, float]] = {}  # trial -> last sign of its machine, and when it was new
@@ -58,7 +55,7 @@ class Trials:
     def __exit__(self, *error: object) -> None:
         """Give back what is not finished."""
         self.stop.set()
-        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        for trial in self.live(TrialState.RUNNING):
             if trial.user_attrs.get("machine") == self.machine:
                 self._lose(trial.number)
 
@@ -67,6 +64,11 @@ class Trials:
             with suppress(Exception):  # a database may be away for a while
                 self.study.set_user_attr(f"alive {self.machine}", time.time())
             self.stop.wait(BEAT)
+
+    def live(self, *states: TrialState) -> list[FrozenTrial]:
+        """Return the trials that are not lost, of these states or of all, in the order of their numbers."""
+        trials = self.study.get_trials(deepcopy=False, states=states or None)
+        return [trial for trial in trials if not is_lost(trial)]
 
     def groups(self) -> Iterator[list[Trial]]:
         """Yield trials that are now this machine's, a group at a time, until every machine's are finished."""
@@ -77,55 +79,50 @@ class Trials:
                     yield [trial for trial in taken if self.plan.group(trial.params) == group]
             elif others := self._others():
                 if not said:
-                    text = f"waiting for {', '.join(sorted(others))}; what falls silent is replaced"
-                    print(text, file=sys.stderr)
+                    print(f"waiting for {', '.join(sorted(others))}; what falls silent is replaced", file=sys.stderr)
                 said = True
                 self.stop.wait(min(1.0, self.silence / 4))
             else:
                 return
 
     def _take(self) -> list[Trial]:
-        """Take the first group in the line; nothing if the line is empty and nothing is missing in it."""
+        """Make trials that are missing, but for those that another machine has made at the same moment."""
         with self.lock:
-            while n := self._line_up():
-                taken = [self.study.ask(self.plan.distributions) for _ in range(n)]
-                for trial in taken:
-                    trial.set_user_attr("machine", self.machine)
-                trials = self.study.get_trials(deepcopy=False)
-                surplus = {trial.number for trial in taken if self._is_surplus(trials[: trial.number + 1])}
-                for number in surplus:
-                    self._lose(number)
-                if own := [trial for trial in taken if trial.number not in surplus]:
+            while made := self._make():
+                live, own = self.live(), []
+                for trial in made:
+                    before = [other.params for other in live if other.number < trial.number]
+                    if trial.params in before if self.plan.queue else len(before) >= self.plan.size:
+                        self._lose(trial.number)
+                    else:
+                        own.append(trial)
+                if own:
                     return own
         return []
 
-    def _line_up(self) -> int:
-        """Return how many trials to take; if none waits, those that are missing are put in the line first."""
-        trials = self.study.get_trials(deepcopy=False)
-        line = [trial.user_attrs["params"] for trial in trials if trial.state == TrialState.WAITING]
-        if not line:
-            live = [trial for trial in trials if not is_lost(trial)]
-            if isinstance(self.wanted, int):
-                return max(0, min(TPE_BATCH, self.wanted - len(live)))
-            known = [trial.user_attrs.get("params") for trial in live]
-            line = [params for params in self.wanted if params not in known]
-            for params in line:
-                self.study.enqueue_trial(params, user_attrs={"params": params})
-        return sum(self.plan.group(params) == self.plan.group(line[0]) for params in line)
-
-    def _is_surplus(self, trials: Sequence[FrozenTrial]) -> bool:
-        """Whether machines that lined up trials at the same moment have made the last one once too often."""
-        *before, trial = (trial for trial in trials if not is_lost(trial))
-        if isinstance(self.wanted, int):
-            return len(before) >= self.wanted
-        params = trial.user_attrs.get("params")
-        return params is None or any(other.user_attrs.get("params") == params for other in before)
+    def _make(self) -> list[Trial]:
+        """Make the first group of the queue that is missing, each trial at one stroke, or what TPE proposes."""
+        live, space, attrs = self.live(), self.plan.distributions, {"machine": self.machine}
+        if not self.plan.queue:
+            made = [self.study.ask(space) for _ in range(min(TPE_BATCH, self.plan.size - len(live)))]
+            for trial in made:
+                trial.set_user_attr("machine", self.machine)
+            return made
+        known = [trial.params for trial in live]
+        missing = [params for params in self.plan.queue if params not in known]
+        study_id = self.storage.get_study_id_from_name(self.study.study_name)
+        running = (
+            create_trial(state=TrialState.RUNNING, params=params, distributions=space, user_attrs=attrs)
+            for params in missing
+            if self.plan.group(params) == self.plan.group(missing[0])
+        )
+        return [Trial(self.study, self.storage.create_new_trial(study_id, trial)) for trial in running]
 
     def _others(self) -> set[str]:
         """Return the other machines that run trials, and lose the trials of those that are silent."""
         with self.lock:
             signs, now, others = self.study.user_attrs, time.monotonic(), set()
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            for trial in self.live(TrialState.RUNNING):
                 if (machine := trial.user_attrs.get("machine", "a machine")) != self.machine:
                     sign = signs.get(f"alive {machine}")
                     if sign != self.seen.setdefault(trial.number, (sign, now))[0]:
@@ -149,17 +146,17 @@ class Trials:
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """Open the database that machines share, or without a URL the journal of one.
-
-    Raises:
-        InputError: It cannot be opened.
-    """
+    """Open the database that machines share, or without a URL the journal of one; if it cannot be, an InputError."""
     if url is None:
-        return JournalStorage(_journal(folder / "trials.jsonl"))
+        path = folder / "trials.jsonl"
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # a kill may have left it, and half a line
+        if path.exists():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        lock = JournalFileOpenLock(str(path))  # no link, which Windows may refuse
+        return JournalStorage(JournalFileBackend(str(path), lock))
     for left in reversed(range(10)):
         try:
-            target = _parse(url).render_as_string(hide_password=False)
-            return RDBStorage(target, {"pool_pre_ping": True})
+            return RDBStorage(_parse(url).render_as_string(hide_password=False), {"pool_pre_ping": True})
         except (ImportError, ArgumentError) as error:
             remedy = 'for PostgreSQL pip install -e ".[database]"'
             raise InputError(f"storage={shown(url)}: its driver is missing; {remedy}") from error
@@ -187,12 +184,3 @@ def shown(url: str) -> str:
 def one_line(error: BaseException) -> str:
     """Return an error as one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
-
-
-def _journal(path: Path) -> JournalFileBackend:
-    """Open Optuna's journal; a kill may have left its lock, and half a line."""
-    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
-    if path.exists():
-        whole = path.read_bytes().rpartition(b"\n")
-        os.truncate(path, len(whole[0] + whole[1]))
-    return JournalFileBackend(str(path), JournalFileOpenLock(str(path)))  # no link, which Windows may refuse
