@@ -86,7 +86,7 @@ def parts(steps: int) -> dict[str, float]:
 
     def backward(x: Tensor, y: Tensor) -> None:
         optimizer.zero_grad()
-        model.loss(model(x), y).backward()  # type: ignore[no-untyped-call]
+        model.loss(model(x), y).backward()
 
     def update(x: Tensor, y: Tensor) -> None:
         backward(x, y)
@@ -97,7 +97,7 @@ def parts(steps: int) -> dict[str, float]:
         loss = model.loss(logits, y)
         model.train_scores.update(logits.detach(), y, loss.detach())
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
 
     taken: dict[str, float] = {}
