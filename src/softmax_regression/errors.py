@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 
 class DivergedError(RuntimeError):
-    """The loss or a weight is no longer finite: one line, exit code 3."""
+    """The loss or a weight is not finite any more, or means nothing: one line, exit code 3."""
 
     exit_code = 3
 
