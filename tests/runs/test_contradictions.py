@@ -14,6 +14,14 @@ from test_resume import assert_same, resume, state
 
 from commands import SMALL, fit, manifest, one_line, only_run
 from killed import strike
+from softmax_regression import (
+    FashionMNISTDataModule,
+    LastCheckpoint,
+    RunLogger,
+    RunRecord,
+    SafeCheckpointIO,
+    SoftmaxRegression,
+)
 from softmax_regression.commands.train import main
 from softmax_regression.errors import InputError
 from softmax_regression.files import locked
@@ -311,3 +319,17 @@ def test_a_run_with_other_loggers_is_resumed(with_ours: bool, capsys: pytest.Cap
     after = run if with_ours else run.with_name("version_1")
     assert len(last(after)["history"]) == 2
     assert (f"this run does in {after}" in capsys.readouterr().out) is not with_ours
+
+
+def test_a_run_from_python_has_the_optimizer_of_its_model(capsys: pytest.CaptureFixture[str]) -> None:
+    data = FashionMNISTDataModule(source="synthetic", synthetic_size=600, val_size=101, batch_size=32)
+    callbacks: list[Callback] = [LastCheckpoint(), RunRecord()]
+    trainer = Trainer(
+        max_epochs=1, logger=RunLogger(), callbacks=callbacks, plugins=[SafeCheckpointIO()], accelerator="cpu"
+    )
+    trainer.fit(SoftmaxRegression(), data)
+    before = files(run := only_run())
+    capsys.readouterr()
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2", "--optimizer=Adam"]) == 2
+    assert "the run to resume has None;" in one_line(capsys)
+    assert files(run) == before

@@ -68,7 +68,8 @@ def check(run: Path | None, saved: dict[str, Any], cli: "TrainCLI") -> None:
     known = {"config": "{}"} | saved.get("run", {})
     callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
     (record,) = (callback for callback in callbacks if isinstance(callback, RunRecord))
-    before = {name: known.get(name) for name in ("model", "data")} | _options(known["config"])
+    before: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}  # of a run that was started from Python
+    before |= {name: known.get(name) for name in ("model", "data")} | _options(known["config"])
     now: dict[str, Any] = {"model": path_of(type(cli.model)), "data": path_of(type(cli.datamodule))}
     now |= _options(str(record.config))
     now["trainer.callbacks"] = [each for each in now["trainer.callbacks"] if each in before["trainer.callbacks"]]
