@@ -223,16 +223,18 @@ def test_predict_writes_a_row_for_each_test_image(run: Path) -> None:
         assert max(probabilities, key=probabilities.__getitem__) == row["predicted"]
 
 
-def test_predict_takes_one_process_however_many_have_trained(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_process_scores_however_many_have_trained(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(
         config.replace("devices: auto", "devices: 2").replace("strategy: auto", "strategy: ddp")
     )
-    assert main(["predict", "--ckpt_path", str(run)]) == 0
+    for command in ("test", "validate", "predict"):
+        assert main([command, "--ckpt_path", str(run)]) == 0
+    assert not torch.distributed.is_initialized()
     assert len((run / "predictions.csv").read_text().splitlines()) == 101
     capsys.readouterr()
     assert main(["predict", "--ckpt_path", str(run), "--trainer.devices=2"]) == 2
-    assert "trainer.devices=2: predict uses one; drop the option" in one_line(capsys)
+    assert "2 processes: predict uses one; drop --trainer.devices, or torchrun" in one_line(capsys)
 
 
 def test_predict_takes_photos_beside_the_test_images(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

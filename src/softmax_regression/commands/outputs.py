@@ -84,7 +84,7 @@ def predictions_path(cli: "TrainCLI") -> Path:
             ours = re.match(rb"index,(label|image),predicted,|$", file.readline()) is not None
     check_writable(path, ours)
     if cli.trainer.world_size > 1:
-        raise InputError(f"trainer.devices={cli.trainer.world_size}: predict uses one; drop the option")
+        raise InputError(f"{cli.trainer.world_size} processes: predict uses one; drop --trainer.devices, or torchrun")
     return path
 
 

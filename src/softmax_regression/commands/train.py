@@ -67,7 +67,7 @@ class TrainCLI(LightningCLI):
         config = resume.config_of(self.run, path, self.checkpoint)
         if not Path(self.run or path, "config.yaml").is_file():
             arguments.check_text(config[-1], str(path))  # which the checkpoint brings along
-        if before[-1] == "predict":  # by one process, however many have trained
+        if before[-1] != "fit":  # one process scores, however many have trained, unless flags say otherwise
             config += ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
         return [*before, *config, *after, "--ckpt_path", str(path)]
 
