@@ -324,9 +324,8 @@ def test_a_run_with_other_loggers_is_resumed(with_ours: bool, capsys: pytest.Cap
 def test_a_run_from_python_has_the_optimizer_of_its_model(capsys: pytest.CaptureFixture[str]) -> None:
     data = FashionMNISTDataModule(source="synthetic", synthetic_size=600, val_size=101, batch_size=32)
     callbacks: list[Callback] = [LastCheckpoint(), RunRecord()]
-    trainer = Trainer(
-        max_epochs=1, logger=RunLogger(), callbacks=callbacks, plugins=[SafeCheckpointIO()], accelerator="cpu"
-    )
+    options: dict[str, Any] = {"accelerator": "cpu", "log_every_n_steps": 1, "plugins": [SafeCheckpointIO()]}
+    trainer = Trainer(max_epochs=1, logger=RunLogger(), callbacks=callbacks, **options)
     trainer.fit(SoftmaxRegression(), data)
     before = files(run := only_run())
     capsys.readouterr()
