@@ -99,11 +99,11 @@ def test_a_loader_that_shuffles_with_global_state_fails_the_comparison(
 
 
 def test_a_save_that_is_killed_leaves_a_checkpoint_that_can_be_read(trained: Path, tmp_path: Path) -> None:
-    path, rng, inside = tmp_path / "x.ckpt", random.Random(7), 0
+    path, rng, kills, inside = tmp_path / "x.ckpt", random.Random(7), 0, 0
     shutil.copy(trained / "checkpoints" / "last.ckpt", path)
     expected = checkpoint.read(path)["state_dict"]
-    for _ in range(2 * N):
-        process = killed.start_saving(path)
+    while kills < 2 * N or inside < N / 2:  # how many come inside a save is chance
+        process, kills = killed.start_saving(path), kills + 1
         while not path.with_name("started").exists():
             time.sleep(0.001)
         process.join(rng.uniform(0, 0.03))
@@ -115,8 +115,7 @@ def test_a_save_that_is_killed_leaves_a_checkpoint_that_can_be_read(trained: Pat
         inside += len(list(tmp_path.glob(".*.tmp")))
         remove_debris(tmp_path)
         assert [*tmp_path.iterdir()] == [path]
-    assert inside >= N / 2
-    print(f"\n{2 * N} kills while saving, {inside} with a half-written file beside it: 0 unreadable checkpoints")
+    print(f"\n{kills} kills while saving, {inside} with a half-written file beside it: 0 unreadable checkpoints")
 
 
 # Garbled input
