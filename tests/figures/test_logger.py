@@ -205,6 +205,17 @@ def test_what_cannot_be_drawn_is_said_and_ends_no_run(kind: str, capsys: pytest.
     assert steps(only_run()) == {}
 
 
+def test_an_error_without_words_ends_no_run_either(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("softmax_regression.figures.logger.score", refuse)
+    trained(Plain(), FigureLogger())
+    assert "figures val/... are left out: AssertionError\n" in capsys.readouterr().err
+
+
 def test_of_several_validation_sets_without_names_the_first_is_drawn() -> None:
     few = DataLoader(TensorDataset(x[:20], y[:20]), 20)
 

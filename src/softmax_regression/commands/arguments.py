@@ -7,6 +7,7 @@ from typing import NamedTuple
 import yaml
 
 from softmax_regression.errors import InputError
+from softmax_regression.files import reason
 
 _HERE = Path(__file__).parents[1]
 CONF = next((c for c in (_HERE.parents[1] / "conf", _HERE / "conf") if c.is_dir()), _HERE / "conf")
@@ -96,5 +97,4 @@ def check_text(text: str | bytes, source: str) -> None:
         if not isinstance(yaml.safe_load(text), dict):
             raise ValueError("it holds no options")
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{source}: not a configuration ({reason}); give a YAML file as in conf/") from error
+        raise InputError(f"{source}: not a configuration ({reason(error)}); give a YAML file as in conf/") from error

@@ -19,6 +19,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression.errors import InputError
 from softmax_regression.figures.drawings import curves, drawings, learning_curves, to_png
+from softmax_regression.files import reason
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -128,7 +129,7 @@ class FigureLogger(Callback):
                 writer.flush()
         except Exception as error:  # of anybody's module, loader or classes
             if trainer.is_global_zero:
-                print(f"figures {tag}/... are left out: {str(error).splitlines()[0]}", file=sys.stderr)
+                print(f"figures {tag}/... are left out: {reason(error)}", file=sys.stderr)
         finally:
             if best:
                 module.load_state_dict(trained)

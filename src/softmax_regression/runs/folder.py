@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from softmax_regression.errors import InputError, StorageError
+from softmax_regression.files import reason
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.record import check_there, init_args, read_manifest
 from softmax_regression.runs.stopping import START
@@ -150,9 +151,8 @@ def _as_trained(path: Path, named: str) -> Iterator[Any]:
     try:
         yield find_class(named, find_run(path) or path)
     except (TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path}: {named} is not what was trained ({reason}); give a checkpoint of it, and let its "
+            f"{path}: {named} is not what was trained ({reason(error)[:200]}); give a checkpoint of it, and let its "
             "__init__ call self.save_hyperparameters()"
         ) from error
 

@@ -20,7 +20,7 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
-from softmax_regression.errors import DivergedError, InputError, StorageError
+from softmax_regression.errors import DivergedError, InputError, StorageError, one_line
 from softmax_regression.files import write
 from softmax_regression.runs.stopping import EarlyStopping, folder_of
 from softmax_regression.runs.trust import path_of, refused
@@ -173,7 +173,6 @@ class RunRecord(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record that the run did not come to its end."""
         if self.run and (self.run / "run.json").exists():
-            stopped = " ".join(f"{type(exception).__name__}: {exception}".split())
             status = "diverged" if isinstance(exception, DivergedError) else "interrupted"
             with suppress(InputError, StorageError):  # if the disk is full, `exception` says so already
-                self._update(status=status, stopped=stopped)
+                self._update(status=status, stopped=one_line(exception))

@@ -18,7 +18,7 @@ from softmax_regression.data.files import Dataset
 from softmax_regression.errors import InputError
 from softmax_regression.figures.drawings import MARK
 from softmax_regression.figures.page import check_output, write_page
-from softmax_regression.files import write
+from softmax_regression.files import reason, write
 from softmax_regression.runs.folder import find_run, open_data, open_model
 
 try:
@@ -73,8 +73,8 @@ def run(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, 
         names = data.class_names if len(data.class_names) == k else [str(i) for i in range(k)]
         contents = [to_onnx(exported, each[:2], names, name) for each in given]
     except Exception as error:  # of anybody's model
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{kind}: no classifier of images that torch.onnx can export ({reason})") from error
+        why = reason(error)[:200]
+        raise InputError(f"{kind}: no classifier of images that torch.onnx can export ({why})") from error
     for file, content, each in zip(FILES, contents, given, strict=False):
         compare(file, content, each, expected)
         write(content, out / file)

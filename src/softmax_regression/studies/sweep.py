@@ -28,7 +28,7 @@ from torch import Tensor
 
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
-from softmax_regression.errors import DivergedError, InputError, StorageError
+from softmax_regression.errors import DivergedError, InputError, StorageError, one_line
 from softmax_regression.files import check_writable, locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.processes import cores
@@ -38,7 +38,7 @@ from softmax_regression.studies.learning import Each, held_out, learn, pool
 from softmax_regression.studies.stacked import METRICS
 from softmax_regression.studies.sweep_page import History
 from softmax_regression.studies.sweep_plan import Params, Plan, Range, Value, count, describe, hparams, longest
-from softmax_regression.studies.sweep_trials import SILENCE, Trials, one_line, open_storage, shown
+from softmax_regression.studies.sweep_trials import SILENCE, Trials, open_storage, shown
 
 Train = Callable[[Sequence[Params], int, Each], dict[str, Tensor]]
 QUICK: dict[str, Any] = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}

@@ -12,6 +12,7 @@ from lightning.pytorch import LightningModule
 from optuna import distributions
 
 from softmax_regression.errors import InputError
+from softmax_regression.files import reason
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.trust import path_of
 from softmax_regression.studies.learning import options, stackable
@@ -65,7 +66,7 @@ class Plan:
             try:
                 self._check(parser, name, values)
             except Exception as error:  # of Optuna, or of whoever wrote the model
-                raise InputError(f"space.{name}: {' '.join(str(error).split())}") from error
+                raise InputError(f"space.{name}: {reason(error)}") from error
 
     def _check(self, parser: ArgumentParser, name: str, values: Sequence[Value] | Range) -> None:
         names = sorted({*vars(parser.get_defaults().model), *COUNTS})

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, one_line
 from softmax_regression.studies.sweep_plan import Plan
 
 BEAT, SILENCE = 10.0, 90.0  # seconds between signs of life; without one until trials are taken over
@@ -179,8 +179,3 @@ def _parse(url: str) -> URL:
 def shown(url: str) -> str:
     """Return a database's URL without its password."""
     return _parse(url).difference_update_query(["password"]).render_as_string(hide_password=True)
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error as one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
