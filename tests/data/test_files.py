@@ -657,6 +657,8 @@ def test_a_package_that_is_not_there_or_has_other_images_is_refused(apt: Callabl
     assert f"{source}E: Unable to locate package dataset-fashion-mnist\n" in error_of(target, files=PACKAGE)
     apt(damage=b"!")
     assert f"{source}470,417 bytes, expected 470,416 as its header says\n" in error_of(target, files=PACKAGE)
+    (apt().parent / "dpkg-deb").write_text("#!/bin/sh\necho 'dpkg-deb: error: not an archive' >&2; exit 2\n")
+    assert f"{source}dpkg-deb: error: not an archive\n" in error_of(target, files=PACKAGE)
     assert names(target) == []
 
 

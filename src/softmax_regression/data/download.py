@@ -8,6 +8,7 @@ import subprocess
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path, PurePath
 from urllib.error import HTTPError
@@ -47,19 +48,22 @@ def from_apt(package: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Download a Debian package, as any user, and open it without installing it."""
     with tempfile.TemporaryDirectory() as folder:
 
-        def run(*command: str | Path) -> subprocess.CompletedProcess[bytes]:
-            return subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=600)
+        def run(*command: str | Path) -> bytes:
+            done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=600)
+            if done.returncode:
+                raise OSError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
+            return done.stdout
 
         Path(folder, "apt.conf").write_text(_APT.format(folder))
         Path(folder, "lists", "partial").mkdir(parents=True)
         apt, private = ("apt-get", "-c", "apt.conf"), ("-o", f"Dir::State::lists={folder}/lists")
-        done = run(*apt, "download", package)
-        if done.returncode:  # the system's lists of packages are missing or old
-            run(*apt, *private, "update")  # one source of several may fail
-            done = run(*apt, *private, "download", package)
-        if done.returncode:
-            raise OSError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
-        archive = run("dpkg-deb", "--fsys-tarfile", *Path(folder).glob("*.deb")).stdout
+        try:
+            run(*apt, "download", package)
+        except OSError:  # the system's lists of packages are missing or old
+            with suppress(OSError):  # one source of several may fail
+                run(*apt, *private, "update")
+            run(*apt, *private, "download", package)
+        archive = run("dpkg-deb", "--fsys-tarfile", *Path(folder).glob("*.deb"))
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         paths = {PurePath(path).name: path for path in tar.getnames()}
         for name in names:
