@@ -180,15 +180,19 @@ class LastCheckpoint(Checkpoint):
         due = trainer.strategy.reduce_boolean_decision(due, all=False)  # a signal may reach them at different steps
         self._due = due or self._step % self._steps == 0
         if self._due and not _validates_now(trainer):
-            self.on_train_epoch_end(trainer, pl_module)
+            self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was due before the validation: a run that is resumed before one does not make it up."""
         if self._due:
-            self.on_train_epoch_end(trainer, pl_module)
+            self._save(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, after early stopping and the best checkpoint; end a run that any process's signal interrupted."""
+        """Save the end of an epoch, after early stopping and the best checkpoint have seen it."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        """Save; end the run if it was interrupted, on whichever process."""
         if self.folder:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt", weights_only=False)
             if trainer.is_global_zero:
