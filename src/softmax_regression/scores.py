@@ -63,9 +63,9 @@ class EpochScores(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """Return the metrics by name, and begin anew; none if a step of a user's own scored nothing."""
-        if not (self._seen or self._waiting):
-            return {}
         self._score()
+        if not self._seen:
+            return {}
         with warnings.catch_warnings():  # that nothing came since `load_sums`
             warnings.filterwarnings("ignore", "The ``compute`` method of metric")
             values = {"loss": self.loss.compute(), **self.others.compute()}
@@ -83,9 +83,9 @@ class EpochScores(nn.Module):
 
     def sums(self, world_size: int) -> dict[str, dict[str, list[Tensor]]]:
         """Return the state of each metric, a tensor of each process, for a checkpoint; all take part."""
-        if not (self._seen or self._waiting):
-            return {}
         self._score()
+        if not self._seen:
+            return {}
         gather = gather_all_tensors if world_size > 1 else lambda value: [value]
         return {
             name: {key: gather(_joined(value)) for key, value in metric.metric_state.items()}

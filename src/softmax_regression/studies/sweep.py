@@ -227,8 +227,8 @@ class Sweep:
         trials = self.trials.live()
         done = sum(trial.state.is_finished() for trial in trials)
         text = f"{done}/{self.plan.size} trials"
-        if any(trial.state == TrialState.COMPLETE for trial in trials):
-            best = self.complete()[0]
+        if complete := [trial for trial in trials if trial.state == TrialState.COMPLETE]:
+            best = min(complete, key=lambda trial: trial.value or 0.0)
             text += f", best val/loss {best.value:.4f} with {describe(best.params)}"
         self.bar.update(self.task, completed=done, description=text)
         if self.bar.disable:
