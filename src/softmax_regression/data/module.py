@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -112,27 +112,20 @@ class FashionMNISTDataModule(LightningDataModule):
             InputError: See the class.
         """
         hparams = self.hparams
-        self._check("eval_batch_size", 1)
+        _check(hparams, "eval_batch_size", 1)
         if stage == "predict" and hparams["images"]:
             self.photos = self.photos or load_photos(hparams["images"])
         elif self.data is None:
-            self._check("synthetic_size", 10, 2_000_000)
+            _check(hparams, "synthetic_size", 10, 2_000_000)
             data = load(self.files, hparams["source"], hparams["dirs"], hparams["synthetic_size"])
             order, val_size = stratified_order(data.labels, seed=0), hparams["val_size"]
-            self._check("val_size", 0, len(order) - 1, f"less than the {len(order)} training images")
+            _check(hparams, "val_size", 0, len(order) - 1, f"less than the {len(order)} training images")
             self.val_index, rest = order[:val_size], order[val_size:]
-            self._check("train_size", 1, len(rest), f"at most the {len(rest)} images left beside data.val_size")
+            _check(hparams, "train_size", 1, len(rest), f"at most the {len(rest)} images left beside data.val_size")
             self.train_index = rest[: hparams["train_size"]]
             n = len(self.train_index)
-            self._check("batch_size", 1, n, f"at most the {n} training images")
+            _check(hparams, "batch_size", 1, n, f"at most the {n} training images")
             self.data = data
-
-    def _check(self, name: str, low: int, high: float = math.inf, most: str = "") -> None:
-        value = self.hparams[name]
-        if value is not None and value < low:
-            raise InputError(f"{name}={value}: must be at least {low}; raise data.{name}")
-        if value is not None and value > high:
-            raise InputError(f"{name}={value}: must be {most or f'at most {high}'}; lower data.{name}")
 
     @property
     def loaded(self) -> Dataset:
@@ -206,3 +199,12 @@ class FashionMNISTDataModule(LightningDataModule):
         Lightning restores a loader itself, but not one that a schedule has asked for the number of its steps.
         """
         self._position = state_dict.get("position", {})
+
+
+def _check(hparams: Mapping[str, Any], name: str, low: int, high: float = math.inf, most: str = "") -> None:
+    """Refuse a size that is not from `low` to `high`, or `most` in other words; None is none."""
+    value = hparams[name]
+    if value is not None and value < low:
+        raise InputError(f"{name}={value}: must be at least {low}; raise data.{name}")
+    if value is not None and value > high:
+        raise InputError(f"{name}={value}: must be {most or f'at most {high}'}; lower data.{name}")

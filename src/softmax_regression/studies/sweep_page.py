@@ -18,7 +18,7 @@ from torch.utils.tensorboard.writer import FileWriter
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import typed
-from softmax_regression.figures.drawings import PALETTE, learning_curves
+from softmax_regression.figures.drawings import PALETTE, Curves, learning_curves
 from softmax_regression.figures.page import write_csv, write_page
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
@@ -46,14 +46,8 @@ def write(
     write_csv(folder / "trials.csv", [row for trial in complete for row in rows(plan, trial)])
     _write_hparams(folder / "tensorboard", complete)
     books = [(rank, trial) for rank, trial in enumerate(complete, 1) if _is_book(trial) and trial is not best]
-    shown = {f"best: {describe(best.params)}": best, **{f"book: {describe(book.params)}": book for _, book in books}}
-    curves = {
-        label: {
-            metric: (torch.arange(1, len(values[0]) + 1), torch.tensor(values))
-            for metric, values in trial.user_attrs["history"].items()
-        }
-        for label, trial in shown.items()
-    }
+    curves = {f"best: {describe(best.params)}": _curves(best)}
+    curves |= {f"book: {describe(book.params)}": _curves(book) for _, book in books}
     varied = {name: len({trial.params[name] for trial in complete}) for name in plan.space}
     names = sorted((name for name, n in varied.items() if n > 1), key=lambda name: -varied[name])
     trials_figure = {"trials": _landscape(names, complete, is_grid)} if names else {}
@@ -90,6 +84,11 @@ def _last(trial: FrozenTrial, metric: str = "val/loss") -> list[float]:
 
 def _above(trial: FrozenTrial, best: FrozenTrial) -> Interval:
     return difference(_last(trial), _last(best))
+
+
+def _curves(trial: FrozenTrial) -> Curves:
+    history: History = trial.user_attrs["history"]
+    return {m: (torch.arange(1, len(values[0]) + 1), torch.tensor(values)) for m, values in history.items()}
 
 
 def _is_book(trial: FrozenTrial) -> bool:
