@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.cli import LightningArgumentParser
 
 from commands import SMALL, fit, manifest, one_line, only_run, scalars
-from softmax_regression.commands.train import main
+from softmax_regression.commands.train import TrainCLI, main
 from softmax_regression.runs import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -302,6 +303,18 @@ def test_help_shows_ours_first_and_lightnings_on_demand(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--print_config"])
     assert "max_epochs: 10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "made"), [(["validate"], 1), (["fi"], 4)])
+def test_only_the_options_of_the_command_that_was_typed_are_set_up(
+    words: list[str], made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add, parsers = TrainCLI.add_arguments_to_parser, list[LightningArgumentParser]()
+    monkeypatch.setattr(
+        TrainCLI, "add_arguments_to_parser", lambda cli, parser: (parsers.append(parser), add(cli, parser))
+    )
+    assert main(words) == 2
+    assert len(parsers) == made
 
 
 @pytest.mark.usefixtures("mine")

@@ -37,6 +37,7 @@ class TrainCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         self.run: Path | None = None
         self.checkpoint: dict[str, Any] = {}
+        self.typed = [arg for arg in args if arg in COMMANDS][:1]
         common = {"exit_on_error": False, "allow_abbrev": False}
         default = {"default_config_files": [str(arguments.CONF / "default.yaml")], **common}
         super().__init__(
@@ -47,9 +48,14 @@ class TrainCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             load_from_checkpoint_support=False,
-            parser_kwargs={**common, **{command: dict(default) for command in COMMANDS}},
+            parser_kwargs={**common, **{command: dict(default) for command in self.subcommands()}},
             args=self._of_run(args),
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the command that was typed; to set up the others as well takes longer than to read all flags."""
+        known = super().subcommands()
+        return {command: known[command] for command in self.typed or known}
 
     def _of_run(self, args: Sequence[str]) -> list[str]:
         """Put the configuration of the run that a checkpoint belongs to before all other options."""
