@@ -26,6 +26,10 @@ collect_ignore = [
     "runs/test_signals.py", "runs/test_torchrun.py",
 ] * (sys.platform != "linux")  # fmt: skip
 
+# What takes longest, in the order in which workers begin with it, so that none is at work alone in the end; files
+# that start several processes at a time are apart from one another.
+LONGEST = ("test_ddp", "test_notebooks", "test_readme", "test_torchrun", "test_benchmarks", "test_sweep_machines")
+
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
 _named = os.environ.pop("FASHION_MNIST_DIR", None)  # no test may depend on it; the real files may be there
@@ -38,6 +42,9 @@ def _real_files(root: Path) -> Path | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        places = {name: place for place, name in enumerate(LONGEST)}
+        items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     absent = _real_files(config.rootpath) is None
     for item in items:
         if sys.platform != "linux" and LINUX.search(inspect.getsource(getattr(item, "function", re.compile))):

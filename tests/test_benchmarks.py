@@ -26,9 +26,19 @@ def test_a_busy_core_is_a_table_of_its_own_and_what_was_measured_is_kept(
     assert (tmp_path / "benchmarks.md").read_text().count("| (b) plain PyTorch loop |") == 2
 
 
-def test_a_step_costs_least_by_hand_and_most_by_lightning() -> None:
+def test_a_step_costs_least_by_hand_and_most_by_lightning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step, "parts", lambda steps: {"gather": 56.0})
     hand, engine, lightning = step.main(["--steps=300", "--rounds=3"]).values()
     assert hand < engine < lightning
+    assert capsys.readouterr().out.endswith("| gather | 56 (56 to 56) |\n")
+
+
+def test_the_parts_of_a_step_add_up() -> None:
+    parts = step.parts(10)
+    assert len(parts) == 7
+    assert 0 < parts["gather, to float"] < sum(parts.values())
 
 
 def test_the_table_of_threads_has_a_row_for_each_batch_size(

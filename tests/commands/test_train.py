@@ -7,10 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
-from lightning.pytorch.cli import LightningArgumentParser
 
 from commands import SMALL, fit, manifest, one_line, only_run, scalars
 from softmax_regression.commands.train import TrainCLI, main
@@ -306,15 +306,11 @@ def test_help_shows_ours_first_and_lightnings_on_demand(capsys: pytest.CaptureFi
 
 
 @pytest.mark.parametrize(("words", "made"), [(["validate"], 1), (["fi"], 4)])
-def test_only_the_options_of_the_command_that_was_typed_are_set_up(
-    words: list[str], made: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    add, parsers = TrainCLI.add_arguments_to_parser, list[LightningArgumentParser]()
-    monkeypatch.setattr(
-        TrainCLI, "add_arguments_to_parser", lambda cli, parser: (parsers.append(parser), add(cli, parser))
-    )
-    assert main(words) == 2
-    assert len(parsers) == made
+def test_only_the_options_of_the_command_that_was_typed_are_set_up(words: list[str], made: int) -> None:
+    add = TrainCLI.add_arguments_to_parser
+    with mock.patch.object(TrainCLI, "add_arguments_to_parser", autospec=True, side_effect=add) as added:
+        assert main(words) == 2
+    assert added.call_count == made
 
 
 @pytest.mark.usefixtures("mine")

@@ -1,6 +1,6 @@
 """Runs and saves that are killed, and garbled input: random but seeded, and as many as are asked for.
 
-A few minutes: `CHAOS=50 pytest -m chaos -s tests/runs`; that is the number of kills, twice as many inside
+A few minutes: `CHAOS=50 pytest -n 0 -m chaos -s tests/runs`; that is the number of kills, twice as many inside
 saves, four times as many garbled inputs of each kind.
 """
 

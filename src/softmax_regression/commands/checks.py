@@ -7,7 +7,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from softmax_regression.classifier import Classifier
 from softmax_regression.errors import InputError
-from softmax_regression.runs.processes import cores
+from softmax_regression.runs.processes import cores, say
 from softmax_regression.runs.stopping import BestCheckpoint, EarlyStopping
 
 COUNTS = (
@@ -62,8 +62,7 @@ def monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule
             continue
         if unseen and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
             callback.switch_off()
-            if trainer.is_global_zero:
-                print(f"{name} is off: no validation images, so nothing logs {monitor}")
+            say(f"{name} is off: no validation images, so nothing logs {monitor}")
         else:
             raise InputError(f"monitor={monitor} of {name}: nothing logs it; expected {' or '.join(logged)}")
 

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +17,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from softmax_regression.commands.quiet import quiet
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
-from softmax_regression.runs.processes import is_first, speaks
+from softmax_regression.runs.processes import SIGNALS, hand_back, hear, is_first, speaks
 from softmax_regression.runs.trust import refused
 
 # What jsonargparse says.
@@ -60,6 +59,8 @@ def explain(message: str, known: Iterable[str] = ()) -> str:
         return f"{key}: {refused(found[1])}"
     if unknown := _UNKNOWN.search(message):
         option = unknown[1] or f"--{key and key + '.'}{unknown[2] or unknown[3]}"
+        if not option.startswith("-"):
+            return f"{option}: one word too many; drop it, or write a list as '[a, b]'"
         return f"{option}: no such option; {_meant(option, known)}"
     given, named = re.search(r"(?:Got|Given) value: (.*)", message), _REASON.search(message)
     kinds = [_TYPES.get(found[1] or found[3], found[1]) or found[2] for found in _EXPECTED.finditer(message)]
@@ -72,8 +73,6 @@ def explain(message: str, known: Iterable[str] = ()) -> str:
 
 def _meant(option: str, known: Iterable[str]) -> str:
     """Name the options whose whole name, or whose last part, is nearest to a mistyped one."""
-    if not option.startswith("-"):
-        return "a list is written as '[a, b]'"
     name, last = option.lstrip("-"), {each: each.rpartition(".")[2] for each in sorted(known)}
     near = difflib.get_close_matches(name, last, n=1, cutoff=0.8)
     if not near and name and "." not in name:
@@ -121,15 +120,11 @@ def _interruptible() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number, "nothing was saved")
 
-    names = ("SIGINT", "SIGTERM", "SIGHUP") if threading.current_thread() is threading.main_thread() else ()
-    signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    heard = [each for each in signals if signal.getsignal(each) != signal.SIG_IGN]  # unlike under nohup
-    before = {number: signal.signal(number, interrupt) for number in heard}
+    before = hear(SIGNALS, interrupt)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        hand_back(before)
 
 
 def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]]) -> int:

@@ -15,17 +15,12 @@ from lightning.pytorch import Trainer
 from softmax_regression.commands.resume import other_data
 from softmax_regression.errors import InputError, typed
 from softmax_regression.files import check_writable, write
+from softmax_regression.runs.processes import say
 from softmax_regression.runs.progress import metrics_text
 from softmax_regression.runs.record import results, stop_reason, update_manifest
 
 if TYPE_CHECKING:
     from softmax_regression.commands.train import TrainCLI
-
-
-def say(trainer: Trainer, text: str) -> None:
-    """Print for all processes together."""
-    if trainer.is_global_zero:
-        print(text)
 
 
 def summary(trainer: Trainer, run: Path | None) -> str:
@@ -49,7 +44,7 @@ def say_what_is_scored(cli: "TrainCLI") -> None:
     loaded, photos = getattr(data, "data", None), getattr(data, "photos", None)
     origin = loaded.origin if loaded else f"{len(photos[1])} photos" if photos else type(data).__name__
     checkpoint = f"run {cli.run}, checkpoint {path.name}" if cli.run else f"checkpoint {path}"
-    say(cli.trainer, f"{cli.subcommand}: {checkpoint}, data {origin}")
+    say(f"{cli.subcommand}: {checkpoint}, data {origin}")
     if other := other_data(cli.checkpoint, data):
         print(f"warning: {other}", file=sys.stderr)
 
@@ -65,7 +60,7 @@ def keep(cli: "TrainCLI", rows: Sequence[Mapping[str, float]]) -> None:
     """Print the metrics of a command, and keep them in the run's manifest if they are of all images."""
     trainer, metrics = cli.trainer, {name: value for row in rows for name, value in row.items()}
     limit = trainer.limit_test_batches if cli.subcommand == "test" else trainer.limit_val_batches
-    say(trainer, metrics_text(metrics))
+    say(metrics_text(metrics))
     everything = isinstance(limit, float) and limit == 1  # an int counts batches
     if trainer.is_global_zero and cli.run and everything:
         update_manifest(cli.run, **{str(cli.subcommand): metrics})

@@ -11,6 +11,7 @@ from softmax_regression.commands.arguments import check_file
 from softmax_regression.errors import InputError
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.folder import RunLogger
+from softmax_regression.runs.processes import say
 from softmax_regression.runs.record import RunRecord, read_manifest, results, update_manifest
 from softmax_regression.runs.stopping import folder_of
 from softmax_regression.runs.trust import path_of
@@ -94,8 +95,8 @@ def reopen(run: Path, trainer: Trainer, path: str, saved: dict[str, Any]) -> Non
         logger.reopen(run, saved["global_step"])
     if not trainer.loggers:
         raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
-    if not loggers and trainer.is_global_zero:
-        print(f"{run}: only a RunLogger goes on in its folder; this run does in {folder_of(trainer)}")
+    if not loggers:
+        say(f"{run}: only a RunLogger goes on in its folder; this run does in {folder_of(trainer)}")
     if trainer.is_global_zero and checkpoint.read(path)["global_step"] != saved["global_step"]:
         raise InputError(f"{path}: another process has gone on with the run; start the command again")
 

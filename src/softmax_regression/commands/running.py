@@ -12,6 +12,7 @@ from softmax_regression.commands import checks, outputs, resume
 from softmax_regression.errors import InputError
 from softmax_regression.files import locked, remove_debris
 from softmax_regression.runs.folder import RunLogger
+from softmax_regression.runs.processes import say
 from softmax_regression.runs.record import read_manifest
 from softmax_regression.runs.stopping import folder_of
 
@@ -53,13 +54,13 @@ def fit(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
         try:
             if cli.checkpoint and (reason := resume.end(trainer, cli.checkpoint)):
                 resume.record_end(cli.run, trainer, cli.checkpoint, reason)
-                outputs.say(trainer, f"{cli.run or kwargs['ckpt_path']}: nothing to resume ({reason})")
+                say(f"{cli.run or kwargs['ckpt_path']}: nothing to resume ({reason})")
                 return
             trainer.fit(model, **kwargs)
         finally:
             if not trainer.global_step:
                 outputs.discard_unstarted(folders)
-    outputs.say(trainer, outputs.summary(trainer, folder_of(trainer)))  # of which all processes take part
+    say(outputs.summary(trainer, folder_of(trainer)))  # of which all processes take part
 
 
 def _before_scoring(cli: "TrainCLI") -> None:

@@ -7,10 +7,13 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import FrameType
+from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
@@ -36,6 +39,8 @@ class ExactDDP(DDPStrategy):
             closure_loss.register_hook(lambda gradient: gradient * share)
 
 
+say = rank_zero_only(print)  # for all processes together
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # that end a command, and save what it has
 TIMEOUT = timedelta(seconds=60)  # how long to wait for a process that does not come, or does not answer
 GRACE = 10.0  # seconds for the first process of a machine to say what all of them have found
 
@@ -85,6 +90,20 @@ def started() -> dict[str, int]:
                 raise InputError(f"{devices} processes: the machine has {most} CPU cores; {option} {most}")
             return {"devices": devices, "num_nodes": num_nodes}
     return {}
+
+
+def hear(names: Sequence[str], handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Let a handler answer signals, but for those that are ignored, as under nohup; return who answered before."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    known = [each for each in signal.Signals if each.name in names]  # Windows lacks some
+    return {each: signal.signal(each, handler) for each in known if signal.getsignal(each) is not signal.SIG_IGN}
+
+
+def hand_back(handlers: Mapping[int, Any]) -> None:
+    """Let those answer signals who did before `hear`."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def is_first() -> bool:

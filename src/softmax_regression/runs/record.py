@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from softmax_regression.errors import DivergedError, InputError, StorageError, one_line
 from softmax_regression.files import write
+from softmax_regression.runs.processes import say
 from softmax_regression.runs.stopping import EarlyStopping, folder_of
 from softmax_regression.runs.trust import path_of, refused
 
@@ -142,8 +143,8 @@ class RunRecord(Callback):
         self._start, folder = time.perf_counter(), folder_of(trainer)
         self.run = folder if trainer.is_global_zero else None
         self.config = self.config or _described(trainer, pl_module)
-        if path_of(type(pl_module)).startswith("__main__.") and trainer.is_global_zero:
-            print(f"note: {refused(path_of(type(pl_module)))}", file=sys.stderr)
+        if path_of(type(pl_module)).startswith("__main__."):
+            say(f"note: {refused(path_of(type(pl_module)))}", file=sys.stderr)
         seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
         data = getattr(trainer.datamodule, "loaded", None)  # type: ignore[attr-defined]
         known: dict[str, Any] = {"status": "running", "stopped": None, "seed": seed and int(seed)}

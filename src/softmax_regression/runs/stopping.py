@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression.errors import InputError, Interrupted, typed
+from softmax_regression.runs.processes import SIGNALS, hand_back, hear
 
 START = "start.ckpt"  # in a run's folder until its first save: the state before the first step
 Mode = Literal["min", "max"]
@@ -125,7 +125,7 @@ class LastCheckpoint(Checkpoint):
         self._steps, self._seconds = every_n_train_steps or math.inf, 60 * (every_n_minutes or math.inf)
         self._saved_at, self._step, self._due = time.monotonic(), 0, False
         self._signal = 0  # the first one that came
-        self._handlers: dict[signal.Signals, Any] = {}
+        self._handlers: dict[int, Any] = {}
         self._random: dict[str, torch.Tensor] = {}
         self.folder: Path | None = None
 
@@ -149,14 +149,10 @@ class LastCheckpoint(Checkpoint):
             torch.set_rng_state(self._random["cpu"][rank].clone())  # a row of another tensor crashes torch
             if "cuda" in self._random and device.type == "cuda":
                 torch.cuda.set_rng_state(self._random["cuda"][rank], device)
-        names = ["SIGINT", "SIGTERM", "SIGHUP", *["SIGUSR1"] * ("SLURM_JOB_ID" in os.environ)]
-        if threading.current_thread() is threading.main_thread():
-            known = [each for each in signal.Signals if each.name in names]  # Windows lacks some
-            # What nohup lets a process ignore stays ignored.
-            heard = [each for each in known if signal.getsignal(each) is not signal.SIG_IGN]
-            self._handlers = {each: signal.signal(each, self._on_signal) for each in heard}
-            if "SIGUSR1" in names:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
+        requeue = ["SIGUSR1"] * ("SLURM_JOB_ID" in os.environ)
+        self._handlers = hear([*SIGNALS, *requeue], self._on_signal)
+        if requeue and self._handlers:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
         if self.folder and not self._step:
             trainer.save_checkpoint(self.folder / START, weights_only=False)
 
@@ -207,8 +203,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        hand_back(self._handlers)
         self._handlers = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
