@@ -78,6 +78,19 @@ def tiles(figure: Figure) -> list[np.ma.MaskedArray[tuple[int, ...], np.dtype[np
     return [np.ma.asarray(image.get_array()) for image in figure.axes[0].images]
 
 
+def corners(figure: Figure, n: int, columns: int) -> list[tuple[int, int]]:
+    """Where the upper left corners, x and y, of the n tiles of 28 x 28 of a mosaic are."""
+    high, wide = tiles(figure)[0].shape
+    down, right = high // -(-n // columns), wide // columns
+    return [(i % columns * right + (right - 28) // 2, i // columns * down) for i in range(n)]
+
+
+def mosaic(figure: Figure, n: int, columns: int) -> list[np.ma.MaskedArray[tuple[int, ...], np.dtype[np.float64]]]:
+    (whole,) = tiles(figure)
+    assert whole.count() == n * 28 * 28  # nothing is between them
+    return [whole[y : y + 28, x : x + 28] for x, y in corners(figure, n, columns)]
+
+
 def bars(figure: Figure, axes: int) -> list[Rectangle]:
     return [patch for patch in figure.axes[axes].patches if isinstance(patch, Rectangle)]
 
@@ -273,15 +286,15 @@ def test_the_grid_opens_with_the_most_confident_mistakes() -> None:
     order = [3, 8, 4, 0, 1, 2, 5, 6]
     assert [caption.split("\n")[0] for caption in captions(figure)] == [NAMES[image] for image in order]
     assert captions(figure)[:2] == ["dress\n→ coat 90%", "bag\n→ ankle boot 80%"]
-    for tile, image in zip(tiles(figure), order, strict=True):
+    for tile, image in zip(mosaic(figure, 8, 6), order, strict=True):
         assert np.array_equal(tile, images[image])
     assert figure.axes[0].get_title().startswith("4 of 10 wrong")
 
 
 def test_mistakes_and_only_mistakes_are_framed() -> None:
     figure = prediction_grid(*grid_input(), NAMES)
-    corners = [tuple(image.get_extent()[::3]) for image in figure.axes[0].images]
-    assert [frame.get_xy() for frame in bars(figure, 0)] == corners[:4]
+    assert [frame.get_xy() for frame in bars(figure, 0)] == corners(figure, 10, 6)[:4]
+    assert {(frame.get_width(), frame.get_height()) for frame in bars(figure, 0)} == {(28, 28)}
     colours = [to_hex(text.get_color()) for text in words(figure)]
     assert colours == [VERMILION.lower()] * 4 + ["#000000"] * 6
 
@@ -304,7 +317,7 @@ def test_templates_are_the_weights_on_one_scale_centred_at_zero() -> None:
     figure = weight_templates(weight, NAMES)
     assert {image.get_clim() for image in figure.axes[0].images} == {(-0.5, 0.5)}
     assert figure.axes[0].images[0].get_cmap()(0.5)[:3] == pytest.approx((0.97, 0.97, 0.97), abs=0.01)
-    for tile, row in zip(tiles(figure), weight, strict=True):
+    for tile, row in zip(mosaic(figure, 10, 5), weight, strict=True):
         assert np.array_equal(tile, row.view(28, 28))
     assert captions(figure) == NAMES
     assert figure.axes[1].get_xlabel().startswith("logit per unit of brightness (nats)")
@@ -352,7 +365,9 @@ def test_of_another_model_what_only_a_linear_one_has_is_left_out(model: torch.nn
 def test_colour_images_are_shown_in_grey_and_other_sizes_are_welcome() -> None:
     images = torch.rand(20, 3, 32, 24)
     found = drawings(images, torch.arange(20) % 3, torch.randn(20, 3), NAMES[:3], [])
-    assert np.allclose(tiles(found["predictions"]())[0].shape, (32, 24))
+    shown = tiles(found["predictions"]())[0]
+    assert shown.count() == 20 * 32 * 24
+    assert shown.sum() == pytest.approx(float(images.mean(dim=1).sum()), rel=1e-4)
 
 
 def test_a_picture_says_who_wrote_it() -> None:

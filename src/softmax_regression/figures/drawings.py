@@ -220,17 +220,19 @@ def to_png(figure: Figure, dpi: int = 100) -> bytes:
 def _mosaic(
     tiles: Tensor, words: Sequence[str], columns: int, cmap: str, low: float, high: float, framed: int = 0
 ) -> tuple[Figure, Axes]:
-    """Draw tiles (n, h, w), of size 1, each with its words below; frame so many of the first ones."""
-    rows = -(-len(tiles) // columns)
+    """Draw tiles (n, h, w), each with its words below; frame so many of the first ones."""
+    (n, h, w), rows = tiles.shape, -(-len(tiles) // columns)
+    down, right = round(1.43 * h), round(1.4 * w)  # from one tile to the next
+    canvas = torch.full((rows * down, columns * right), math.nan)  # one picture is drawn faster than n
     figure = Figure(figsize=(1.56 * columns, 1.6 * rows + 0.5), layout="constrained")
     axes = figure.add_subplot()
-    for i, (tile, caption) in enumerate(zip(tiles.numpy(), words, strict=True)):
-        x, y = i % columns * 1.4 + 0.2, i // columns * 1.43
-        axes.imshow(tile, cmap, extent=(x, x + 1, y + 1, y), vmin=low, vmax=high)
+    for i in range(n):
+        x, y = i % columns * right + (right - w) // 2, i // columns * down
+        canvas[y : y + h, x : x + w] = tiles[i]
         colour = VERMILION if i < framed else BLACK
-        axes.text(x + 0.5, y + 1.04, caption, color=colour, fontsize=11, **CENTRED, va="top")
+        axes.text(x + w / 2, y + 1.04 * h, words[i], color=colour, fontsize=11, **CENTRED, va="top")
         if i < framed:
-            axes.add_patch(Rectangle((x, y), 1, 1, fill=False, edgecolor=VERMILION, linewidth=3))
-    axes.set(xlim=(0, 1.4 * columns), ylim=(1.43 * rows, 0))
+            axes.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=VERMILION, linewidth=3))
+    axes.imshow(canvas.numpy(), cmap, extent=(0, columns * right, rows * down, 0), vmin=low, vmax=high)
     axes.set_axis_off()
     return figure, axes

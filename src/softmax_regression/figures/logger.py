@@ -3,7 +3,8 @@
 import copy
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,19 @@ if TYPE_CHECKING:
 SHOWN = ("confusion_matrix", "predictions", "weights")  # of the validation images, in training
 
 
-@torch.no_grad()
+@contextmanager
+def evaluating(module: LightningModule) -> Iterator[None]:
+    """Let a module evaluate, without gradients; then each of its parts has the mode that it had."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
 def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limit: int | None = None) -> list[Tensor]:
     """Return images (n, ...), labels (n,) and logits (n, k) of a loader, or of its first `limit` batches.
 
@@ -36,17 +49,11 @@ def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limi
     Raises:
         InputError: There are no images, classes and logits.
     """
-    modes = {part: part.training for part in module.modules()}
     scored = []
-    try:
-        with isolate_rng(), trainer.precision_plugin.val_step_context():
-            module.eval()
-            for batch in islice(loader, limit):  # of which a DataLoader's iterator draws a random number
-                x, y = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-                scored.append((x, y, module(x)))
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    with isolate_rng(), trainer.precision_plugin.val_step_context(), evaluating(module):
+        for batch in islice(loader, limit):  # of which a DataLoader's iterator draws a random number
+            x, y = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+            scored.append((x, y, module(x)))
     if not scored or scored[0][0].ndim < 3 or [part.ndim for part in scored[0][1:]] != [1, 2]:
         raise InputError("they take batches of images and classes (n,), and logits (n, k)")
     parts = [torch.cat(part) for part in zip(*scored, strict=True)]

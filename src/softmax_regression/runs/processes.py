@@ -1,4 +1,4 @@
-"""What processes that train together need beside Lightning's DDP: to know their number and end together."""
+"""What the processes of a run need beside Lightning's DDP: their number, threads and signals, and one end for all."""
 
 import atexit
 import ctypes

@@ -17,6 +17,7 @@ from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.engine import Engine
 from softmax_regression.errors import InputError, Interrupted
+from softmax_regression.figures.logger import evaluating
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.processes import cores
 from softmax_regression.studies.stacked import CHUNK, METRICS, Scores, Stack, mean_scores
@@ -121,12 +122,8 @@ class _EpochEnd(Checkpoint):
         def score(images: Tensor, labels: Tensor) -> Scores:
             return mean_scores(lambda x: logits(x).log_softmax(1).T[None], images.to(device), labels.to(device))
 
-        modes = {part: part.training for part in pl_module.modules()}
-        pl_module.eval()
-        with torch.no_grad():
+        with evaluating(pl_module):
             trainer.should_stop |= not self.ended(trainer.current_epoch + 1, train, score)
-        for part, training in modes.items():
-            part.training = training
 
 
 @contextmanager
