@@ -139,14 +139,15 @@ def test_every_axis_is_named_and_every_text_large_enough_and_on_the_figure(name:
         assert whole.y0 - 1 <= box.y0 <= box.y1 <= whole.y1 + 1, text
 
 
-@pytest.mark.parametrize("name", ["grid", "templates"])
+@pytest.mark.parametrize("name", ["grid", "grid of tall images", "templates"])
 def test_captions_do_not_touch(name: str) -> None:
     probs = torch.eye(10)[torch.full((30,), 9)]  # the longest names
-    longest = prediction_grid(pictures(30), torch.arange(30) % 10, probs, NAMES)
-    figure = longest if name == "grid" else FIGURES[name]()
+    images = torch.rand(30, 40, 20) if name == "grid of tall images" else pictures(30)
+    longest = prediction_grid(images, torch.arange(30) % 10, probs, NAMES)
+    figure = FIGURES[name]() if name == "templates" else longest
     rendered(figure)
     boxes = [text.get_window_extent() for text in words(figure)]
-    assert len(boxes) == {"grid": 30, "templates": 10}[name]
+    assert len(boxes) == {"grid": 30, "grid of tall images": 30, "templates": 10}[name]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 

@@ -221,18 +221,19 @@ def _mosaic(
     tiles: Tensor, words: Sequence[str], columns: int, cmap: str, low: float, high: float, framed: int = 0
 ) -> tuple[Figure, Axes]:
     """Draw tiles (n, h, w), each with its words below; frame so many of the first ones."""
-    (n, h, w), rows = tiles.shape, -(-len(tiles) // columns)
+    (_, h, w), rows = tiles.shape, -(-len(tiles) // columns)
     down, right = round(1.43 * h), round(1.4 * w)  # from one tile to the next
     canvas = torch.full((rows * down, columns * right), math.nan)  # one picture is drawn faster than n
     figure = Figure(figsize=(1.56 * columns, 1.6 * rows + 0.5), layout="constrained")
     axes = figure.add_subplot()
-    for i in range(n):
+    for i, (tile, caption) in enumerate(zip(tiles, words, strict=True)):
         x, y = i % columns * right + (right - w) // 2, i // columns * down
-        canvas[y : y + h, x : x + w] = tiles[i]
+        canvas[y : y + h, x : x + w] = tile
         colour = VERMILION if i < framed else BLACK
-        axes.text(x + w / 2, y + 1.04 * h, words[i], color=colour, fontsize=11, **CENTRED, va="top")
+        axes.text(x + w / 2, y + 1.04 * h, caption, color=colour, fontsize=11, **CENTRED, va="top")
         if i < framed:
             axes.add_patch(Rectangle((x, y), w, h, fill=False, edgecolor=VERMILION, linewidth=3))
-    axes.imshow(canvas.numpy(), cmap, extent=(0, columns * right, rows * down, 0), vmin=low, vmax=high)
+    whole = (0, columns * right, rows * down, 0)
+    axes.imshow(canvas.numpy(), cmap, aspect=w / h, extent=whole, vmin=low, vmax=high)  # every tile is a square
     axes.set_axis_off()
     return figure, axes
