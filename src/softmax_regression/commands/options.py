@@ -35,6 +35,11 @@ _MORE = (
 )
 
 
+def typed_command(args: Sequence[str]) -> str | None:
+    """Return the first command of a command line, if it has one."""
+    return next((arg for arg in args if arg in COMMANDS), None)
+
+
 def add_own(parser: ArgumentParser) -> None:
     """Add the options that Lightning does not have."""
     text = "Seed of the initial weights, the order of the images and the dropped pixels."
@@ -48,7 +53,7 @@ def add_own(parser: ArgumentParser) -> None:
 
 def described(args: Sequence[str], everything: bool = False) -> ArgumentParser:
     """Return a parser that knows the options of a command line, for its help and for near misses."""
-    command = next((arg for arg in args if arg in COMMANDS), "fit")
+    command = typed_command(args) or "fit"
     usage = f"python train.py {command} [options]"
     parser = ArgumentParser(usage=usage, description=COMMANDS[command], epilog=_MORE)
     add_own(parser)

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from softmax_regression.commands import arguments, checks, resume, running
 from softmax_regression.commands.errors import guarded
-from softmax_regression.commands.options import COMMANDS, STANDING, add_own, described
+from softmax_regression.commands.options import STANDING, add_own, described, typed_command
 from softmax_regression.errors import InputError
 from softmax_regression.runs import trust
 from softmax_regression.runs.checkpoint import SafeCheckpointIO
@@ -37,7 +37,7 @@ class TrainCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         self.run: Path | None = None
         self.checkpoint: dict[str, Any] = {}
-        self.typed = [arg for arg in args if arg in COMMANDS][:1]
+        self.typed = typed_command(args)
         common = {"exit_on_error": False, "allow_abbrev": False}
         default = {"default_config_files": [str(arguments.CONF / "default.yaml")], **common}
         super().__init__(
@@ -55,11 +55,11 @@ class TrainCLI(LightningCLI):
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the command that was typed; to set up the others as well takes longer than to read all flags."""
         known = super().subcommands()
-        return {command: known[command] for command in self.typed or known}
+        return {self.typed: known[self.typed]} if self.typed else known
 
     def _of_run(self, args: Sequence[str]) -> list[str]:
         """Put the configuration of the run that a checkpoint belongs to before all other options."""
-        split = next((i + 1 for i, arg in enumerate(args) if arg in COMMANDS), len(args))
+        split = args.index(self.typed) + 1 if self.typed else len(args)
         before, after = list(args[:split]), arguments.arranged(args[split:])
         resumed, named = (arguments.option(args, name) for name in ("resume", "ckpt_path"))
         if resumed and named:
@@ -137,7 +137,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         arguments.check_paths(args)
-        if {"-h", "--help", "--help-all"} & set(args) and set(COMMANDS) & set(args):
+        if {"-h", "--help", "--help-all"} & set(args) and typed_command(args):
             print(described(args, "--help-all" in args).format_help())
             return
         with together():
