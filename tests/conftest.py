@@ -15,7 +15,7 @@ import torch
 
 from softmax_regression.data import files as fashion_mnist
 from softmax_regression.data.files import FASHION_MNIST, NAMES, Dataset, write_idx
-from softmax_regression.data.synthetic import draw
+from softmax_regression.data.synthetic import generate
 
 TRAIN, TEST = 600, 100  # images in the tiny files, the same number of each class
 
@@ -81,7 +81,7 @@ def real(real_folder: Path) -> Dataset:
 def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of four small packed files in the real format, TRAIN and TEST images; read only, please."""
     folder = tmp_path_factory.mktemp("fashion-mnist")
-    for split, (images, labels) in (("train", draw(TRAIN, seed=0)), ("t10k", draw(TEST, seed=1))):
+    for split, (images, labels) in (("train", generate(TRAIN, seed=0)), ("t10k", generate(TEST, seed=1))):
         write_idx(images, folder / f"{split}-images-idx3-ubyte.gz")
         write_idx(labels, folder / f"{split}-labels-idx1-ubyte.gz")
     return folder

@@ -12,15 +12,16 @@ KNOWS: dict[str, set[str]] = {  # room -> the rooms to its left that it may know
     "errors": set(),
     "files": set(),
     "numerics": set(),
-    "scores": set(),
+    "metrics": set(),
     "engine": set(),
-    "classifier": {"scores"},
+    "classifier": {"metrics"},
     "model": {"classifier", "numerics"},
     "data": set(),
     "runs": {"engine", "data"},
     "figures": {"data", "runs"},
-    "studies": {"numerics", "scores", "classifier", "model", "engine", "data", "runs", "figures"},
-    "commands": {"classifier", "model", "engine", "data", "runs", "figures", "studies"},
+    "reports": {"metrics", "classifier", "model", "engine", "data", "runs", "figures"},
+    "studies": {"numerics", "metrics", "classifier", "model", "engine", "data", "runs", "figures", "reports"},
+    "commands": {"classifier", "model", "engine", "data", "runs", "figures", "studies", "reports"},
 }
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem in KNOWS]
 

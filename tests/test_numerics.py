@@ -20,7 +20,7 @@ from softmax_regression.numerics import (
     naive_softmax,
     softmax,
 )
-from softmax_regression.studies.numerics_measurements import exact
+from softmax_regression.studies.numerics.measurements import exact
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 STABLE: list[tuple[Callable[..., Tensor], Callable[..., Tensor]]] = [

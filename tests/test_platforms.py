@@ -25,13 +25,13 @@ from softmax_regression import (
     FashionMNISTDataModule,
     LastCheckpoint,
     SoftmaxRegression,
-    scores,
+    metrics,
 )
 from softmax_regression.commands.train import main
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.runs import processes
 from softmax_regression.studies.stacked import Stack
-from softmax_regression.studies.sweep_trials import open_storage
+from softmax_regression.studies.sweep.trials import open_storage
 
 ROOT = Path(__file__).parents[1]
 UNIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
@@ -94,7 +94,7 @@ def test_a_child_of_ddp_asks_nothing_of_a_system_that_is_not_linux(monkeypatch: 
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(processes, "sys", SimpleNamespace(platform="win32"))
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("no such library"))
-    with processes.together():
+    with processes.distributed_session():
         pass
 
 
@@ -130,7 +130,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FashionMNISTDataModule]:
         return moved
 
     monkeypatch.setattr(Tensor, "cpu", to_host)
-    monkeypatch.setattr(scores, "_widest", lambda _: torch.float32)  # as of MPS
+    monkeypatch.setattr(metrics, "_widest", lambda _: torch.float32)  # as of MPS
     with AppleGPU():  # type: ignore[no-untyped-call]
         with pytest.raises(TypeError, match="float64"):
             torch.ones(2).double()

@@ -15,7 +15,7 @@ from commands import manifest, only_run
 from softmax_regression.commands import study, train
 from softmax_regression.commands.train import main
 from softmax_regression.data.files import FASHION_MNIST, write_idx
-from softmax_regression.data.synthetic import draw
+from softmax_regression.data.synthetic import generate
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -50,7 +50,7 @@ def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder, files in (("data/fashion-mnist", FASHION_MNIST), ("data/mnist", MNIST.files), ("my/files", None)):
         Path(folder).mkdir(parents=True)
         for seed, (split, n) in enumerate({"train": 6000, "t10k": 1000}.items()):
-            for kind, tensor in zip(("images-idx3", "labels-idx1"), draw(n, seed), strict=True):
+            for kind, tensor in zip(("images-idx3", "labels-idx1"), generate(n, seed), strict=True):
                 name = f"{split}-{kind}-ubyte"
                 write_idx(tensor, Path(folder, name))
                 if files:

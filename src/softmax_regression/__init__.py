@@ -7,10 +7,11 @@ from softmax_regression.engine import Engine
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.figures.logger import FigureLogger, LiveCurve
 from softmax_regression.model import SoftmaxRegression
+from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
 from softmax_regression.runs.checkpoint import SafeCheckpointIO
 from softmax_regression.runs.folder import RunLogger
+from softmax_regression.runs.last_checkpoint import LastCheckpoint
 from softmax_regression.runs.record import RunRecord
-from softmax_regression.runs.stopping import BestCheckpoint, EarlyStopping, LastCheckpoint
 
 __all__ = [
     "BestCheckpoint",

@@ -13,13 +13,13 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from softmax_regression.errors import DivergedError
-from softmax_regression.scores import EpochScores
+from softmax_regression.metrics import EpochScores
 
 STAGES = ("train", "val", "test")
 Batch = tuple[Tensor, Tensor]  # images (n, ...), classes (n,)
 # From 2**24 on neighbours in float32 lie two nats apart, so that a mean cross-entropy says nothing any more. Far
 # beyond, for the loss of a subclass may be a sum, such as that of squares over the pixels of a minibatch.
-LIMIT = 1e12
+MAX_LOSS = 1e12
 
 
 class Classifier(LightningModule):
@@ -115,10 +115,10 @@ class Classifier(LightningModule):
         """Log the metrics of the epoch, before any checkpoint of it is saved, and add a row to the history.
 
         Raises:
-            DivergedError: The training loss is not below LIMIT.
+            DivergedError: The training loss is not below MAX_LOSS.
         """
         values, epoch = self._computed("train"), self.current_epoch + 1
-        if not abs(loss := values.get("train/loss", 0.0)) < LIMIT:
+        if not abs(loss := values.get("train/loss", 0.0)) < MAX_LOSS:
             raise DivergedError(
                 f"train/loss={loss} in epoch {epoch}, noticed at step {self.global_step}: the run diverged; "
                 "lower model.lr or model.init_std, or use model.loss torch instead of naive"

@@ -37,11 +37,11 @@ class Interrupted(SystemExit):
         self.code = self.exit_code = 128 + number
 
 
-def one_line(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return an error with its kind, as one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def typed(script: str, *words: str) -> str:
+def shell_command(script: str, *words: str) -> str:
     """Return a command of train.py or study.py as it is typed here: where that is not, it was installed."""
     return shlex.join([*(["python", script] if Path(script).is_file() else ["softmax-regression"]), *words])

@@ -26,7 +26,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
 MAX = torch.finfo(torch.float32).max
 
 
-class FewOutputs(nn.Linear):
+class NarrowLinear(nn.Linear):
     """nn.Linear as W xᵀ instead of x Wᵀ, which takes half the time where the rows of W are few."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class SoftmaxRegression(Classifier):
         _check("num_classes", num_classes, above=0)
         super().__init__(num_classes)
         self.save_hyperparameters()
-        linear = FewOutputs(28 * 28, num_classes)
+        linear = NarrowLinear(28 * 28, num_classes)
         nn.init.normal_(linear.weight, std=init_std)
         nn.init.zeros_(linear.bias)
         self.net = nn.Sequential(nn.Flatten(), nn.Dropout(dropout) if dropout else nn.Identity(), linear)

@@ -68,7 +68,7 @@ def point(examples: int, batch_size: int, device: str) -> Point:
 
 
 def _tiled(n: int) -> Dataset:
-    images, labels = synthetic.draw(min(n, 60_000), seed=0)
+    images, labels = synthetic.generate(min(n, 60_000), seed=0)
     index = torch.arange(n) % len(labels)
     return Dataset(
         images[index],

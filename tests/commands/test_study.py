@@ -10,7 +10,9 @@ from torch.utils.tensorboard.writer import SummaryWriter
 
 from softmax_regression.commands import study
 from softmax_regression.commands.study import STUDIES, main
-from softmax_regression.studies import numerics_study, report, sweep
+from softmax_regression.reports import report
+from softmax_regression.studies.numerics import study as numerics_study
+from softmax_regression.studies.sweep import search as sweep
 
 MISTAKES = [
     ("", "expected"),
@@ -61,7 +63,7 @@ def test_help_imports_no_study(capsys: pytest.CaptureFixture[str], monkeypatch: 
     with pytest.raises(SystemExit, match="0"):
         main(["curve", "--help"])
     assert "--output" in capsys.readouterr().out
-    assert set(imported) == {"softmax_regression.studies.curve"}
+    assert set(imported) == {"softmax_regression.reports.curve"}
 
 
 def test_what_was_written_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ from softmax_regression.data.files import (
     verify,
     write_idx,
 )
-from softmax_regression.data.synthetic import draw
+from softmax_regression.data.synthetic import generate
 from softmax_regression.errors import InputError, StorageError
 
 PACKED = sorted(f"{name}.gz" for name in NAMES)
@@ -79,7 +79,7 @@ def unpack(path: Path) -> Path:
 
 def test_the_images_and_labels_are_those_that_were_written(tiny: Path) -> None:
     data = load(dirs=[str(tiny)])
-    for written, read in zip((*draw(600, seed=0), *draw(100, seed=1)), data[:4], strict=True):
+    for written, read in zip((*generate(600, seed=0), *generate(100, seed=1)), data[:4], strict=True):
         assert torch.equal(written, read)
     assert data.images.dtype == data.test_images.dtype == torch.uint8
     assert data.labels.dtype == data.test_labels.dtype == torch.int64
@@ -238,7 +238,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "no gzip": (f"{IMAGES}.gz", write(b"\x1f\x8b nonsense"), "Error -3 while decompressing data"),
     "the other kind": (
         f"{LABELS}.gz",
-        lambda path: write_idx(draw(100, seed=1)[0], path),
+        lambda path: write_idx(generate(100, seed=1)[0], path),
         "starts with 00000803, expected the IDX magic 00000801",
     ),
     "another shape": (

@@ -17,7 +17,7 @@ from torch import Tensor
 from softmax_regression.classifier import Batch
 from softmax_regression.data import module as data
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
-from softmax_regression.data.synthetic import draw
+from softmax_regression.data.synthetic import generate
 from softmax_regression.errors import InputError
 
 # https://github.com/Lightning-AI/pytorch-lightning/issues/21273
@@ -123,7 +123,7 @@ def test_a_prefix_of_the_stratified_order_has_the_classes_in_the_proportions_of_
 
 
 def test_the_stratified_order_changes_with_the_seed_and_does_not_read_the_global_generator() -> None:
-    labels = draw(500, seed=0)[1].long()
+    labels = generate(500, seed=0)[1].long()
     state = torch.get_rng_state()
     assert torch.equal(stratified_order(labels, 1), stratified_order(labels, 1))
     assert not torch.equal(stratified_order(labels, 1), stratified_order(labels, 2))
@@ -275,7 +275,7 @@ def test_generated_images_are_the_same_every_time_and_their_digest_says_which() 
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     folder.mkdir()
-    for index, image in enumerate(draw(3, seed=0)[0]):
+    for index, image in enumerate(generate(3, seed=0)[0]):
         Image.fromarray(image.numpy()).save(folder / f"{index}.png")
     return folder
 
@@ -292,7 +292,7 @@ def test_photos_are_predicted_without_the_data_set(photos: Path, as_list: bool) 
     images = [str(photos)] if as_list else str(photos)
     trainer().predict(recorder, datamodule=FashionMNISTDataModule(images=images), return_predictions=False)
     found, labels = seen(recorder.seen)
-    assert torch.equal(found, draw(3, seed=0)[0])
+    assert torch.equal(found, generate(3, seed=0)[0])
     assert labels.tolist() == [-1, -1, -1]
 
 

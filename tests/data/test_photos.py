@@ -14,7 +14,7 @@ from torch import Tensor
 
 from softmax_regression.data import photos
 from softmax_regression.data.photos import load_photos, to_fashion_mnist
-from softmax_regression.data.synthetic import draw
+from softmax_regression.data.synthetic import generate
 from softmax_regression.errors import InputError
 
 Image.init()
@@ -39,7 +39,7 @@ def lit_box(image: Tensor) -> tuple[int, int, int, int]:
 
 
 def test_an_image_of_the_data_set_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    images = draw(20, seed=0)[0]
+    images = generate(20, seed=0)[0]
     for index, image in enumerate(images):
         Image.fromarray(image.numpy()).save(tmp_path / f"{index:02}.png")
     assert torch.equal(load_photos([tmp_path]).images, images)
@@ -136,7 +136,7 @@ def test_every_mode_gives_the_same_image(mode: str) -> None:
 
 
 def test_sixteen_bits_are_scaled_to_eight() -> None:
-    image = draw(1, seed=0)[0][0]
+    image = generate(1, seed=0)[0][0]
     deep = Image.fromarray(image.numpy().astype(np.uint16) * 257)
     assert torch.equal(to_fashion_mnist(deep), image)
 

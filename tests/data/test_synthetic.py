@@ -3,18 +3,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from softmax_regression.data.synthetic import draw
+from softmax_regression.data.synthetic import generate
 
 TROUSER, DRESS, SANDAL, SNEAKER, BAG, ANKLE_BOOT = 1, 3, 5, 7, 8, 9
 
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[Tensor, Tensor]:
-    return draw(12_000, seed=0)
+    return generate(12_000, seed=0)
 
 
 def test_images_and_labels_have_the_shapes_and_types_of_fashion_mnist() -> None:
-    images, labels = draw(25, seed=0)
+    images, labels = generate(25, seed=0)
     assert images.shape == (25, 28, 28)
     assert labels.shape == (25,)
     assert images.dtype == labels.dtype == torch.uint8
@@ -22,12 +22,12 @@ def test_images_and_labels_have_the_shapes_and_types_of_fashion_mnist() -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 10, 27, 600])
 def test_classes_are_balanced_and_the_remainder_goes_to_the_first(n: int) -> None:
-    counts = draw(n, seed=3)[1].bincount(minlength=10)
+    counts = generate(n, seed=3)[1].bincount(minlength=10)
     assert counts.tolist() == [n // 10 + (label < n % 10) for label in range(10)]
 
 
 def test_same_seed_same_bits_and_another_seed_others() -> None:
-    first, again, other = draw(500, seed=7), draw(500, seed=7), draw(500, seed=8)
+    first, again, other = generate(500, seed=7), generate(500, seed=7), generate(500, seed=8)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
@@ -37,10 +37,10 @@ def test_same_seed_same_bits_and_another_seed_others() -> None:
 def test_the_global_generator_is_neither_read_nor_moved() -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    first = draw(50, seed=7)[0]
+    first = generate(50, seed=7)[0]
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
-    assert torch.equal(draw(50, seed=7)[0], first)
+    assert torch.equal(generate(50, seed=7)[0], first)
 
 
 def test_the_order_is_shuffled(drawn: tuple[Tensor, Tensor]) -> None:

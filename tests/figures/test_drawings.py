@@ -18,14 +18,14 @@ from torchmetrics.functional.classification import (
 
 from softmax_regression.figures.drawings import (
     LINEAR,
-    MARK,
+    PRODUCER,
     VERMILION,
     class_scores,
     confusion_matrix,
     curves,
-    drawings,
-    explanation,
+    figures_of,
     learning_curves,
+    pixel_contributions,
     prediction_grid,
     reliability_diagram,
     to_png,
@@ -101,7 +101,7 @@ FIGURES: dict[str, Callable[[], Figure]] = {
     "grid": lambda: prediction_grid(pictures(200), predictions()[1], predictions()[0], NAMES),
     "templates": lambda: weight_templates(linear().weight, NAMES),
     "reliability": lambda: reliability_diagram(*predictions()),
-    "explanation": lambda: explanation(pictures(1)[0], linear().weight.data, linear().bias.data, 3, NAMES),
+    "explanation": lambda: pixel_contributions(pictures(1)[0], linear().weight.data, linear().bias.data, 3, NAMES),
     "curves of a run without metrics": lambda: learning_curves({"run": {}}),
     "curves that diverge": lambda: learning_curves({"run": {"train/loss": curve(2, float("inf"), float("nan"))}}),
     "confusion of nothing": lambda: confusion_matrix(torch.zeros(10, 10, dtype=torch.long), NAMES),
@@ -330,13 +330,13 @@ def test_an_explanation_adds_up_to_the_logit() -> None:
     logits = model(image.flatten()).detach()
     best = int(logits.argmax())
     label = (best + 1) % 10
-    maps = explanation(image, weight, bias, label, NAMES).axes[1:3]
+    maps = pixel_contributions(image, weight, bias, label, NAMES).axes[1:3]
     assert [axes.get_title().split(":")[0] for axes in maps] == ["true", "predicted"]
     for axes, index in zip(maps, (label, best), strict=True):
         total = np.asarray(axes.images[0].get_array()).sum()
         assert total + float(bias[index]) == pytest.approx(float(logits[index]), abs=1e-5)
         assert f"logit {logits[index]:.2f} = {total:.2f} + bias {bias[index]:.2f}" in axes.get_title()
-    assert explanation(image, weight, bias, best, NAMES).axes[2].get_title().startswith("runner-up")
+    assert pixel_contributions(image, weight, bias, best, NAMES).axes[2].get_title().startswith("runner-up")
 
 
 @pytest.mark.parametrize("images", [
@@ -347,7 +347,7 @@ def test_a_linear_model_has_all_drawings_whatever_its_images_are(images: Tensor)
     model = linear()
     pixels = images.flatten(1).float() / (1 if images.is_floating_point() else 255)
     logits, labels = model(pixels), torch.arange(50) % 10
-    found = drawings(images, labels, logits, NAMES, list(model.parameters()))
+    found = figures_of(images, labels, logits, NAMES, list(model.parameters()))
     assert set(found) == {"confusion_matrix", "predictions", "calibration", *LINEAR}
     assert all(isinstance(draw(), Figure) for draw in found.values())
 
@@ -359,13 +359,13 @@ def test_a_linear_model_has_all_drawings_whatever_its_images_are(images: Tensor)
 ], ids=["not linear in the pixels", "two layers", "of other pixels"])  # fmt: skip
 def test_of_another_model_what_only_a_linear_one_has_is_left_out(model: torch.nn.Module) -> None:
     images, labels = pictures(50), torch.arange(50) % 10
-    found = drawings(images, labels, model(images.flatten(1)), NAMES, list(model.parameters()))
+    found = figures_of(images, labels, model(images.flatten(1)), NAMES, list(model.parameters()))
     assert set(found) == {"confusion_matrix", "predictions", "calibration"}
 
 
 def test_colour_images_are_shown_in_grey_and_other_sizes_are_welcome() -> None:
     images = torch.rand(20, 3, 32, 24)
-    found = drawings(images, torch.arange(20) % 3, torch.randn(20, 3), NAMES[:3], [])
+    found = figures_of(images, torch.arange(20) % 3, torch.randn(20, 3), NAMES[:3], [])
     shown = tiles(found["predictions"]())[0]
     assert shown.count() == 20 * 32 * 24
     assert shown.sum() == pytest.approx(float(images.mean(dim=1).sum()), rel=1e-4)
@@ -374,4 +374,4 @@ def test_colour_images_are_shown_in_grey_and_other_sizes_are_welcome() -> None:
 def test_a_picture_says_who_wrote_it() -> None:
     png = to_png(FIGURES["curves"]())
     assert png.startswith(b"\x89PNG")
-    assert MARK.encode() in png[:2000]
+    assert PRODUCER.encode() in png[:2000]

@@ -13,9 +13,9 @@ from lightning.pytorch.plugins import MixedPrecision
 from commands import fit, manifest, only_run
 from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
 from softmax_regression.commands.train import main
+from softmax_regression.metrics import EpochScores
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.progress import device_choice
-from softmax_regression.scores import EpochScores
 
 
 def last(run: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from commands import SMALL, fit, manifest, only_run
 from killed import strike
 from softmax_regression.commands.train import main
 from softmax_regression.data.module import FashionMNISTDataModule
-from softmax_regression.errors import typed
+from softmax_regression.errors import shell_command
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.checkpoint import read
 
@@ -67,7 +67,7 @@ def test_a_signal_saves_the_current_step_and_the_run_can_be_resumed(
         assert fit(*OPTIONS) == CODES[number]
     assert handlers() == before
     run = only_run()
-    line, command = capsys.readouterr().err.splitlines()[-1], typed("train.py", "fit", "--resume", str(run))
+    line, command = capsys.readouterr().err.splitlines()[-1], shell_command("train.py", "fit", "--resume", str(run))
     assert line == f"interrupted by {number.name}: saved; go on with `{command}`"
     assert read(run / "checkpoints" / "last.ckpt")["global_step"] == step
     assert manifest(run)["status"] == "interrupted"
@@ -100,7 +100,7 @@ def test_a_second_signal_stops_at_once(capsys: pytest.CaptureFixture[str]) -> No
         strike(patch.setattr, "mid-epoch", 21, raises(signal.SIGINT, signal.SIGTERM))
         assert fit(*OPTIONS) == 143
     run = only_run()
-    said = f"interrupted by SIGTERM: at once; go on with `{typed('train.py', 'fit', '--resume', str(run))}`\n"
+    said = f"interrupted by SIGTERM: at once; go on with `{shell_command('train.py', 'fit', '--resume', str(run))}`\n"
     assert capsys.readouterr().err.endswith(said)
     assert read(run / "checkpoints" / "last.ckpt")["global_step"] == 16
     assert manifest(run)["status"] == "interrupted"

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from softmax_regression.data import synthetic
 from softmax_regression.errors import InputError
-from softmax_regression.studies import numerics_measurements, numerics_study
-from softmax_regression.studies.numerics_measurements import errors, exact, trainings
+from softmax_regression.studies.numerics import measurements as numerics_measurements
+from softmax_regression.studies.numerics import study as numerics_study
+from softmax_regression.studies.numerics.measurements import errors, exact, trainings
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_the_naive_loss_breaks_in_float16_and_from_large_weights_and_the_stable_
 
 
 def test_a_run_learns_alike_with_both_losses_and_breaks_at_its_first_infinite_one() -> None:
-    images, labels = synthetic.draw(500, seed=0)
+    images, labels = synthetic.generate(500, seed=0)
     runs = trainings(images.flatten(1) / 255, labels.long(), steps=20, seed=0)
     stable, naive, wild_stable, wild_naive = runs[:4]  # in float32, from small and from large weights
     assert stable.losses[-1] < stable.losses[0]

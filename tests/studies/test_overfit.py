@@ -12,8 +12,9 @@ from torch import Tensor
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.studies import overfit, overfit_page
-from softmax_regression.studies.overfit import FULL, Curves, Design, Size, choose_arms, early_stop
+from softmax_regression.studies.overfit import measurements as overfit
+from softmax_regression.studies.overfit import page as overfit_page
+from softmax_regression.studies.overfit.measurements import FULL, Curves, Design, Size, choose_arms, early_stop
 from softmax_regression.studies.stacked import METRICS, Scores, Stack
 
 SIZE = Size(100, 4, 1)

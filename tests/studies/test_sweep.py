@@ -32,12 +32,12 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError, Interrupted
 from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.studies import sweep
 from softmax_regression.studies.learning import pool
 from softmax_regression.studies.stacked import METRICS, Scores, Stack
-from softmax_regression.studies.sweep import Sweep
-from softmax_regression.studies.sweep_plan import Plan, Range, Value, describe
-from softmax_regression.studies.sweep_trials import is_lost
+from softmax_regression.studies.sweep import search as sweep
+from softmax_regression.studies.sweep.plan import Plan, Range, Value, describe
+from softmax_regression.studies.sweep.search import Sweep
+from softmax_regression.studies.sweep.trials import is_lost
 
 ROOT = Path(__file__).parents[2]
 SPACE: dict[str, list[Value] | Range] = {"batch_size": [16, 64], "lr": [0.1, 0.5, 0.01], "epochs": [1, 3]}

@@ -25,11 +25,12 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.studies import sweep, sweep_trials
 from softmax_regression.studies.learning import pool
-from softmax_regression.studies.sweep import Sweep
-from softmax_regression.studies.sweep_plan import Plan, Range, describe
-from softmax_regression.studies.sweep_trials import Trials, is_lost, open_storage, shown
+from softmax_regression.studies.sweep import search as sweep
+from softmax_regression.studies.sweep import trials as sweep_trials
+from softmax_regression.studies.sweep.plan import Plan, Range, describe
+from softmax_regression.studies.sweep.search import Sweep
+from softmax_regression.studies.sweep.trials import Trials, is_lost, open_storage, shown
 
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["softmax_regression.commands.train", "softmax_regression.studies.sweep"])

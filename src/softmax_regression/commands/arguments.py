@@ -43,13 +43,13 @@ def option(args: Sequence[str], name: str) -> str | None:
     return next((o.values[0] for o in reversed(options(args)) if o.name == name and o.values), None)
 
 
-def arranged(args: Sequence[str]) -> list[str]:
+def sort_flags_after_files(args: Sequence[str]) -> list[str]:
     """Return options so that a flag wins over a file wherever it stands: files, groups, then the rest."""
     ranked = sorted(options(args), key=lambda o: 0 if o.name == "config" else 1 if "." not in o.name else 2)
     return [word for option in ranked for word in option.words]
 
 
-def with_own_defaults(args: Sequence[str]) -> list[str]:
+def reset_class_defaults(args: Sequence[str]) -> list[str]:
     """Return flags that let a class which the user names begin with its own defaults.
 
     jsonargparse would keep those of the class that it replaces: `--model Sub`, which has another default for
@@ -66,7 +66,7 @@ def with_own_defaults(args: Sequence[str]) -> list[str]:
     return flags
 
 
-def named_by_user(args: Sequence[str]) -> list[str]:
+def class_names_in(args: Sequence[str]) -> list[str]:
     """Return the texts in which a user names classes: flags, and the files that they name."""
     values = [value for o in options(args) if o.name not in PLACES[1:] for value in o.values]
     files = [Path(value) for value in values if value.endswith((".yaml", ".yml", ".json"))]

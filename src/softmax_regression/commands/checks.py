@@ -7,8 +7,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from softmax_regression.classifier import Classifier
 from softmax_regression.errors import InputError
-from softmax_regression.runs.processes import cores, say
-from softmax_regression.runs.stopping import BestCheckpoint, EarlyStopping
+from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
+from softmax_regression.runs.processes import cores, print_rank_zero
 
 COUNTS = (
     "max_epochs", "max_steps", "limit_train_batches", "val_check_interval", "check_val_every_n_epoch",
@@ -62,7 +62,7 @@ def monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule
             continue
         if unseen and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
             callback.switch_off()
-            say(f"{name} is off: no validation images, so nothing logs {monitor}")
+            print_rank_zero(f"{name} is off: no validation images, so nothing logs {monitor}")
         else:
             raise InputError(f"monitor={monitor} of {name}: nothing logs it; expected {' or '.join(logged)}")
 

@@ -12,7 +12,8 @@ from softmax_regression.engine import Engine
 from softmax_regression.errors import InputError
 from softmax_regression.figures.logger import FigureLogger
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.stopping import BestCheckpoint, EarlyStopping, LastCheckpoint
+from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
+from softmax_regression.runs.last_checkpoint import LastCheckpoint
 from softmax_regression.runs.trust import find_class
 
 COMMANDS = {
@@ -22,7 +23,7 @@ COMMANDS = {
     "predict": "Write a CSV with the predictions for the test images, or for photos.",
 }
 # Callbacks that every run has; each is a group of flags, and `trainer.callbacks` holds the user's own.
-STANDING: dict[str, type[Callback]] = {
+DEFAULT_CALLBACKS: dict[str, type[Callback]] = {
     "engine": Engine, "early_stopping": EarlyStopping, "best_checkpoint": BestCheckpoint,
     "last_checkpoint": LastCheckpoint, "figures": FigureLogger,
 }  # fmt: skip
@@ -51,7 +52,7 @@ def add_own(parser: ArgumentParser) -> None:
     parser.add_argument("--force", action="store_true", help="Let --output replace a foreign file.")
 
 
-def described(args: Sequence[str], everything: bool = False) -> ArgumentParser:
+def help_parser(args: Sequence[str], everything: bool = False) -> ArgumentParser:
     """Return a parser that knows the options of a command line, for its help and for near misses."""
     command = typed_command(args) or "fit"
     usage = f"python train.py {command} [options]"
@@ -61,7 +62,7 @@ def described(args: Sequence[str], everything: bool = False) -> ArgumentParser:
         with suppress(InputError):  # if none is named, or a wrong one
             kind = find_class(option(args, group) or option(args, f"{group}.class_path") or "")
         parser.add_class_arguments(kind, group, fail_untyped=False, skip={"seed"})
-    for group, callback in STANDING.items() if command == "fit" or everything else ():
+    for group, callback in DEFAULT_CALLBACKS.items() if command == "fit" or everything else ():
         parser.add_class_arguments(callback, group)
     if everything:
         parser.add_class_arguments(Trainer, "trainer", skip={"callbacks"})

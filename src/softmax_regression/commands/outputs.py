@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Trainer
 
 from softmax_regression.commands.resume import other_data
-from softmax_regression.errors import InputError, typed
+from softmax_regression.errors import InputError, shell_command
 from softmax_regression.files import check_writable, write
-from softmax_regression.runs.processes import say
+from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.progress import metrics_text
 from softmax_regression.runs.record import results, stop_reason, update_manifest
 
@@ -32,8 +32,8 @@ def summary(trainer: Trainer, run: Path | None) -> str:
         return "\n".join([stop_reason(trainer), *lines, "nothing is kept: there is no logger"])
     return "\n".join([
         stop_reason(trainer), *lines, f"checkpoints: {run / 'checkpoints'}", "next:",
-        f"  {typed('train.py', 'test', '--ckpt_path', str(run))}",
-        f"  {typed('study.py', 'report', str(run))}",
+        f"  {shell_command('train.py', 'test', '--ckpt_path', str(run))}",
+        f"  {shell_command('study.py', 'report', str(run))}",
         f"  {shlex.join(['tensorboard', '--logdir', str(run.parent.parent)])}",
     ])  # fmt: skip
 
@@ -44,7 +44,7 @@ def say_what_is_scored(cli: "TrainCLI") -> None:
     loaded, photos = getattr(data, "data", None), getattr(data, "photos", None)
     origin = loaded.origin if loaded else f"{len(photos[1])} photos" if photos else type(data).__name__
     checkpoint = f"run {cli.run}, checkpoint {path.name}" if cli.run else f"checkpoint {path}"
-    say(f"{cli.subcommand}: {checkpoint}, data {origin}")
+    print_rank_zero(f"{cli.subcommand}: {checkpoint}, data {origin}")
     if other := other_data(cli.checkpoint, data):
         print(f"warning: {other}", file=sys.stderr)
 
@@ -56,11 +56,11 @@ def discard_unstarted(folders: Sequence[Path]) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def keep(cli: "TrainCLI", rows: Sequence[Mapping[str, float]]) -> None:
+def record_scores(cli: "TrainCLI", rows: Sequence[Mapping[str, float]]) -> None:
     """Print the metrics of a command, and keep them in the run's manifest if they are of all images."""
     trainer, metrics = cli.trainer, {name: value for row in rows for name, value in row.items()}
     limit = trainer.limit_test_batches if cli.subcommand == "test" else trainer.limit_val_batches
-    say(metrics_text(metrics))
+    print_rank_zero(metrics_text(metrics))
     everything = isinstance(limit, float) and limit == 1  # an int counts batches
     if trainer.is_global_zero and cli.run and everything:
         update_manifest(cli.run, **{str(cli.subcommand): metrics})

@@ -29,7 +29,7 @@ CHATTER = (  # what Lightning says of itself as it starts
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_lightning() -> Iterator[None]:
     """Let nothing be said that a user cannot act on: of Lightning's habits, or by TensorBoard's thread."""
 
     def told(record: logging.LogRecord) -> bool:

@@ -10,10 +10,10 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from softmax_regression.commands.arguments import check_file
 from softmax_regression.errors import InputError
 from softmax_regression.runs import checkpoint
+from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.folder import RunLogger
-from softmax_regression.runs.processes import say
+from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.record import RunRecord, read_manifest, results, update_manifest
-from softmax_regression.runs.stopping import folder_of
 from softmax_regression.runs.trust import path_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ DECIDING = (
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
 )  # fmt: skip
 MAY_CHANGE = {"data.dirs", "data.images", "data.watch_test", "data.device", "data.eval_batch_size"}
-MAY_CHANGE |= {"model.class_path", "data.class_path"}  # a class may have several names: see `check`
+MAY_CHANGE |= {"model.class_path", "data.class_path"}  # a class may have several names: see `check_resumable`
 
 
 def config_of(run: Path | None, path: Path, saved: dict[str, Any]) -> list[str]:
@@ -64,7 +64,7 @@ def _options(text: str) -> dict[str, Any]:
     return options | {"trainer.callbacks": [each["class_path"] for each in named]}
 
 
-def check(run: Path | None, saved: dict[str, Any], cli: "TrainCLI") -> None:
+def check_resumable(run: Path | None, saved: dict[str, Any], cli: "TrainCLI") -> None:
     """Refuse flags that contradict the checkpoint, which further callbacks do not, and other data."""
     known = {"config": "{}"} | saved.get("run", {})
     callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
@@ -84,7 +84,7 @@ def check(run: Path | None, saved: dict[str, Any], cli: "TrainCLI") -> None:
         raise InputError(f"{other}; give the same files, or start a new run")
 
 
-def reopen(run: Path, trainer: Trainer, path: str, saved: dict[str, Any]) -> None:
+def reopen_run(run: Path, trainer: Trainer, path: str, saved: dict[str, Any]) -> None:
     """Go on in the folder of a run; a logger that keeps no such folder begins a new one, which a line says.
 
     Raises:
@@ -96,12 +96,12 @@ def reopen(run: Path, trainer: Trainer, path: str, saved: dict[str, Any]) -> Non
     if not trainer.loggers:
         raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
     if not loggers:
-        say(f"{run}: only a RunLogger goes on in its folder; this run does in {folder_of(trainer)}")
+        print_rank_zero(f"{run}: only a RunLogger goes on in its folder; this run does in {folder_of(trainer)}")
     if trainer.is_global_zero and checkpoint.read(path)["global_step"] != saved["global_step"]:
         raise InputError(f"{path}: another process has gone on with the run; start the command again")
 
 
-def end(trainer: Trainer, saved: dict[str, Any]) -> str | None:
+def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:
     """Say why there is nothing left to resume, and what to raise, if so."""
     steps = saved["global_step"]
     epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]

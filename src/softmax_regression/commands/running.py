@@ -11,10 +11,10 @@ from softmax_regression.classifier import Classifier
 from softmax_regression.commands import checks, outputs, resume
 from softmax_regression.errors import InputError
 from softmax_regression.files import locked, remove_debris
+from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.folder import RunLogger
-from softmax_regression.runs.processes import say
+from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.record import read_manifest
-from softmax_regression.runs.stopping import folder_of
 
 if TYPE_CHECKING:
     from softmax_regression.commands.train import TrainCLI
@@ -41,26 +41,26 @@ def fit(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     _check(cli)
     checks.monitors(trainer, model, cli.datamodule)
     if cli.checkpoint:
-        resume.check(cli.run, cli.checkpoint, cli)
+        resume.check_resumable(cli.run, cli.checkpoint, cli)
     folders = [] if cli.run else [Path(each.log_dir) for each in loggers]  # which claims them
     with ExitStack() as stack:
         for folder in [cli.run] if cli.run else folders:
             if trainer.is_global_zero:
                 stack.enter_context(locked(folder, "start a new run without --resume"))
         if cli.run:
-            resume.reopen(cli.run, trainer, kwargs["ckpt_path"], cli.checkpoint)
+            resume.reopen_run(cli.run, trainer, kwargs["ckpt_path"], cli.checkpoint)
             if trainer.is_global_zero:
                 remove_debris(cli.run)
         try:
-            if cli.checkpoint and (reason := resume.end(trainer, cli.checkpoint)):
+            if cli.checkpoint and (reason := resume.reason_not_to_resume(trainer, cli.checkpoint)):
                 resume.record_end(cli.run, trainer, cli.checkpoint, reason)
-                say(f"{cli.run or kwargs['ckpt_path']}: nothing to resume ({reason})")
+                print_rank_zero(f"{cli.run or kwargs['ckpt_path']}: nothing to resume ({reason})")
                 return
             trainer.fit(model, **kwargs)
         finally:
             if not trainer.global_step:
                 outputs.discard_unstarted(folders)
-    say(outputs.summary(trainer, folder_of(trainer)))  # of which all processes take part
+    print_rank_zero(outputs.summary(trainer, folder_of(trainer)))  # of which all processes take part
 
 
 def _before_scoring(cli: "TrainCLI") -> None:
@@ -75,7 +75,7 @@ def evaluate(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:
     _check(cli)
     _before_scoring(cli)
     results = getattr(cli.trainer, str(cli.subcommand))(model, **kwargs | {"verbose": False})
-    outputs.keep(cli, results)
+    outputs.record_scores(cli, results)
 
 
 def predict(cli: "TrainCLI", model: LightningModule, **kwargs: Any) -> None:

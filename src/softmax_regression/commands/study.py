@@ -9,29 +9,29 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from softmax_regression.commands.arguments import CONF, arranged, check_paths, named_by_user
-from softmax_regression.commands.errors import guarded
+from softmax_regression.commands.arguments import CONF, check_paths, class_names_in, sort_flags_after_files
+from softmax_regression.commands.messages import run_command
 from softmax_regression.errors import InputError
 from softmax_regression.runs import trust
 
 # A function that returns what to print, such as the path of its page; what it is for; which of its parameters
 # takes the words that are not flags.
 STUDIES = {
-    "numerics": ("numerics_study.run", "Where softmax and cross-entropy break, and what mends them.", None),
-    "sweep": ("sweep.run", "Exercise 1: search batch size, learning rate, epochs and more.", None),
-    "overfit": ("overfit_page.run", "Exercise 2: train for long on few images, and what helps.", None),
-    "list": ("report.list_runs", "List runs: their state, data, scores, and what sets each apart.", None),
-    "curve": ("curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
-    "report": ("report.report", "Show a run: curves, mistakes, weights, calibration.", "which"),
-    "compare": ("report.compare", "Show runs side by side.", "runs"),
-    "export": ("export.run", "Write a checkpoint as ONNX and as a web page that runs it.", "which"),
+    "numerics": ("studies.numerics.study.run", "Where softmax and cross-entropy break, and what mends them.", None),
+    "sweep": ("studies.sweep.search.run", "Exercise 1: search batch size, learning rate, epochs and more.", None),
+    "overfit": ("studies.overfit.page.run", "Exercise 2: train for long on few images, and what helps.", None),
+    "list": ("reports.report.list_runs", "List runs: their state, data, scores, and what sets each apart.", None),
+    "curve": ("reports.curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
+    "report": ("reports.report.report", "Show a run: curves, mistakes, weights, calibration.", "which"),
+    "compare": ("reports.report.compare", "Show runs side by side.", "runs"),
+    "export": ("reports.export.run", "Write a checkpoint as ONNX and as a web page that runs it.", "which"),
 }
 
 
 def _function(study: str) -> Callable[..., object]:
     """Import the function of a study, which takes seconds."""
     module, _, name = STUDIES[study][0].rpartition(".")
-    return getattr(import_module(f"softmax_regression.studies.{module}"), name)  # type: ignore[no-any-return]
+    return getattr(import_module(f"softmax_regression.{module}"), name)  # type: ignore[no-any-return]
 
 
 def _parser(chosen: str | None) -> ArgumentParser:
@@ -61,9 +61,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
     def command() -> None:
         check_paths(args)
-        trust.enforce(named_by_user(args))
+        trust.enforce(class_names_in(args))
         switches = {f"--{name}": f"--{name}=true" for name, default in known().items() if default is False}
-        words = [switches.get(word, word) for word in [*args[:1], *arranged(args[1:])]]
+        words = [switches.get(word, word) for word in [*args[:1], *sort_flags_after_files(args[1:])]]
         parser = _parser(chosen)
         config = parser.instantiate(parser.parse_args(words))
         options = {name: value for name, value in config[config.subcommand].items() if name != "config"}
@@ -71,4 +71,4 @@ def main(args: Sequence[str] | None = None) -> int:
             raise InputError(f"seed={seed}: must be at least 0 and below 2^32")
         print(_function(config.subcommand)(**options))
 
-    return guarded(command, known)
+    return run_command(command, known)

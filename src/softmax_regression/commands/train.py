@@ -16,13 +16,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from softmax_regression.commands import arguments, checks, resume, running
-from softmax_regression.commands.errors import guarded
-from softmax_regression.commands.options import STANDING, add_own, described, typed_command
+from softmax_regression.commands.messages import run_command
+from softmax_regression.commands.options import DEFAULT_CALLBACKS, add_own, help_parser, typed_command
 from softmax_regression.errors import InputError
 from softmax_regression.runs import trust
 from softmax_regression.runs.checkpoint import SafeCheckpointIO
 from softmax_regression.runs.folder import find_run, open_checkpoint
-from softmax_regression.runs.processes import choose_threads, started, together
+from softmax_regression.runs.processes import choose_threads, distributed_session, launched_devices
 from softmax_regression.runs.progress import EpochProgress
 from softmax_regression.runs.record import RunRecord
 
@@ -60,16 +60,16 @@ class TrainCLI(LightningCLI):
     def _of_run(self, args: Sequence[str]) -> list[str]:
         """Put the configuration of the run that a checkpoint belongs to before all other options."""
         split = args.index(self.typed) + 1 if self.typed else len(args)
-        before, after = list(args[:split]), arguments.arranged(args[split:])
+        before, after = list(args[:split]), arguments.sort_flags_after_files(args[split:])
         resumed, named = (arguments.option(args, name) for name in ("resume", "ckpt_path"))
         if resumed and named:
             raise InputError(f"--resume {resumed} --ckpt_path {named}: name one checkpoint; drop one of them")
         if not (given := resumed or named) or not before:
-            trust.enforce(arguments.named_by_user(args))
-            return [*before, *arguments.with_own_defaults(args), *after]
+            trust.enforce(arguments.class_names_in(args))
+            return [*before, *arguments.reset_class_defaults(args), *after]
         path, self.checkpoint = open_checkpoint(given, prefer="last" if before[-1] == "fit" else "best")
         self.run = find_run(path)
-        trust.enforce(arguments.named_by_user(args), self.run or path)
+        trust.enforce(arguments.class_names_in(args), self.run or path)
         config = resume.config_of(self.run, path, self.checkpoint)
         if not Path(self.run or path, "config.yaml").is_file():
             arguments.check_text(config[-1], str(path))  # which the checkpoint brings along
@@ -83,7 +83,7 @@ class TrainCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the standing callbacks; the order of the images comes from the one seed."""
-        for group, callback in STANDING.items():
+        for group, callback in DEFAULT_CALLBACKS.items():
             parser.add_lightning_class_args(callback, group)
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -96,7 +96,7 @@ class TrainCLI(LightningCLI):
             raise InputError(f"{path}: no run goes on because a configuration says so; use --resume")
 
     def _parse_ckpt_path(self) -> None:
-        """Leave the flags alone: where they contradict the checkpoint, `resume.check` says so."""
+        """Leave the flags alone: where they contradict the checkpoint, `resume.check_resumable` says so."""
 
     def before_instantiate_classes(self) -> None:
         """Choose the number of threads: a run that goes on has as many as before."""
@@ -114,7 +114,7 @@ class TrainCLI(LightningCLI):
         callbacks: list[Callback] = [*_listed(given.callbacks), RunRecord(text, config.seed_everything)]
         if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(EpochProgress())
-        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs, **started())
+        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs, **launched_devices())
         if not any(isinstance(plugin, CheckpointIO) for plugin in _listed(given.plugins)):
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
         return trainer
@@ -138,9 +138,9 @@ def main(args: Sequence[str] | None = None) -> int:
     def command() -> None:
         arguments.check_paths(args)
         if {"-h", "--help", "--help-all"} & set(args) and typed_command(args):
-            print(described(args, "--help-all" in args).format_help())
+            print(help_parser(args, "--help-all" in args).format_help())
             return
-        with together():
+        with distributed_session():
             TrainCLI(args)
 
-    return guarded(command, lambda: described(args, True).get_defaults().keys(branches=False))
+    return run_command(command, lambda: help_parser(args, True).get_defaults().keys(branches=False))

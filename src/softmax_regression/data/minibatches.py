@@ -107,7 +107,7 @@ class Minibatches:
         """Return examples (b,) as (b, 1, 28, 28) float32 in [0, 1], and their classes (b,)."""
         x = self.images.index_select(0, chosen)  # of uint8, 30 times as fast as images[chosen]
         y = self.labels.index_select(0, chosen)
-        return pixels(x.to(self.device)), y.to(self.device)
+        return to_float_images(x.to(self.device)), y.to(self.device)
 
     def state_dict(self) -> dict[str, int]:
         """Return which epoch this is and how far it has come, for a checkpoint."""
@@ -118,6 +118,6 @@ class Minibatches:
         self._resumed, self.position = state["epoch"], state["position"]
 
 
-def pixels(images: Tensor) -> Tensor:
+def to_float_images(images: Tensor) -> Tensor:
     """Return uint8 images (b, 28, 28) as (b, 1, 28, 28) float32 in [0, 1]."""
     return images[:, None].float().div_(255)  # twice as fast as uint8 / 255, and equal to it

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from softmax_regression.data import synthetic
 from softmax_regression.data.files import FASHION_MNIST, Dataset, FileSet
 from softmax_regression.data.files import load as read_files
-from softmax_regression.data.minibatches import Minibatches, pixels
+from softmax_regression.data.minibatches import Minibatches, to_float_images
 from softmax_regression.data.photos import Photos, load_photos
 from softmax_regression.errors import InputError
 
@@ -27,7 +27,7 @@ def load(
     """Load the images that `source` names, see `FashionMNISTDataModule`."""
     if source != "synthetic":
         return read_files(files, dirs)
-    images, labels = synthetic.draw(synthetic_size + max(10, synthetic_size // 6), seed=0)
+    images, labels = synthetic.generate(synthetic_size + max(10, synthetic_size // 6), seed=0)
     digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     (train, test), (y, test_y) = (values.tensor_split([synthetic_size]) for values in (images, labels.long()))
     return Dataset(train, y, test, test_y, digest, "generated (data.source=synthetic)", files.class_names)
@@ -168,7 +168,7 @@ class FashionMNISTDataModule(LightningDataModule):
             images, labels = self.photos.images, torch.full((len(self.photos.images),), -1)
         else:
             images, labels = self.loaded.test_images, self.loaded.test_labels
-        return DataLoader(TensorDataset(pixels(images), labels), batch_size=self.hparams["eval_batch_size"])
+        return DataLoader(TensorDataset(to_float_images(images), labels), batch_size=self.hparams["eval_batch_size"])
 
     def _minibatches(
         self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int | None = None, seed: int | None = None

@@ -41,7 +41,7 @@ boot     0.95 1.5,22 26,22 26,26 20,26 19.5,23.5 1.5,23.5
 """
 
 
-def draw(n: int, seed: int) -> tuple[Tensor, Tensor]:
+def generate(n: int, seed: int) -> tuple[Tensor, Tensor]:
     """Draw labelled images in shuffled order, from a generator of their own.
 
     Args:

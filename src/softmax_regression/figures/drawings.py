@@ -23,7 +23,7 @@ from torch import Tensor
 from torchmetrics.functional import classification as scores
 
 Curves = Mapping[str, tuple[Tensor, Tensor]]  # metric -> epochs (t,) and values (t,)
-MARK = "softmax-regression"  # in every picture and page: it may be replaced by a newer one
+PRODUCER = "softmax-regression"  # in every picture and page: it may be replaced by a newer one
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", BLACK)
 STROKES: dict[str, Literal["-", "--", ":"]] = {"train": "-", "val": "--", "test": ":"}
@@ -31,7 +31,7 @@ PANELS = {"loss": "loss: mean cross-entropy (nats)", "acc": "accuracy: share of 
 METRIC = re.compile(r"(train|val|test)[/_](.+)")
 CENTRED: dict[str, Any] = {"ha": "center", "in_layout": False}  # texts within axes need not be measured
 DIVERGING = "RdBu_r"  # negative blue, zero white, positive red
-LINEAR = ("weights", "worst_mistake")  # what `drawings` draws only of a model that is linear in the pixels
+LINEAR = ("weights", "worst_mistake")  # what `figures_of` draws only of a model that is linear in the pixels
 
 
 def curves(history: Sequence[Mapping[str, float]]) -> Curves:
@@ -155,7 +155,7 @@ def class_scores(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return torch.stack([metric(predicted, labels, num_classes, average=None) for metric in metrics], dim=1)
 
 
-def explanation(image: Tensor, weight: Tensor, bias: Tensor, label: int, class_names: Sequence[str]) -> Figure:
+def pixel_contributions(image: Tensor, weight: Tensor, bias: Tensor, label: int, class_names: Sequence[str]) -> Figure:
     """What each pixel adds to a logit, pixel times weight, for the true and the predicted class.
 
     Of an image (h, w) in [0, 1], weights (k, h * w) and biases (k,); of a right prediction, the second map is
@@ -178,7 +178,7 @@ def explanation(image: Tensor, weight: Tensor, bias: Tensor, label: int, class_n
     return figure
 
 
-def drawings(
+def figures_of(
     images: Tensor, labels: Tensor, logits: Tensor, class_names: Sequence[str], parameters: Sequence[Tensor]
 ) -> dict[str, Callable[[], Figure]]:
     """Everything there is to see of a model on n images, by name, each drawn only when it is called.
@@ -206,14 +206,14 @@ def drawings(
         if torch.allclose(logits, expected, 0, tolerance, equal_nan=True):
             label = int(labels[worst])
             found["weights"] = lambda: weight_templates(weight, class_names)
-            found["worst_mistake"] = lambda: explanation(pixels[worst], weight, bias, label, class_names)
+            found["worst_mistake"] = lambda: pixel_contributions(pixels[worst], weight, bias, label, class_names)
     return found
 
 
 def to_png(figure: Figure, dpi: int = 100) -> bytes:
     """Render as a PNG file, which says who wrote it."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": MARK})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": PRODUCER})
     return buffer.getvalue()
 
 

@@ -19,17 +19,17 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression.errors import InputError
-from softmax_regression.figures.drawings import curves, drawings, learning_curves, to_png
+from softmax_regression.figures.drawings import curves, figures_of, learning_curves, to_png
 from softmax_regression.files import reason
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-SHOWN = ("confusion_matrix", "predictions", "weights")  # of the validation images, in training
+VALIDATION_FIGURES = ("confusion_matrix", "predictions", "weights")  # of the validation images, in training
 
 
 @contextmanager
-def evaluating(module: LightningModule) -> Iterator[None]:
+def evaluation_mode(module: LightningModule) -> Iterator[None]:
     """Let a module evaluate, without gradients; then each of its parts has the mode that it had."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
@@ -50,7 +50,7 @@ def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limi
         InputError: There are no images, classes and logits.
     """
     scored = []
-    with isolate_rng(), trainer.precision_plugin.val_step_context(), evaluating(module):
+    with isolate_rng(), trainer.precision_plugin.val_step_context(), evaluation_mode(module):
         for batch in islice(loader, limit):  # of which a DataLoader's iterator draws a random number
             x, y = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
             scored.append((x, y, module(x)))
@@ -130,8 +130,8 @@ class FigureLogger(Callback):
             images, labels, logits = score(trainer, module, loader, limit)
             if trainer.is_global_zero:
                 names = getattr(getattr(trainer, "datamodule", None), "class_names", ())
-                figures = drawings(images, labels, logits, names, list(module.parameters()))
-                for name in [name for name in figures if tag == "test" or name in SHOWN]:
+                figures = figures_of(images, labels, logits, names, list(module.parameters()))
+                for name in [name for name in figures if tag == "test" or name in VALIDATION_FIGURES]:
                     writer.add_figure(f"{tag}/{name}", figures[name](), max(step - 1, 0), close=False)
                 writer.flush()
         except Exception as error:  # of anybody's module, loader or classes

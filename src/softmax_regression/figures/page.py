@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 
-from softmax_regression.figures.drawings import MARK, to_png
+from softmax_regression.figures.drawings import PRODUCER, to_png
 from softmax_regression.files import check_writable, write
 
 
@@ -30,7 +30,7 @@ def write_page(folder: Path, template: Path, figures: Mapping[str, Figure], **va
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["url"] = _url
-    page = environment.get_template(template.name).render(values, images=images, narrow=narrow, mark=MARK)
+    page = environment.get_template(template.name).render(values, images=images, narrow=narrow, mark=PRODUCER)
     for name, png in images.items():
         write(png, folder / f"{name}.png")
     write(page.encode(), folder / "index.html")
@@ -39,7 +39,7 @@ def write_page(folder: Path, template: Path, figures: Mapping[str, Figure], **va
 
 def check_output(path: Path, force: bool = False) -> None:
     """Refuse, before the work, to write a page or picture where `check_writable` says no, or another's is."""
-    check_writable(path, ours=force or not path.is_file() or MARK.encode() in path.read_bytes()[:2000])
+    check_writable(path, ours=force or not path.is_file() or PRODUCER.encode() in path.read_bytes()[:2000])
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:

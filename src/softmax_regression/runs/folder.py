@@ -17,11 +17,11 @@ from torch import Tensor
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.files import reason
 from softmax_regression.runs import checkpoint
+from softmax_regression.runs.last_checkpoint import INITIAL_CHECKPOINT
 from softmax_regression.runs.record import check_there, init_args, read_manifest
-from softmax_regression.runs.stopping import START
 from softmax_regression.runs.trust import find_class
 
-SHOWN = ("train/loss", "train/acc", "val/loss", "val/acc")  # the metrics of TensorBoard's page HPARAMS
+HPARAMS_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc")  # the metrics of TensorBoard's page HPARAMS
 
 
 class RunLogger(TensorBoardLogger):
@@ -73,7 +73,7 @@ class RunLogger(TensorBoardLogger):
 
         if self._new:
             values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in dict(params).items()}
-            for summary in hparams(values, dict.fromkeys(SHOWN, 0.0)):
+            for summary in hparams(values, dict.fromkeys(HPARAMS_METRICS, 0.0)):
                 self.experiment._get_file_writer().add_summary(summary)
 
     @rank_zero_only
@@ -134,7 +134,7 @@ def open_checkpoint(which: str, prefer: str = "best") -> tuple[Path, dict[str, A
     found = Path(which, "checkpoints").glob("*.ckpt")
     files = sorted(found, key=lambda file: (file.stem != prefer, -file.stat().st_mtime))
     if prefer == "last":  # a run that was killed in its first epoch starts it again
-        files += Path(which).glob(START)
+        files += Path(which).glob(INITIAL_CHECKPOINT)
     for file in files:
         try:
             return file, checkpoint.read(file)

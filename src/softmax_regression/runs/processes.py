@@ -39,7 +39,7 @@ class ExactDDP(DDPStrategy):
             closure_loss.register_hook(lambda gradient: gradient * share)
 
 
-say = rank_zero_only(print)  # for all processes together
+print_rank_zero = rank_zero_only(print)  # for all processes together
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # that end a command, and save what it has
 TIMEOUT = timedelta(seconds=60)  # how long to wait for a process that does not come, or does not answer
 GRACE = 10.0  # seconds for the first process of a machine to say what all of them have found
@@ -73,7 +73,7 @@ def choose_threads(asked: int | None, processes: int) -> None:
         set_num_threads(max(1, min(asked, cores() // processes)))
 
 
-def started() -> dict[str, int]:
+def launched_devices() -> dict[str, int]:
     """Return the devices of a node and the number of nodes, if torchrun or srun has started several.
 
     Raises:
@@ -92,7 +92,7 @@ def started() -> dict[str, int]:
     return {}
 
 
-def hear(names: Sequence[str], handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+def install_signal_handlers(names: Sequence[str], handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
     """Let a handler answer signals, but for those that are ignored, as under nohup; return who answered before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
@@ -100,20 +100,20 @@ def hear(names: Sequence[str], handler: Callable[[int, FrameType | None], None])
     return {each: signal.signal(each, handler) for each in known if signal.getsignal(each) is not signal.SIG_IGN}
 
 
-def hand_back(handlers: Mapping[int, Any]) -> None:
+def restore_signal_handlers(handlers: Mapping[int, Any]) -> None:
     """Let those answer signals who did before `hear`."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
-def is_first() -> bool:
+def is_local_rank_zero() -> bool:
     """Whether this is the first process of its machine, or the only one."""
     return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
-def speaks() -> bool:
+def is_speaking_process() -> bool:
     """Whether this process says what is wrong: until they are joined, all of a machine find the same."""
-    return is_first() or (distributed.is_available() and distributed.is_initialized())
+    return is_local_rank_zero() or (distributed.is_available() and distributed.is_initialized())
 
 
 def _leave() -> None:
@@ -123,7 +123,7 @@ def _leave() -> None:
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def distributed_session() -> Iterator[None]:
     """Let no process wait for ever for another, outlive its starter, or be lost without a line."""
     for entry in StrategyRegistry.values():
         if entry["strategy"] is DDPStrategy:
@@ -143,7 +143,7 @@ def together() -> Iterator[None]:
                 f"process {getattr(rank_zero_only, 'rank', 0)}: {reason}; another has ended, never came, or "
                 "holds the port: see what it said, then go on with --resume"
             ) from error
-        if not speaks() and os.environ.keys() & {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}:
+        if not is_speaking_process() and os.environ.keys() & {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}:
             with suppress(Interrupted):  # as soon as one process has ended, torchrun and srun end the others
                 time.sleep(GRACE)
         raise

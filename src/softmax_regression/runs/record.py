@@ -20,10 +20,10 @@ import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
-from softmax_regression.errors import DivergedError, InputError, StorageError, one_line
+from softmax_regression.errors import DivergedError, InputError, StorageError, format_error
 from softmax_regression.files import write
-from softmax_regression.runs.processes import say
-from softmax_regression.runs.stopping import EarlyStopping, folder_of
+from softmax_regression.runs.callbacks import EarlyStopping, folder_of
+from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.trust import path_of, refused
 
 Row = Mapping[str, float]
@@ -144,7 +144,7 @@ class RunRecord(Callback):
         self.run = folder if trainer.is_global_zero else None
         self.config = self.config or _described(trainer, pl_module)
         if path_of(type(pl_module)).startswith("__main__."):
-            say(f"note: {refused(path_of(type(pl_module)))}", file=sys.stderr)
+            print_rank_zero(f"note: {refused(path_of(type(pl_module)))}", file=sys.stderr)
         seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
         data = getattr(trainer.datamodule, "loaded", None)  # type: ignore[attr-defined]
         known: dict[str, Any] = {"status": "running", "stopped": None, "seed": seed and int(seed)}
@@ -176,4 +176,4 @@ class RunRecord(Callback):
         if self.run and (self.run / "run.json").exists():
             status = "diverged" if isinstance(exception, DivergedError) else "interrupted"
             with suppress(InputError, StorageError):  # if the disk is full, `exception` says so already
-                self._update(status=status, stopped=one_line(exception))
+                self._update(status=status, stopped=format_error(exception))

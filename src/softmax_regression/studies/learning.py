@@ -17,7 +17,7 @@ from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.engine import Engine
 from softmax_regression.errors import InputError, Interrupted
-from softmax_regression.figures.logger import evaluating
+from softmax_regression.figures.logger import evaluation_mode
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.processes import cores
 from softmax_regression.studies.stacked import CHUNK, METRICS, Scores, Stack, mean_scores
@@ -122,7 +122,7 @@ class _EpochEnd(Checkpoint):
         def score(images: Tensor, labels: Tensor) -> Scores:
             return mean_scores(lambda x: logits(x).log_softmax(1).T[None], images.to(device), labels.to(device))
 
-        with evaluating(pl_module):
+        with evaluation_mode(pl_module):
             trainer.should_stop |= not self.ended(trainer.current_epoch + 1, train, score)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from softmax_regression.classifier import STAGES
-from softmax_regression.data.minibatches import Minibatches, Shuffle, pixels
+from softmax_regression.data.minibatches import Minibatches, Shuffle, to_float_images
 from softmax_regression.errors import InputError
 from softmax_regression.model import SoftmaxRegression, cosine
 
@@ -112,7 +112,7 @@ class Stack:
 def mean_scores(log_probs: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Scores:
     """Score uint8 images (n, 28, 28) by what turns (b, 1, 28, 28) in [0, 1] into (models, k, b)."""
     chunks = zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
-    sums = torch.stack([_sums(log_probs(pixels(x)), y) for x, y in chunks])
+    sums = torch.stack([_sums(log_probs(to_float_images(x)), y) for x, y in chunks])
     return Scores(*sums.sum(0) / len(labels))
 
 

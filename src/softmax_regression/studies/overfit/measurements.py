@@ -17,7 +17,7 @@ from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
 from softmax_regression.studies.learning import Each, held_out, learn, options
 from softmax_regression.studies.stacked import METRICS
-from softmax_regression.studies.sweep_plan import Params, Plan, count, hparams, longest
+from softmax_regression.studies.sweep.plan import Params, Plan, count, hparams, longest
 
 BATCH_SIZE, LR = 256, 0.1  # the book's
 PATIENCE = 5  # scorings without a lower validation loss before early stopping stops

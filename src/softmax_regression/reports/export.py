@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from softmax_regression.data.files import Dataset
 from softmax_regression.errors import InputError
-from softmax_regression.figures.drawings import MARK
+from softmax_regression.figures.drawings import PRODUCER
 from softmax_regression.figures.page import check_output, write_page
 from softmax_regression.files import reason, write
 from softmax_regression.runs.folder import find_run, open_data, open_model
@@ -94,7 +94,7 @@ def to_onnx(exported: nn.Module, images: Tensor, names: Sequence[str], checkpoin
     proto = program.model_proto  # type: ignore[union-attr]
     for node in proto.graph.node:
         node.ClearField("metadata_props")  # lines of source, and where they lie on this machine
-    proto.producer_name = MARK
+    proto.producer_name = PRODUCER
     helper.set_model_props(proto, {"class_names": json.dumps(names), "checkpoint": checkpoint})
     return bytes(proto.SerializeToString())
 

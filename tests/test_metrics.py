@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from softmax_regression.scores import WAITING, EpochScores
+from softmax_regression.metrics import BATCHES_PER_UPDATE, EpochScores
 
 
 def scores() -> EpochScores:
@@ -28,7 +28,7 @@ def minibatches(count: int, seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor]
     return found
 
 
-@given(st.integers(1, 3 * WAITING), st.integers(0, 100))
+@given(st.integers(1, 3 * BATCHES_PER_UPDATE), st.integers(0, 100))
 def test_scores_are_the_means_over_all_images(count: int, seed: int) -> None:
     epoch, ours = minibatches(count, seed), scores()
     for each in epoch:
@@ -39,7 +39,7 @@ def test_scores_are_the_means_over_all_images(count: int, seed: int) -> None:
     assert found["acc"] == pytest.approx((logits.argmax(1) == y).float().mean().item())
 
 
-@given(st.integers(1, 2 * WAITING), st.integers(0, 2 * WAITING))
+@given(st.integers(1, 2 * BATCHES_PER_UPDATE), st.integers(0, 2 * BATCHES_PER_UPDATE))
 def test_a_checkpoint_in_the_midst_of_an_epoch_changes_no_bit(count: int, saved_after: int) -> None:
     epoch, whole, first, rest = minibatches(count), scores(), scores(), scores()
     for each in epoch:

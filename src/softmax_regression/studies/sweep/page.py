@@ -17,14 +17,14 @@ from torch.utils.tensorboard.summary import hparams, scalar
 from torch.utils.tensorboard.writer import FileWriter
 
 from softmax_regression.data.module import FashionMNISTDataModule
-from softmax_regression.errors import typed
+from softmax_regression.errors import shell_command
 from softmax_regression.figures.drawings import PALETTE, Curves, learning_curves
 from softmax_regression.figures.page import write_csv, write_page
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
 from softmax_regression.runs.trust import path_of
 from softmax_regression.studies.intervals import Interval
-from softmax_regression.studies.sweep_plan import BOOK, COUNTS, Params, Plan, Value, count, describe
+from softmax_regression.studies.sweep.plan import BOOK, COUNTS, Params, Plan, Value, count, describe
 
 History = dict[str, list[list[float]]]  # metric -> seed -> epoch -> value
 
@@ -138,7 +138,7 @@ def _fit_command(plan: Plan, params: Params, data: FashionMNISTDataModule) -> st
         options["trainer.max_epochs" if name == "epochs" else f"{group}.{name}"] = value
     options["early_stopping.patience"] = 0
     words = [[f"--{k}", v if isinstance(v, str) else json.dumps(v)] for k, v in options.items()]
-    return typed("train.py", "fit", *itertools.chain(*words))
+    return shell_command("train.py", "fit", *itertools.chain(*words))
 
 
 def rows(plan: Plan, trial: FrozenTrial, every: int = 1) -> Iterator[dict[str, object]]:

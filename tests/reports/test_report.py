@@ -17,10 +17,10 @@ from softmax_regression import Classifier, FashionMNISTDataModule, RunLogger, Ru
 from softmax_regression.commands.train import main
 from softmax_regression.errors import InputError
 from softmax_regression.files import locked
+from softmax_regression.reports.report import compare, list_runs, report
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.record import update_manifest
 from softmax_regression.runs.trust import find_class
-from softmax_regression.studies.report import compare, list_runs, report
 
 
 @pytest.fixture(scope="module")

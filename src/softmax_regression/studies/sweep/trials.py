@@ -23,8 +23,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 
-from softmax_regression.errors import InputError, one_line
-from softmax_regression.studies.sweep_plan import Plan
+from softmax_regression.errors import InputError, format_error
+from softmax_regression.studies.sweep.plan import Plan
 
 BEAT, SILENCE = 10.0, 90.0  # seconds between signs of life; without one until trials are taken over
 TPE_BATCH = 16  # trials that TPE proposes at a time, which can then be stacked
@@ -162,7 +162,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
             raise InputError(f"storage={shown(url)}: its driver is missing; {remedy}") from error
         except (DBAPIError, StorageInternalError) as error:
             if left == 0 or isinstance(error, OperationalError):
-                raise InputError(f"storage={shown(url)}: cannot be used ({one_line(error)})") from error
+                raise InputError(f"storage={shown(url)}: cannot be used ({format_error(error)})") from error
             time.sleep(0.1)  # another machine is making the same tables
     raise AssertionError
 

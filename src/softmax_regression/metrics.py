@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-WAITING = 64  # minibatches that are scored at a time; so many scores are computed once, not 64 times
+BATCHES_PER_UPDATE = 64  # minibatches that are scored at a time; so many scores are computed once, not 64 times
 
 
 class EpochScores(nn.Module):
@@ -45,7 +45,7 @@ class EpochScores(nn.Module):
     def update(self, logits: Tensor, y: Tensor, loss: Tensor) -> None:
         """Take the logits (n, k), classes (n,) and mean loss of a minibatch, without a gradient."""
         self._waiting.append((logits, y, loss))
-        if len(self._waiting) == WAITING:
+        if len(self._waiting) == BATCHES_PER_UPDATE:
             self._score()
 
     def _score(self) -> None:

@@ -28,17 +28,17 @@ from torch import Tensor
 
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
-from softmax_regression.errors import DivergedError, InputError, StorageError, one_line
+from softmax_regression.errors import DivergedError, InputError, StorageError, format_error
 from softmax_regression.files import check_writable, locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.processes import cores
 from softmax_regression.runs.record import environment
-from softmax_regression.studies import sweep_page
 from softmax_regression.studies.learning import Each, held_out, learn, pool
 from softmax_regression.studies.stacked import METRICS
-from softmax_regression.studies.sweep_page import History
-from softmax_regression.studies.sweep_plan import Params, Plan, Range, Value, count, describe, hparams, longest
-from softmax_regression.studies.sweep_trials import SILENCE, Trials, open_storage, shown
+from softmax_regression.studies.sweep import page as sweep_page
+from softmax_regression.studies.sweep.page import History
+from softmax_regression.studies.sweep.plan import Params, Plan, Range, Value, count, describe, hparams, longest
+from softmax_regression.studies.sweep.trials import SILENCE, Trials, open_storage, shown
 
 Train = Callable[[Sequence[Params], int, Each], dict[str, Tensor]]
 QUICK: dict[str, Any] = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
@@ -101,7 +101,7 @@ def _run(plan: Plan, data: FashionMNISTDataModule, folder: Path, workers: int | 
                 sweep.search(threads)
                 test = sweep.test(partial(train, plan, data, "test"))
         except (StorageInternalError, SQLAlchemyError) as error:
-            raise StorageError(f"storage: lost it ({one_line(error)}); start again to go on") from error
+            raise StorageError(f"storage: lost it ({format_error(error)}); start again to go on") from error
     with locked(folder):
         command = str(environment()["command"])
         if storage:  # a quotation mark stands there as a shell takes it
@@ -183,7 +183,7 @@ class Sweep:
                 raise
             except Exception as error:  # whatever it is, the other groups may still work
                 for trial in group:  # that is not finished
-                    self.trials.finish(trial, None, error=one_line(error))
+                    self.trials.finish(trial, None, error=format_error(error))
             self._show()
 
     def _train_group(self, group: Sequence[Trial]) -> None:

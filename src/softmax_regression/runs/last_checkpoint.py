@@ -1,108 +1,25 @@
-"""When a run stops, and which of its checkpoints are kept: the standing callbacks of `fit`."""
+"""The checkpoint that a run goes on from: saved every epoch, and when the run is interrupted."""
 
 import math
 import os
 import signal
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from softmax_regression.errors import InputError, Interrupted, typed
-from softmax_regression.runs.processes import SIGNALS, hand_back, hear
+from softmax_regression.errors import InputError, Interrupted, shell_command
+from softmax_regression.runs.callbacks import folder_of
+from softmax_regression.runs.processes import SIGNALS, install_signal_handlers, restore_signal_handlers
 
-START = "start.ckpt"  # in a run's folder until its first save: the state before the first step
-Mode = Literal["min", "max"]
-
-
-def folder_of(trainer: Trainer) -> Path | None:
-    """Return the folder of a run, its TensorBoard logger's if it has one; all processes take part."""
-    if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
-        return None
-    dirs = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    folder = trainer.strategy.broadcast(dirs[0]) if dirs else trainer.log_dir
-    return Path(folder or trainer.default_root_dir)
-
-
-class EarlyStopping(callbacks.EarlyStopping):
-    """Lightning's EarlyStopping, on the validation loss, whose patience may be changed when a run is resumed.
-
-    Args:
-        monitor: The metric that has to improve.
-        patience: Validations without improvement after which the run stops; 0 for never.
-        min_delta: The least change that counts as improvement.
-        mode: `min` if less is better, `max` if more is.
-    """
-
-    def __init__(
-        self, monitor: str = "val/loss", patience: int = 3, min_delta: float = 0.0, mode: Mode = "min"
-    ) -> None:
-        if patience < 0:
-            raise InputError(f"early_stopping.patience={patience}: must be at least 1, or 0 for never to stop")
-        # A metric of validation is looked at when it is new, not at the end of an epoch without validation.
-        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=monitor.startswith("train"))
-        if not patience:
-            self.switch_off()
-
-    def switch_off(self) -> None:
-        """Never stop, whatever is logged."""
-        self.patience, self.strict, self.check_finite = sys.maxsize, False, False
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score and the epochs without improvement; whether to stop is decided anew."""
-        self.wait_count, self.best_score = state_dict["wait_count"], state_dict["best_score"]
-
-
-class BestCheckpoint(callbacks.ModelCheckpoint):
-    """Keep checkpoints/best.ckpt, of the epoch with the lowest validation loss so far.
-
-    Args:
-        monitor: The metric whose best value counts; null for no such checkpoint.
-        mode: `min` if less is better, `max` if more is.
-    """
-
-    def __init__(self, monitor: str | None = "val/loss", mode: Mode = "min") -> None:
-        of_training = True if monitor and monitor.startswith("train") else None
-        options: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": of_training}
-        super().__init__(filename="best", monitor=monitor, mode=mode, save_top_k=1 if monitor else 0, **options)
-
-    def switch_off(self) -> None:
-        """Keep none."""
-        self.monitor, self.save_top_k = None, 0
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run's folder; a run without one keeps nothing."""
-        if stage == "fit" and (folder := folder_of(trainer)):
-            self.dirpath = str(folder / "checkpoints")
-        elif stage == "fit":
-            self.save_top_k = 0
-        super().setup(trainer, pl_module, stage)
-
-    # It saves after validations or epochs: no call is needed at each step.
-    on_train_batch_end = Callback.on_train_batch_end
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, unless the epoch was cut short before anything was validated."""
-        if self.monitor in trainer.callback_metrics:
-            super().on_train_epoch_end(trainer, pl_module)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score, even if the run's folder was moved or is named in another way."""
-        here: dict[str, Any] = {"dirpath": self.dirpath}
-        if state_dict["best_model_path"]:
-            path = str(Path(str(self.dirpath), "best.ckpt"))
-            here |= {"best_model_path": path, "kth_best_model_path": path}
-            here["best_k_models"] = {path: state_dict["best_model_score"]}
-        super().load_state_dict(state_dict | here)
+INITIAL_CHECKPOINT = "start.ckpt"  # in a run's folder until its first save: the state before the first step
 
 
 class LastCheckpoint(Checkpoint):
@@ -150,11 +67,11 @@ class LastCheckpoint(Checkpoint):
             if "cuda" in self._random and device.type == "cuda":
                 torch.cuda.set_rng_state(self._random["cuda"][rank], device)
         requeue = ["SIGUSR1"] * ("SLURM_JOB_ID" in os.environ)
-        self._handlers = hear([*SIGNALS, *requeue], self._on_signal)
+        self._handlers = install_signal_handlers([*SIGNALS, *requeue], self._on_signal)
         if requeue and self._handlers:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
         if self.folder and not self._step:
-            trainer.save_checkpoint(self.folder / START, weights_only=False)
+            trainer.save_checkpoint(self.folder / INITIAL_CHECKPOINT, weights_only=False)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._signal:
@@ -162,7 +79,7 @@ class LastCheckpoint(Checkpoint):
         self._signal = number
 
     def _remedy(self) -> str:
-        command = typed("train.py", "fit", "--resume", str(self.folder))
+        command = shell_command("train.py", "fit", "--resume", str(self.folder))
         return f"go on with `{command}`" if self.folder else "nothing was saved, for the run has no folder"
 
     def on_train_batch_end(
@@ -192,7 +109,7 @@ class LastCheckpoint(Checkpoint):
         if self.folder:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt", weights_only=False)
             if trainer.is_global_zero:
-                (self.folder / START).unlink(missing_ok=True)
+                (self.folder / INITIAL_CHECKPOINT).unlink(missing_ok=True)
         self._saved_at, self._due = time.monotonic(), False
         mine = torch.tensor(self._signal, device=trainer.strategy.root_device)
         if number := int(trainer.strategy.reduce(mine, reduce_op="max")):
@@ -203,7 +120,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the signals back."""
-        hand_back(self._handlers)
+        restore_signal_handlers(self._handlers)
         self._handlers = {}
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -20,8 +20,8 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.figures.drawings import BLUE, GREEN, ORANGE, VERMILION
 from softmax_regression.figures.page import check_output, write_csv, write_page
 from softmax_regression.numerics import logsumexp, naive_softmax, softmax
-from softmax_regression.studies import numerics_measurements as measure
-from softmax_regression.studies.numerics_measurements import DTYPES, FORMS, Error, Failure, Training
+from softmax_regression.studies.numerics import measurements as measure
+from softmax_regression.studies.numerics.measurements import DTYPES, FORMS, Error, Failure, Training
 
 STYLES: dict[str, dict[str, Any]] = {
     "torch": {"color": GREEN, "linestyle": "-", "linewidth": 3.5},

@@ -17,12 +17,12 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from matplotlib.figure import Figure
 
 from softmax_regression.errors import InputError, StorageError
-from softmax_regression.figures.drawings import METRIC, class_scores, curves, drawings, learning_curves
+from softmax_regression.figures.drawings import METRIC, class_scores, curves, figures_of, learning_curves
 from softmax_regression.figures.page import check_output, write_page
 from softmax_regression.files import locked
+from softmax_regression.reports.curve import read_scalars, readable
 from softmax_regression.runs.folder import find_run, open_checkpoint, open_data, open_model
 from softmax_regression.runs.record import best_epoch, read_manifest
-from softmax_regression.studies.curve import read_scalars, readable
 
 ON_TOP = ("seed_everything", "model", "data", "trainer.max_epochs", "early_stopping.patience")
 ASIDE = ("trainer.callbacks", "trainer.logger", "trainer.enable_", "figures", "ckpt_path", "resume", "output")
@@ -86,7 +86,7 @@ def _predicted(
         return {}, 0, []
     images, labels, logits = (torch.cat(part) for part in zip(*parts, strict=True))
     names = getattr(data, "class_names", [str(i) for i in range(logits.shape[1])])
-    drawn = drawings(images, labels, logits, names, list(model.parameters()))
+    drawn = figures_of(images, labels, logits, names, list(model.parameters()))
     scores = class_scores(logits.argmax(1), labels, len(names)).tolist()
     classes = [[name, *row] for name, row in zip(names, scores, strict=True)]
     return {what: draw() for what, draw in drawn.items()}, len(images), classes

@@ -28,7 +28,7 @@ from softmax_regression.runs.folder import open_model
 NEEDS = 'needs the extra `export`: pip install -e ".[export]"'
 onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS)
 pytest.importorskip("onnxscript", reason=NEEDS)
-from softmax_regression.studies import export  # noqa: E402 (needs both)
+from softmax_regression.reports import export  # noqa: E402 (needs both)
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
@@ -235,7 +235,7 @@ def test_a_missing_extra_is_one_line(
     missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
-    monkeypatch.delitem(sys.modules, "softmax_regression.studies.export")
+    monkeypatch.delitem(sys.modules, "softmax_regression.reports.export")
     assert main(["export", "best"]) == 2
     assert 'pip install -e ".[export]"' in one_line(capsys)
 

@@ -20,14 +20,14 @@ from softmax_regression.figures.page import check_output, write_csv, write_page
 from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
-from softmax_regression.studies import overfit
 from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.learning import pool
-from softmax_regression.studies.overfit import BATCH_SIZE, LR, PATIENCE, Arm, Size
+from softmax_regression.studies.overfit import measurements as overfit
+from softmax_regression.studies.overfit.measurements import BATCH_SIZE, LR, PATIENCE, Arm, Size
 from softmax_regression.studies.stacked import METRICS
-from softmax_regression.studies.sweep import Sweep
-from softmax_regression.studies.sweep_page import difference, rows
-from softmax_regression.studies.sweep_plan import Plan
+from softmax_regression.studies.sweep.page import difference, rows
+from softmax_regression.studies.sweep.plan import Plan
+from softmax_regression.studies.sweep.search import Sweep
 
 
 def run(

@@ -7,8 +7,8 @@ import pytest
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from softmax_regression.errors import InputError
+from softmax_regression.reports import curve
 from softmax_regression.runs.record import update_manifest
-from softmax_regression.studies import curve
 
 
 @pytest.fixture

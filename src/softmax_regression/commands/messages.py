@@ -15,9 +15,15 @@ from typing import Any
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from softmax_regression.commands.quiet import quiet
+from softmax_regression.commands.quiet import quiet_lightning
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
-from softmax_regression.runs.processes import SIGNALS, hand_back, hear, is_first, speaks
+from softmax_regression.runs.processes import (
+    SIGNALS,
+    install_signal_handlers,
+    is_local_rank_zero,
+    is_speaking_process,
+    restore_signal_handlers,
+)
 from softmax_regression.runs.trust import refused
 
 # What jsonargparse says.
@@ -28,13 +34,18 @@ _EXPECTED = re.compile(r"Expected (?:a )?(?:<class '[\w.]*?(\w+)'>|typing.Litera
 _TYPES = {"NoneType": "null", "Sequence": "list", "Iterable": "list", "dot import path": "module.Class"}
 
 
-class Words:
+class BrokenPipeSafeStream:
     """A stream whose loss costs nothing: what a closed pipe or a full disk does not take is dropped."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream or io.StringIO()
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # of letters that the locale does not have
+
+    @classmethod
+    def over(cls, stream: Any) -> "BrokenPipeSafeStream":
+        """Return such a stream over another one, or the stream itself if it is one."""
+        return stream if isinstance(stream, cls) else cls(stream)
 
     def write(self, text: str) -> int:
         """Write, unless nobody reads any more."""
@@ -52,7 +63,7 @@ class Words:
         return getattr(self.stream, name)
 
 
-def explain(message: str, known: Iterable[str] = ()) -> str:
+def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
     """Put what jsonargparse says into one line, and in few words; name the known option that is meant."""
     key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
     if found := _REFUSED.search(message):
@@ -102,13 +113,13 @@ def _line(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str
         case InputError() | DivergedError() | StorageError() | LostProcessError() as found:
             return f"error: {found}", found.exit_code
         case ArgumentError() as found:
-            return f"error: {explain(str(found), known())}", InputError.exit_code
+            return f"error: {shorten_parser_error(str(found), known())}", InputError.exit_code
         case OSError() as found:  # of a library that writes or reads for us, such as TensorBoard
             return f"error: {found}", StorageError.exit_code
         case KeyboardInterrupt():
             return "interrupted", 130
         case found:
-            return (f"error: {explain(str(found))}", InputError.exit_code) if _of_options(found) else None
+            return (f"error: {shorten_parser_error(str(found))}", InputError.exit_code) if _of_options(found) else None
 
 
 @contextmanager
@@ -120,19 +131,21 @@ def _interruptible() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number, "nothing was saved")
 
-    before = hear(SIGNALS, interrupt)
+    before = install_signal_handlers(SIGNALS, interrupt)
     try:
         yield
     finally:
-        hand_back(before)
+        restore_signal_handlers(before)
 
 
-def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]]) -> int:
+def run_command(command: Callable[[], object], known: Callable[[], Iterable[str]]) -> int:
     """Run a command, which knows some options, and return its exit code; a user's mistake is one line."""
     streams, path = (sys.stdout, sys.stderr), sys.path.copy()
-    sys.stdout, sys.stderr = (each if isinstance(each, Words) else Words(each) for each in streams)
+    sys.stdout, sys.stderr = (
+        each if isinstance(each, BrokenPipeSafeStream) else BrokenPipeSafeStream(each) for each in streams
+    )
     try:
-        with _interruptible(), quiet():
+        with _interruptible(), quiet_lightning():
             sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
             command()
     except BaseException as error:
@@ -140,7 +153,7 @@ def guarded(command: Callable[[], object], known: Callable[[], Iterable[str]]) -
             raise
         # What all processes of a machine find is said once; what one of them finds once they are joined, too.
         alike = isinstance(error, Interrupted | DivergedError)
-        if isinstance(error, OSError | LostProcessError) or (is_first() if alike else speaks()):
+        if isinstance(error, OSError | LostProcessError) or (is_local_rank_zero() if alike else is_speaking_process()):
             print(found[0], file=sys.stderr)
         return found[1]
     finally:

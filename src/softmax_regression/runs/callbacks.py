@@ -1,0 +1,93 @@
+"""The callbacks that end a run early and keep its best checkpoint, and where the folder of a run is."""
+
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from softmax_regression.errors import InputError
+
+Mode = Literal["min", "max"]
+
+
+def folder_of(trainer: Trainer) -> Path | None:
+    """Return the folder of a run, its TensorBoard logger's if it has one; all processes take part."""
+    if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return None
+    dirs = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    folder = trainer.strategy.broadcast(dirs[0]) if dirs else trainer.log_dir
+    return Path(folder or trainer.default_root_dir)
+
+
+class EarlyStopping(callbacks.EarlyStopping):
+    """Lightning's EarlyStopping, on the validation loss, whose patience may be changed when a run is resumed.
+
+    Args:
+        monitor: The metric that has to improve.
+        patience: Validations without improvement after which the run stops; 0 for never.
+        min_delta: The least change that counts as improvement.
+        mode: `min` if less is better, `max` if more is.
+    """
+
+    def __init__(
+        self, monitor: str = "val/loss", patience: int = 3, min_delta: float = 0.0, mode: Mode = "min"
+    ) -> None:
+        if patience < 0:
+            raise InputError(f"early_stopping.patience={patience}: must be at least 1, or 0 for never to stop")
+        # A metric of validation is looked at when it is new, not at the end of an epoch without validation.
+        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=monitor.startswith("train"))
+        if not patience:
+            self.switch_off()
+
+    def switch_off(self) -> None:
+        """Never stop, whatever is logged."""
+        self.patience, self.strict, self.check_finite = sys.maxsize, False, False
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score and the epochs without improvement; whether to stop is decided anew."""
+        self.wait_count, self.best_score = state_dict["wait_count"], state_dict["best_score"]
+
+
+class BestCheckpoint(callbacks.ModelCheckpoint):
+    """Keep checkpoints/best.ckpt, of the epoch with the lowest validation loss so far.
+
+    Args:
+        monitor: The metric whose best value counts; null for no such checkpoint.
+        mode: `min` if less is better, `max` if more is.
+    """
+
+    def __init__(self, monitor: str | None = "val/loss", mode: Mode = "min") -> None:
+        of_training = True if monitor and monitor.startswith("train") else None
+        options: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": of_training}
+        super().__init__(filename="best", monitor=monitor, mode=mode, save_top_k=1 if monitor else 0, **options)
+
+    def switch_off(self) -> None:
+        """Keep none."""
+        self.monitor, self.save_top_k = None, 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find the run's folder; a run without one keeps nothing."""
+        if stage == "fit" and (folder := folder_of(trainer)):
+            self.dirpath = str(folder / "checkpoints")
+        elif stage == "fit":
+            self.save_top_k = 0
+        super().setup(trainer, pl_module, stage)
+
+    # It saves after validations or epochs: no call is needed at each step.
+    on_train_batch_end = Callback.on_train_batch_end
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, unless the epoch was cut short before anything was validated."""
+        if self.monitor in trainer.callback_metrics:
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the best score, even if the run's folder was moved or is named in another way."""
+        here: dict[str, Any] = {"dirpath": self.dirpath}
+        if state_dict["best_model_path"]:
+            path = str(Path(str(self.dirpath), "best.ckpt"))
+            here |= {"best_model_path": path, "kth_best_model_path": path}
+            here["best_k_models"] = {path: state_dict["best_model_score"]}
+        super().load_state_dict(state_dict | here)

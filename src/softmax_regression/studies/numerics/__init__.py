@@ -1,0 +1,1 @@
+"""How fast stable and naive softmax fail, measured: the study `numerics`."""

@@ -1,0 +1,1 @@
+"""Exercise 2, why test accuracy stops rising and what helps: the study `overfit`."""
