@@ -128,11 +128,15 @@ class _EpochEnd(Checkpoint):
 
 @contextmanager
 def pool(model: type[LightningModule], workers: int | None) -> Iterator[ThreadPoolExecutor]:
-    """Give threads that train a stack each, at most one a core, None for that; what is not stackable has one."""
+    """Give threads that train a stack each, at most one a core, None for that; what is not stackable has one.
+
+    Each computes with one thread of torch's: with another number sums are rounded in another order, so that the
+    results of a stack would depend on the number of workers.
+    """
     if workers is not None and workers < 1:
         raise InputError(f"workers={workers}: must be at least 1; leave it out for one a core")
     n = min(workers or cores(), cores()) if stackable(model, {}) else 1
-    threads = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(cores() // n,))
+    threads = ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield threads
     except Interrupted as error:
