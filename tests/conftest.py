@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 from unittest.mock import patch
 
 import pytest
@@ -16,6 +16,9 @@ import torch
 from softmax_regression.data import files as fashion_mnist
 from softmax_regression.data.files import FASHION_MNIST, NAMES, Dataset, write_idx
 from softmax_regression.data.synthetic import generate
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 TRAIN, TEST = 600, 100  # images in the tiny files, the same number of each class
 
@@ -110,3 +113,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(trained: Path) -> Path:
     """A copy of it in this test's folder."""
     return Path(shutil.copytree(trained, Path("logs", "softmax", trained.name)))
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """The Chromium of this machine; for tests marked `browser`."""
+    driver = pytest.importorskip("playwright.sync_api", reason='needs pip install -e ".[browser]"')
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with driver.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program)
+        yield started
+        started.close()

@@ -4,11 +4,10 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 from base64 import b64encode
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -30,8 +29,9 @@ onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS)
 pytest.importorskip("onnxscript", reason=NEEDS)
 from softmax_regression.reports import export  # noqa: E402 (needs both)
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on PATH")
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 ROOT = Path(__file__).parents[2]
 CLASSES = FASHION_MNIST.class_names
 FILES = ("model.onnx", "model-float.onnx")
@@ -279,27 +279,13 @@ def test_no_name_of_a_run_becomes_a_tag(linear: Path, dataset: Dataset, tmp_path
     assert evil.count("</script") == plain.count("</script")
 
 
-def in_browser(page: Path, script: str, folder: Path) -> Any:
-    """What the body of an async function, added to a copy of the page, returns as JSON."""
-    copy = folder / "copy.html"
-    # The timer keeps virtual time from running out while a picture is decoded, which takes real time.
-    added = f"""<script>const waiting = setInterval(() => {{}}, 1);
-        (async () => {{ {script} }})().catch(String).then(value => {{
-            element("pre", document.body, {{id: "result", textContent: JSON.stringify(value)}});
-            clearInterval(waiting);
-        }});</script>"""
-    copy.write_text(page.read_text(encoding="utf-8") + added, encoding="utf-8")
-    flags = [
-        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-        "--disable-component-update", "--disable-sync", f"--user-data-dir={folder / 'profile'}",
-        "--virtual-time-budget=1000000",
-    ]  # fmt: skip
-    done = subprocess.run(
-        [str(BROWSER), *flags, "--dump-dom", copy.as_uri()], capture_output=True, text=True, timeout=100
-    )
-    found = re.search('<pre id="result">(.*?)</pre>', done.stdout)
-    assert found, done.stderr[-2000:]
-    return json.loads(found[1])
+def in_browser(browser: "Browser", path: Path, script: str) -> Any:
+    """What the body of an async function returns in a page."""
+    page = browser.new_page()
+    page.goto(path.as_uri())
+    found = page.evaluate(f"async () => {{ {script} }}")
+    page.close()
+    return found
 
 
 def encoded(data: bytes) -> str:
@@ -312,22 +298,22 @@ def png(picture: Image.Image) -> str:
     return encoded(buffer.getvalue())
 
 
-@needs_browser
+@pytest.mark.browser
 def test_the_page_predicts_what_the_checkpoint_does(
-    exported: Path, model: LightningModule, dataset: Dataset, tmp_path: Path
+    exported: Path, model: LightningModule, dataset: Dataset, browser: "Browser"
 ) -> None:
     images = dataset.test_images
     script = f"""const given = bytes({encoded(images.numpy().tobytes())}), found = [];
         for (let i = 0; i < given.length; i += 784) found.push(window.probabilities(given.slice(i, i + 784)));
         return found;"""
-    found = np.array(in_browser(exported / "index.html", script, tmp_path))
+    found = np.array(in_browser(browser, exported / "index.html", script))
     assert found.shape == (100, len(CLASSES))
     np.testing.assert_allclose(found, probabilities(model, images), rtol=0, atol=1e-5)
 
 
-@needs_browser
+@pytest.mark.browser
 def test_the_page_takes_pictures_nearly_as_predict_does(
-    linear: Path, both: object, dataset: Dataset, tmp_path: Path
+    linear: Path, both: object, dataset: Dataset, browser: "Browser"
 ) -> None:
     image = Image.fromarray(dataset.test_images[0].numpy())
     large = image.resize((336, 336), Image.Resampling.BICUBIC)
@@ -338,14 +324,14 @@ def test_the_page_takes_pictures_nearly_as_predict_does(
         for (const file of [{", ".join(map(png, pictures))}])
             found.push([...await fromPicture(new Blob([bytes(file)]))]);
         return found;"""
-    found = in_browser(linear / "export" / "index.html", script, tmp_path)
+    found = in_browser(browser, linear / "export" / "index.html", script)
     for pixels, picture, most in zip(found, pictures, (0, 0, 4), strict=True):
         expected = to_fashion_mnist(picture).flatten().double().numpy()
         assert np.abs(np.array(pixels) - expected).mean() <= most
 
 
-@needs_browser
-def test_what_is_no_image_has_no_answer(exported: Path, dataset: Dataset, tmp_path: Path) -> None:
+@pytest.mark.browser
+def test_what_is_no_image_has_no_answer(exported: Path, dataset: Dataset, browser: "Browser") -> None:
     empty, image = Image.new("L", (28, 28)), Image.fromarray(dataset.test_images[0].numpy())
     script = f"""const shown = () => [byId("answer").textContent, byId("maps").children.length,
             [...byId("bars").children].map(bar => bar.lastChild.textContent + bar.className).join("")];
@@ -364,7 +350,7 @@ def test_what_is_no_image_has_no_answer(exported: Path, dataset: Dataset, tmp_pa
         byId("clear").click();
         await late;
         return [...seen, shown()];"""
-    first, cleared, failed, good, blank, late = in_browser(exported / "index.html", script, tmp_path)
+    first, cleared, failed, good, blank, late = in_browser(browser, exported / "index.html", script)
     for answer, maps, bars in (first, good):
         assert "with a probability of" in answer
         assert maps == 2
@@ -376,9 +362,9 @@ def test_what_is_no_image_has_no_answer(exported: Path, dataset: Dataset, tmp_pa
         assert bars == ""
 
 
-@needs_browser
+@pytest.mark.browser
 def test_the_page_shows_the_answer_and_explains_the_class_that_is_clicked(
-    exported: Path, model: LightningModule, dataset: Dataset, tmp_path: Path
+    exported: Path, model: LightningModule, dataset: Dataset, browser: "Browser"
 ) -> None:
     script = """byId("examples").children[7].click();
         const bars = [...byId("bars").children], example = [...image];
@@ -396,7 +382,7 @@ def test_the_page_shows_the_answer_and_explains_the_class_that_is_clicked(
             drawn.push([...image]);
         }
         return [example, best, other, captions, maps, ...drawn, byId("learned").hidden];"""
-    example, best, other, captions, maps, drawn, above, hidden = in_browser(exported / "index.html", script, tmp_path)
+    example, best, other, captions, maps, drawn, above, hidden = in_browser(browser, exported / "index.html", script)
     x = torch.tensor(example, dtype=torch.uint8).view(1, 28, 28)
     assert any(torch.equal(x[0], image) for image in dataset.test_images)
     pixels = (x[:, None] / 255).requires_grad_()
