@@ -5,7 +5,8 @@ from softmax_regression.data.files import FileSet
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.engine import Engine
 from softmax_regression.errors import DivergedError, InputError, StorageError
-from softmax_regression.figures.logger import FigureLogger, LiveCurve
+from softmax_regression.figures.live import LiveCurve
+from softmax_regression.figures.logger import FigureLogger
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
 from softmax_regression.runs.checkpoint import SafeCheckpointIO

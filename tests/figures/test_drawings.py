@@ -17,18 +17,22 @@ from torchmetrics.functional.classification import (
 )
 
 from softmax_regression.figures.drawings import (
-    LINEAR,
     PRODUCER,
     VERMILION,
+    curves,
+    learning_curves,
+    metrics_of,
+    split_metric,
+    to_png,
+)
+from softmax_regression.figures.predictions import (
+    LINEAR,
     class_scores,
     confusion_matrix,
-    curves,
     figures_of,
-    learning_curves,
     pixel_contributions,
     prediction_grid,
     reliability_diagram,
-    to_png,
     weight_templates,
 )
 
@@ -190,11 +194,46 @@ def test_scores_are_of_each_class_and_zero_for_one_that_never_occurs() -> None:
     assert class_scores(torch.zeros(3).long(), torch.zeros(3).long(), 2).tolist() == [[1, 1, 1], [0, 0, 0]]
 
 
-def test_rows_of_a_history_become_curves() -> None:
-    found = curves([{"epoch": 1, "train/loss": 2.0}, {"epoch": 2, "train/loss": 1.0, "val/loss": 3.0}])
+def test_rows_of_a_run_become_curves_of_what_was_logged_in_each() -> None:
+    found = curves(
+        [
+            {"epoch": 1, "step": 20, "lr": 0.1, "train/loss": 2.0},
+            {"epoch": 2, "step": 40, "lr": 0.1, "train/loss": 1.0, "hard/acc": 0.3},
+        ]
+    )
+    assert list(found) == ["train/loss", "hard/acc"]
     assert found["train/loss"][0].tolist() == [1, 2]
     assert found["train/loss"][1].tolist() == [2, 1]
-    assert found["val/loss"][1].isnan().tolist() == [True, False]
+    assert found["hard/acc"][0].tolist() == [2]
+
+
+def test_a_metric_that_lightning_keeps_thrice_is_one() -> None:
+    assert metrics_of([{"mae_step": 1.0, "mae_epoch": 2.0, "mae": 2.0, "f1_epoch": 0.5}]) == ["mae", "f1_epoch"]
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "quantity"),
+    [
+        ("train/loss", "train", "loss"),
+        ("val_macro_f1", "val", "macro_f1"),
+        ("loss/test", "test", "loss"),
+        ("hard/acc", "hard", "acc"),
+        ("val/loss/dataloader_idx_1", "val, loader 1", "loss"),
+        ("loss", "", "loss"),
+    ],
+)
+def test_a_stage_and_a_quantity_are_read_from_the_name_of_any_metric(name: str, stage: str, quantity: str) -> None:
+    assert split_metric(name) == (stage, quantity)
+
+
+def test_metrics_of_any_name_have_a_line_and_a_word_in_the_legend() -> None:
+    metrics = {name: curve(0.5, 0.6) for name in ("loss", "val_loss", "hard/loss", "val/loss/dataloader_idx_1")}
+    figure = learning_curves({"run": metrics})
+    (panel,) = figure.axes
+    assert len(panel.lines) == 4
+    assert len({(to_hex(line.get_color()), line.get_linestyle()) for line in panel.lines}) == 4
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["val", "without a stage", "hard", "val, loader 1"]
 
 
 def test_curves_carry_the_values_and_one_stroke_for_each_stage() -> None:
@@ -214,8 +253,8 @@ def test_curves_carry_the_values_and_one_stroke_for_each_stage() -> None:
 
 
 def test_any_other_metric_has_a_panel_of_its_own() -> None:
-    figure = learning_curves({"run": {"val/macro_f1": curve(0.5, 0.6)}})
-    assert [axes.get_ylabel().split(":")[0] for axes in figure.axes] == ["loss", "accuracy", "macro_f1"]
+    figure = learning_curves({"run": {name: curve(0.5, 0.6) for name in ("val/macro_f1", "val/acc", "val/loss")}})
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss", "accuracy", "macro_f1"]
     assert np.allclose(figure.axes[2].lines[0].get_ydata(), [0.5, 0.6])
 
 

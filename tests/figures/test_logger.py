@@ -22,7 +22,7 @@ from commands import fit, one_line, only_run, pictures
 from softmax_regression import FashionMNISTDataModule, FigureLogger, LiveCurve, SoftmaxRegression
 from softmax_regression.commands.train import main
 from softmax_regression.data.minibatches import Minibatches
-from softmax_regression.figures.logger import score
+from softmax_regression.figures.scoring import score
 from softmax_regression.runs import checkpoint
 
 ON = "--figures.every_n_epochs=null"
@@ -273,7 +273,7 @@ def test_the_live_curve_is_of_the_history_or_of_what_was_logged(
     notebook = SimpleNamespace(Image=lambda png: png, display=lambda picture, display_id: handle)
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: kernel))
     monkeypatch.setitem(sys.modules, "IPython.display", notebook)
-    monkeypatch.setattr("softmax_regression.figures.logger.to_png", draw)
+    monkeypatch.setattr("softmax_regression.figures.live.to_png", draw)
     trained(model, LiveCurve())
     assert len(shown) == 2
     lines = [np.size(line.get_xdata()) for line in shown[-1].axes[0].lines]

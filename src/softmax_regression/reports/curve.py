@@ -5,6 +5,7 @@ Command: python study.py curve logs/softmax/RUN [RUN ...]
 """
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +16,12 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from softmax_regression.errors import InputError, StorageError
-from softmax_regression.figures.drawings import METRIC, Curves, learning_curves, to_png
+from softmax_regression.figures.drawings import Curves, learning_curves, to_png
 from softmax_regression.figures.page import check_output
 from softmax_regression.files import write
 from softmax_regression.runs.record import read_manifest
 
+METRIC = re.compile(r"(train|val|test)[/_](.+)")
 T = TypeVar("T")
 
 

@@ -17,8 +17,9 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from matplotlib.figure import Figure
 
 from softmax_regression.errors import InputError, StorageError
-from softmax_regression.figures.drawings import METRIC, class_scores, curves, figures_of, learning_curves
+from softmax_regression.figures.drawings import curves, learning_curves, metrics_of
 from softmax_regression.figures.page import check_output, write_page
+from softmax_regression.figures.predictions import class_scores, figures_of
 from softmax_regression.files import locked
 from softmax_regression.reports.curve import read_scalars, readable
 from softmax_regression.runs.folder import find_run, open_checkpoint, open_data, open_model
@@ -193,7 +194,7 @@ def _best(run: Path) -> Mapping[str, Any]:
 
 
 def _metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row if METRIC.fullmatch(name)))
+    return metrics_of(rows)
 
 
 def _cells(row: Mapping[str, Any], metrics: Sequence[str]) -> list[object]:

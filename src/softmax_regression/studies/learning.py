@@ -17,7 +17,7 @@ from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.engine import Engine
 from softmax_regression.errors import InputError, Interrupted
-from softmax_regression.figures.logger import evaluation_mode
+from softmax_regression.figures.scoring import evaluation_mode
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.processes import cores
 from softmax_regression.studies.stacked import CHUNK, METRICS, Scores, Stack, mean_scores

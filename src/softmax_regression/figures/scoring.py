@@ -1,0 +1,137 @@
+"""The inputs, classes and logits of a loader: what the drawings of a classifier are made from."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor, nn
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from softmax_regression.errors import InputError
+
+STAGES = ("train", "val", "test")
+
+
+class Scored(NamedTuple):
+    """What a classifier of k classes made of n examples."""
+
+    inputs: Tensor  # (n, ...)
+    labels: Tensor  # (n,)
+    logits: Tensor  # (n, k)
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Let a module evaluate, without gradients; then each of its parts has the mode that it had."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
+
+
+def choose_loader(loaders: Any, stage: str) -> tuple[int, Any] | None:
+    """Return the place and the loader that a stage is drawn of; None if there is none.
+
+    Of several it is the one that is named after the stage, or else the first that is not of another stage.
+    """
+    if isinstance(loaders, Mapping):
+        names = list(loaders)
+        others = [name for name in names if name not in STAGES]
+        for name in [stage, *others]:
+            if name in names:
+                return names.index(name), loaders[name]
+        return None
+    if isinstance(loaders, list | tuple):
+        return (0, loaders[0]) if loaders else None
+    return (0, loaders) if loaders is not None else None
+
+
+def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limit: int | None = None) -> Scored:
+    """Score a loader, or its first `limit` batches.
+
+    Each process scores its share, and all get all shares. Random numbers and modes stay as they are.
+
+    Raises:
+        InputError: The batches are not of inputs and their classes, or the module does not return logits.
+    """
+    scored = []
+    with isolate_rng(), trainer.precision_plugin.val_step_context(), evaluation_mode(module):
+        for batch in islice(loader, limit):  # of which a DataLoader's iterator draws a random number
+            moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+            scored.append(score_batch(module, moved))
+    if not scored:
+        raise InputError("there is no batch to draw")
+    parts = [torch.cat(part) for part in zip(*scored, strict=True)]
+    if trainer.world_size > 1:
+        parts = [torch.cat(gather_all_tensors(part)) for part in parts]
+    found = Scored(*parts)
+    low, high = found.labels.aminmax()
+    if low < 0 or high >= found.logits.shape[1]:
+        raise InputError(f"classes are {low} to {high}, and the model tells {found.logits.shape[1]} apart")
+    return found
+
+
+def score_batch(module: nn.Module, batch: Any) -> Scored:
+    """Score a batch: a tuple, list or dict of inputs (n, ...) and classes (n,), in any order.
+
+    Raises:
+        InputError: It is not of inputs and their classes, or the module does not return logits.
+    """
+    inputs, labels = inputs_and_labels(batch)
+    if labels is None:
+        raise InputError("a batch has no classes (n,)")
+    logits = module(inputs)
+    if not is_logits(logits, inputs):
+        raise InputError(
+            f"{type(module).__name__} returns no logits (n, k) of {len(inputs)} images, but {_shape(logits)}"
+        )
+    return Scored(inputs, labels, logits)
+
+
+def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """Return the inputs (n, ...) of a batch and their classes (n,), or None where it has none.
+
+    Raises:
+        InputError: It is not clear which part is the one or the other.
+    """
+    if isinstance(batch, Mapping):
+        batch = list(batch.values())
+    if isinstance(batch, Tensor):
+        batch = [batch]
+    parts = batch if isinstance(batch, list | tuple) else []
+    inputs = []
+    labels = []
+    for part in parts:
+        if isinstance(part, Tensor) and part.ndim >= 2:
+            inputs.append(part)
+        elif isinstance(part, Tensor) and part.ndim == 1 and not part.is_floating_point():
+            labels.append(part)
+    if len(inputs) != 1 or len(labels) > 1:
+        raise InputError(f"a batch must be of inputs (n, ...) and classes (n,), and is of {_shape(batch)}")
+    return inputs[0], labels[0] if labels else None
+
+
+def is_logits(output: Any, inputs: Tensor) -> bool:
+    """Whether a module has returned logits (n, k) of inputs (n, ...); what has the size of the input is no logits."""
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(inputs):
+        return False
+    k = output.shape[1]
+    return output.is_floating_point() and k > 1 and k != math.prod(inputs.shape[1:])
+
+
+def _shape(value: Any) -> str:
+    """Return the shape of a tensor, or the shapes of several, for a message."""
+    if isinstance(value, Tensor):
+        return str(tuple(value.shape))
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shape, value))
+    return f"a {type(value).__name__}"
