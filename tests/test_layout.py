@@ -19,9 +19,21 @@ KNOWS: dict[str, set[str]] = {  # room -> the rooms to its left that it may know
     "data": set(),
     "runs": {"engine", "data"},
     "figures": {"data", "runs"},
-    "reports": {"metrics", "classifier", "model", "engine", "data", "runs", "figures"},
-    "studies": {"numerics", "metrics", "classifier", "model", "engine", "data", "runs", "figures", "reports"},
-    "commands": {"classifier", "model", "engine", "data", "runs", "figures", "studies", "reports"},
+    "experiment": {"model", "engine", "data", "runs", "figures"},
+    "reports": {"metrics", "classifier", "model", "engine", "data", "runs", "figures", "experiment"},
+    "studies": {
+        "numerics",
+        "metrics",
+        "classifier",
+        "model",
+        "engine",
+        "data",
+        "runs",
+        "figures",
+        "experiment",
+        "reports",
+    },
+    "commands": {"classifier", "model", "engine", "data", "runs", "figures", "experiment", "studies", "reports"},
 }
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if path.parent != PACKAGE or path.stem in KNOWS]
 

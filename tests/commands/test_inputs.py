@@ -34,8 +34,6 @@ def contents() -> dict[str, bytes | str]:
 
 
 WRONG_COMMANDS = [
-    ("", "subcommand"),
-    ("fitt", "fitt"),
     ("test", "--ckpt_path"),
     ("test --ckpt_path nowhere", "nowhere: no such checkpoint"),
     ("predict --ckpt_path best", "no run under logs/"),
@@ -60,6 +58,18 @@ def test_a_wrong_command_is_one_line(args: str, named: str, capsys: pytest.Captu
     assert not contents()
 
 
+@pytest.mark.parametrize(("args", "line"), [
+    ("", "error: no command was given"),
+    ("fitt", "error: fitt: no such command; did you mean fit?"),
+    ("--config x.yaml fit", "error: --config: put it behind the command"),
+])  # fmt: skip
+def test_a_wrong_command_shows_the_four(args: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(args.split()) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == line
+    assert "{fit,validate,test,predict}" in second or "fit --config x.yaml" in second
+
+
 WRONG_OPTIONS = [
     # mistyped
     ("--lr=0.3", "--lr: no such option; did you mean --model.lr"),
@@ -73,21 +83,21 @@ WRONG_OPTIONS = [
     ("--data.images a b", "b: one word too many; drop it, or write a list as '[a, b]'"),
     ("-x", "-x: no such option"),
     # wrong values
-    ("--data.batch_size=x", "data.batch_size=x: expected int"),
+    ("--data.batch_size=x", "data.batch_size: Expected a int. Got value: x"),
     ("--data.batch_size=0", "batch_size=0"),
     ("--data.batch_size=500", "batch_size=500"),
-    ("--data.dirs=/x", "data.dirs=/x: expected list or null"),
+    ("--data.dirs=/x", "data.dirs: Expected a Sequence; Given value: /x"),
     ("--model.lr=0", "lr=0"),
     ("--model.lr=.nan", "lr=nan"),
     ("--model.lr=1e400", "lr=inf"),
-    ("--model.lr=0,1", "model.lr=0,1: expected float"),
-    ("--model.schedule=linear", "model.schedule=linear: expected 'constant', 'cosine'"),
+    ("--model.lr=0,1", "model.lr: Expected a float. Got value: 0,1"),
+    ("--model.schedule=linear", "model.schedule: Expected a one of ['constant', 'cosine']. Got value: linear"),
     ("--model.num_classes=3", "model.num_classes=3: the data have 10 classes"),
     ("--data.val_size=600", "val_size=600"),
-    ("--data.source=mnist", "data.source=mnist: expected 'files', 'synthetic'"),
+    ("--data.source=mnist", "data.source: Expected a one of ['files', 'synthetic']. Got value: mnist"),
     ("--seed_everything=-1", "seed_everything=-1: must be at least 0 and below 2^32"),
     ("--seed_everything=4294967296", "seed_everything=4294967296"),
-    ("--seed_everything=true", "seed_everything=True: expected int"),
+    ("--seed_everything=true", "seed_everything: Expected a int. Got value: True"),
     ("--threads=0", "threads=0"),
     ("--early_stopping.patience=-1", "early_stopping.patience=-1"),
     ("--early_stopping.monitor=val/accuracy", "val/accuracy of EarlyStopping: nothing logs it"),
@@ -102,9 +112,9 @@ WRONG_OPTIONS = [
     ("--trainer.accelerator=gpu", "gpu"),
     ("--trainer.strategy=deepspeed", "DeepSpeed"),
     ("--trainer.gradient_clip_algorithm=foo --trainer.gradient_clip_val=1", "gradient_clip_algorithm"),
-    ("--trainer.barebones=true", "barebones"),
+    ("--trainer.barebones=true --trainer.logger=CSVLogger --trainer.logger.save_dir=x", "barebones"),
     ("--trainer.logger=WandbLogger", "pip install"),
-    ("--trainer.callbacks=3", "trainer.callbacks=3"),
+    ("--trainer.callbacks=3", "trainer.callbacks: Expected a list"),
     ("--trainer.callbacks+=absent.Callback", "No module named 'absent'"),
     ("--trainer.callbacks+=softmax_regression.InputError", "subclass of Callback"),
     # what goes together
@@ -144,7 +154,7 @@ WRONG_FILES = [
     ("model: {lrr: 1}", "did you mean --model.lr"),
     ("trainr: {max_epochs: 3}", "did you mean --trainer.max_epochs"),
     ("data: {batch_size: many}", "many"),
-    ("seed_everything: 2020-01-01", "seed_everything=2020-01-01"),
+    ("seed_everything: 2020-01-01", "seed_everything: Expected a int. Got value: 2020-01-01"),
     ("model: null", "required"),
     ("resume: best", "use --resume"),
     ("model: !!python/object/apply:os.system [touch x]", "not a configuration"),

@@ -17,14 +17,14 @@ from softmax_regression.studies.sweep import search as sweep
 MISTAKES = [
     ("", "expected"),
     ("nonsense", "nonsense"),
-    ("curve", "runs"),
+    ("curve", "no run was given"),
     ("report nowhere", "nowhere: no such checkpoint"),
     ("list --logs nowhere", "nowhere"),
     ("numerics --ot x", "--ot: no such option; did you mean --out"),
     ("numerics --seed 18446744073709551616", "seed=18446744073709551616: must be at least 0 and below 2^32"),
     ("numerics --out x.py", "x.py"),
     ("numerics --config nowhere.yaml", "nowhere.yaml: no such file"),
-    ("sweep --workers many", "workers=many: expected int"),
+    ("sweep --workers many", "workers: Expected a int; Given value: many"),
     ("sweep --quick --source synthetic --space.depth [1]", "depth"),
 ]
 

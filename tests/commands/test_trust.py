@@ -23,10 +23,9 @@ from jsonargparse import ArgumentParser
 
 from commands import SMALL, fit, one_line, only_run
 from softmax_regression.commands import study
-from softmax_regression.commands.options import COMMANDS
+from softmax_regression.commands.help import COMMANDS
 from softmax_regression.commands.train import main
-from softmax_regression.errors import InputError
-from softmax_regression.runs import trust
+from softmax_regression.experiment.allowed_classes import allow_classes
 from softmax_regression.runs.checkpoint import dumps, read
 
 CANARY = "canary"  # a file in the folder of the test; that it exists says that foreign code ran
@@ -46,16 +45,17 @@ def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def foreign(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Modules on the path, not in the folder, that leave a canary when they are imported."""
-    folder = tmp_path_factory.mktemp("libraries")
+def foreign(in_folder: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Modules that came along in the folder of a stranger's run, on the path as where a command is typed in it."""
+    folder = Path("logs/softmax/theirs")
+    folder.mkdir(parents=True)
     for name in ("foreign", "étranger"):
         (folder / f"{name}.py").write_text(FOREIGN)
-    monkeypatch.syspath_prepend(folder)
+    monkeypatch.syspath_prepend(folder.resolve())
     yield
     for name in ("foreign", "étranger"):
         sys.modules.pop(name, None)
-    trust.enforce()
+    allow_classes()
 
 
 @pytest.fixture(scope="module")
@@ -259,12 +259,10 @@ def test_a_class_that_a_run_names_is_not_imported(
 def test_a_class_that_a_checkpoint_names_is_not_imported(
     saved: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = ("foreign.C", "subprocess.Popen", "lightning.pytorch.cli.Path", "theirs.C")
-    texts = [THEIRS["class"], THEIRS["of Python"], "/dev/zero", "x.yaml"]
-    texts += [saved["run"]["config"].replace("dirs: null", BOMB)]
-    for key, value in [*(("model", name) for name in names), *(("config", text) for text in texts)]:
-        Path("theirs.ckpt").write_bytes(dumps(saved | {"run": saved["run"] | {key: value}}))
-        assert run("report" if key == "model" else "test", "theirs.ckpt") == 2
+    theirs = Path("logs/softmax/theirs/theirs.ckpt")
+    for text in (THEIRS["class"], THEIRS["of Python"], "/dev/zero", "x.yaml", f"data: {{{BOMB}}}"):
+        theirs.write_bytes(dumps(saved | {"run": saved["run"] | {"config": text}}))
+        assert run("test", str(theirs)) == 2
         one_line(capsys)
     assert not Path(CANARY).exists()
 
@@ -292,8 +290,6 @@ def test_trust_in_one_command_says_nothing_about_another(
     theirs = a_run(saved, f"trainer: {{callbacks: [{C}]}}")
     assert main(["test", "--ckpt_path", theirs]) == 2
     assert "class foreign.C is refused" in one_line(capsys)
-    assert main(["test", "--ckpt_path", theirs, "--trainer.callbacks+=foreign.D"]) == 2
-    assert "class foreign.C is refused" in one_line(capsys)
 
 
 def allowed(name: str) -> bool:
@@ -306,44 +302,27 @@ def allowed(name: str) -> bool:
     return False
 
 
-def test_a_name_is_trusted_no_further_than_needed() -> None:
-    never = ("torch.hub.load", "os.system", "os.path.join", "jsonargparse.set_parsing_settings")
-    trust.enforce()
-    assert allowed("torch.nn.functional.relu")
-    assert not any(allowed(name) for name in (*never, "foreign.f"))
-    trust.enforce(["torch.utils.data.random_split", "os.path.join", "jsonargparse.CLI", "foreign.f"])
-    assert allowed("foreign.g")
-    assert not any(map(allowed, never))
-    trust.enforce(["foreign.f"], Path("theirs"))
-    assert allowed("foreign.f")
-    assert not allowed("foreign.g")
-
-
-def test_the_users_own_modules_lie_beside_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_allowed_are_installed_packages_and_the_users_own_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("beside.py").write_text("def f(): pass")
+    Path("package").mkdir()
+    Path("package/__init__.py").write_text("def f(): pass")
+    monkeypatch.syspath_prepend(Path.cwd())
+    allow_classes(run=Path("logs/softmax/theirs"))
     for name in (
-        "beside.py",
-        "yaml.py",
-        "not-one.py",
-        "package/__init__.py",
-        "folder/inside.py",
-        "theirs/__init__.py",
+        "beside.f",
+        "package.f",
+        "torch.nn.functional.relu",
+        "torchvision.ops.nms",
+        "lightning.pytorch.seed_everything",
     ):
-        Path(name).parent.mkdir(exist_ok=True)
-        Path(name).write_text(f"{ABOVE}class M(LightningModule): pass")
-    monkeypatch.setattr(sys, "path", [*sys.path, str(Path.cwd())])
-    assert trust.own_modules() == ["beside", "package", "theirs"]
-    assert trust.own_modules(Path("theirs/run")) == ["beside", "package"]
-    assert trust.own_modules(Path.cwd()) == []
-    assert trust.find_class("beside.M").__name__ == "M"
-    for name in (
-        "beside.ABOVE",
-        "beside.N",
-        "beside.LightningModule.load_from_checkpoint",
-        "folder.inside.M",
-        "M",
-    ):
-        with pytest.raises(InputError, match=name):
-            trust.find_class(name)
+        assert allowed(name), name
+    for name in ("os.system", "os.path.join", "math.sqrt", "torch.hub.load", "foreign.f", "jsonargparse.CLI"):
+        assert not allowed(name), name
+    allow_classes()
+    assert allowed("foreign.f")  # by a user who names it
+    assert not allowed("os.system")
+    allow_classes(run=Path("logs/softmax/theirs"))
+    assert not allowed("foreign.f")
 
 
 def test_environment_variables_are_no_options(monkeypatch: pytest.MonkeyPatch) -> None:

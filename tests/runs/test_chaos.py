@@ -23,9 +23,9 @@ from test_resume import EVERY, OPTIONS, Killed, age, assert_same, kill, resume, 
 
 import killed
 from commands import SMALL, fit, only_run
-from softmax_regression.commands.arguments import CONF
 from softmax_regression.commands.train import main
 from softmax_regression.data.minibatches import Shuffle
+from softmax_regression.experiment.flags import CONF
 from softmax_regression.files import remove_debris
 from softmax_regression.runs import checkpoint
 

@@ -1,52 +1,63 @@
 """What a command refuses before anything is computed or written, each with an InputError."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch.nn.parameter import is_lazy
 
 from softmax_regression.classifier import Classifier
 from softmax_regression.errors import InputError
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
+from softmax_regression.runs.folder import SavedCheckpoint
 from softmax_regression.runs.processes import cores, print_rank_zero
 
 COUNTS = (
-    "max_epochs", "max_steps", "limit_train_batches", "val_check_interval", "check_val_every_n_epoch",
+    "max_epochs",
+    "max_steps",
+    "limit_train_batches",
+    "val_check_interval",
+    "check_val_every_n_epoch",
     "accumulate_grad_batches",
-)  # fmt: skip
+)
 
 
-def options(command: str, config: Any) -> None:
+def check_options(command: str, config: Any) -> None:
     """Refuse options that mean nothing, or not what they seem to."""
-    seed, threads = config.seed_everything, config.threads
+    if config.resume and command != "fit":
+        raise InputError(f"--resume: goes with fit; {command} takes --ckpt_path")
+    if config.output and command != "predict":
+        raise InputError(f"--output {config.output}: goes with predict; drop it")
+    if config.force and not config.output:
+        raise InputError("--force: goes with --output; drop it")
     images = (config.data or {}).get("init_args", {}).get("images")
-    zeros = [name for name in COUNTS if command == "fit" and config.trainer[name] == 0]
-    for wrong, message in (
-        (config.resume and command != "fit", f"--resume: goes with fit; {command} takes --ckpt_path"),
-        (config.output and command != "predict", f"--output {config.output}: goes with predict; drop it"),
-        (config.force and not config.output, "--force: goes with --output; drop it"),
-        (images and command != "predict", f"--data.images {images}: goes with predict; drop it"),
-        (config.lr_scheduler and not config.optimizer, "--lr_scheduler: goes with --optimizer; give both"),
-        (not 0 <= seed < 2**32, f"seed_everything={seed}: must be at least 0 and below 2^32"),
-        (threads is not None and threads < 1, f"threads={threads}: must be at least 1, or dropped"),
-        (zeros, f"trainer.{', '.join(zeros)}=0: must be at least 1, or dropped"),
-    ):
-        if wrong:
-            raise InputError(message)
+    if images and command != "predict":
+        raise InputError(f"--data.images {images}: goes with predict; drop it")
+    if config.lr_scheduler and not config.optimizer:
+        raise InputError("--lr_scheduler: goes with --optimizer; give both")
+    if not 0 <= config.seed_everything < 2**32:
+        raise InputError(f"seed_everything={config.seed_everything}: must be at least 0 and below 2^32")
+    if config.threads is not None and config.threads < 1:
+        raise InputError(f"threads={config.threads}: must be at least 1, or dropped")
+    for name in COUNTS:
+        if command == "fit" and config.trainer[name] == 0:
+            raise InputError(f"trainer.{name}=0: must be at least 1, or dropped")
 
 
-def devices(trainer: Trainer, data: LightningDataModule) -> None:
+def check_devices(trainer: Trainer, data: LightningDataModule) -> None:
     """Refuse more processes than the machine has cores, or than there are images in a minibatch."""
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores():
         raise InputError(f"trainer.devices={trainer.num_devices}: there are {cores()} CPU cores; lower it")
-    if (batch_size := data.hparams.get("batch_size", math.inf)) < trainer.world_size:
+    batch_size = data.hparams.get("batch_size", math.inf)
+    if isinstance(batch_size, int | float) and batch_size < trainer.world_size:
         raise InputError(
             f"batch_size={batch_size}: must be at least 1 for each of {trainer.world_size} devices; "
             "raise data.batch_size or lower trainer.devices"
         )
 
 
-def monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule) -> None:
+def check_monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule) -> None:
     """Refuse a monitor that nothing logs; without a validation set, say what is off."""
     if not isinstance(model, Classifier):
         return
@@ -54,10 +65,18 @@ def monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule
     tested = data.hparams.get("watch_test")
     if unseen and not tested:
         trainer.limit_val_batches = 0  # or Lightning warns of an empty loader
-    stages = ["train", *(["val"] * (not unseen)), *(["test"] * bool(tested))]
-    logged = [f"{stage}/{name}" for stage in stages for name in ("loss", *model.metrics())]
+    stages = ["train"]
+    if not unseen:
+        stages.append("val")
+    if tested:
+        stages.append("test")
+    logged = []
+    for stage in stages:
+        for name in ("loss", *model.metrics()):
+            logged.append(f"{stage}/{name}")
     for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
-        name, monitor = type(callback).__name__, getattr(callback, "monitor", None)
+        name = type(callback).__name__
+        monitor = getattr(callback, "monitor", None)
         if monitor is None or monitor in logged:
             continue
         if unseen and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
@@ -67,19 +86,25 @@ def monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule
             raise InputError(f"monitor={monitor} of {name}: nothing logs it; expected {' or '.join(logged)}")
 
 
-def classes(model: LightningModule, data: LightningDataModule) -> None:
+def check_classes(model: LightningModule, data: LightningDataModule, flags: Sequence[str]) -> None:
     """Refuse a model that has another number of classes than the data."""
-    there = len(getattr(data, "class_names", ()))
-    if there and (wanted := model.hparams.get("num_classes", there)) != there:
-        raise InputError(f"model.num_classes={wanted}: the data have {there} classes; drop it")
+    expected = len(getattr(data, "class_names", ()))
+    given = model.hparams.get("num_classes", expected)
+    if expected and given != expected:
+        typed = any(flag.startswith("--model.num_classes") for flag in flags)
+        remedy = "drop it" if typed else f"add --model.num_classes {expected}"
+        raise InputError(f"model.num_classes={given}: the data have {expected} classes; {remedy}")
 
 
-def shapes(path: str, model: LightningModule, saved: dict[str, Any]) -> None:
+def check_shapes(checkpoint: SavedCheckpoint, model: LightningModule) -> None:
     """Refuse a checkpoint of another model."""
+    saved = checkpoint.content["state_dict"]
     for name, weight in model.state_dict().items():
+        if is_lazy(weight):  # its shape is that of the checkpoint
+            continue
         shape = tuple(saved[name].shape) if name in saved else None
         if shape != weight.shape:
             raise InputError(
-                f"ckpt_path={path}: {name} has shape {shape}, the model {tuple(weight.shape)}; "
+                f"ckpt_path={checkpoint.path}: {name} has shape {shape}, the model {tuple(weight.shape)}; "
                 "give a checkpoint of this model"
             )

@@ -1,4 +1,4 @@
-"""What ends a command: a known kind of error is one true line and an exit code; a bug keeps its traceback."""
+"""What ends a command: a known kind of error is a line and an exit code; a bug keeps its traceback."""
 
 import difflib
 import io
@@ -24,14 +24,23 @@ from softmax_regression.runs.processes import (
     is_speaking_process,
     restore_signal_handlers,
 )
-from softmax_regression.runs.trust import refused
 
-# What jsonargparse says.
+OWN_ERRORS = (InputError, DivergedError, StorageError, LostProcessError)
+# Lines of jsonargparse's messages that repeat the others, or speak of Python's types alone.
+REPETITIONS = (
+    "Does not validate against any of",
+    "Subtypes:",
+    "Errors:",
+    "Given value type:",
+    "Given value: Namespace(",
+    "Given value: NestedArg(",
+    "Expected a <class 'NoneType'>",
+    "Expected a path but",
+    "Problem with given class_path",
+)
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
-_UNKNOWN = re.compile(r"nrecognized arguments: ([^\s=]+)|ption '(\S+)' is not acc|cept option '(\S+)'")
-_REASON = re.compile(r"class_path '(\S+)':\s+(?!\s|Parser)(.+)|(Import path does .+|Unable to load \S+ \S+)")
-_EXPECTED = re.compile(r"Expected (?:a )?(?:<class '[\w.]*?(\w+)'>|typing.Literal\[(.+?)\]|(dot import path))")
-_TYPES = {"NoneType": "null", "Sequence": "list", "Iterable": "list", "dot import path": "module.Class"}
+_KEY = re.compile(r'^Parser key "([^"]+)":$')
+_UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)|ption '(\S+)' is not accepted|not accept option '(\S+)'")
 
 
 class BrokenPipeSafeStream:
@@ -64,35 +73,56 @@ class BrokenPipeSafeStream:
 
 
 def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
-    """Put what jsonargparse says into one line, and in few words; name the known option that is meant."""
-    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', message)))
-    if found := _REFUSED.search(message):
-        return f"{key}: {refused(found[1])}"
-    if unknown := _UNKNOWN.search(message):
-        option = unknown[1] or f"--{key and key + '.'}{unknown[2] or unknown[3]}"
-        if not option.startswith("-"):
-            return f"{option}: one word too many; drop it, or write a list as '[a, b]'"
-        return f"{option}: no such option; {_meant(option, known)}"
-    given, named = re.search(r"(?:Got|Given) value: (.*)", message), _REASON.search(message)
-    kinds = [_TYPES.get(found[1] or found[3], found[1]) or found[2] for found in _EXPECTED.finditer(message)]
-    if not named and not kinds:
-        return " ".join(message.split())
-    reason = named[2] or named[3] if named else f"expected {' or '.join(dict.fromkeys(kinds))}"
-    short = given and "Namespace(" not in given[1]
-    return f"{f'{key}={given[1]}' if given and short else key or (named and named[1])}: {reason}"
+    """Return a message of jsonargparse without its repetitions; an unknown option with the known one that is meant."""
+    keys: list[str] = []
+    reasons: list[str] = []
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        key = _KEY.match(text)
+        if key:
+            if key[1] not in keys:
+                keys.append(key[1])
+        elif text and not text.startswith(REPETITIONS) and text not in reasons:
+            reasons.append(text)
+    name = ".".join(keys)
+    unknown = _UNKNOWN.search(message)
+    if unknown:
+        return _unknown_option(unknown[1] or f"--{name and name + '.'}{unknown[2] or unknown[3]}", known)
+    refused = _REFUSED.search(message)
+    if refused:
+        why = "it is of the standard library, or came along with a run; name one of your own modules that wraps it"
+        return f"{name}: class {refused[1]} is refused: {why}"
+    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", "; ".join(reasons)).replace("typing.Literal", "one of ")
+    return f"{name}: {reason}" if name else reason
 
 
-def _meant(option: str, known: Iterable[str]) -> str:
-    """Name the options whose whole name, or whose last part, is nearest to a mistyped one."""
-    name, last = option.lstrip("-"), {each: each.rpartition(".")[2] for each in sorted(known)}
-    near = difflib.get_close_matches(name, last, n=1, cutoff=0.8)
-    if not near and name and "." not in name:
-        parts = difflib.get_close_matches(name, set(last.values()), n=2, cutoff=0.7)
-        near = [each for each, part in last.items() if part in parts or part.startswith(name)][:3]
-    return f"did you mean {' or '.join(f'--{each}' for each in near)}" if near else "see --help"
+def _unknown_option(option: str, known: Iterable[str]) -> str:
+    """Return a line on an option that there is not."""
+    if not option.startswith("-"):
+        return f"{option}: one word too many; drop it, or write a list as '[a, b]'"
+    near = _near_options(option.lstrip("-"), known)
+    meant = " or ".join(f"--{name}" for name in near)
+    return f"{option}: no such option; " + (f"did you mean {meant}" if near else "see --help")
 
 
-def _of_options(error: BaseException) -> bool:
+def _near_options(name: str, known: Iterable[str]) -> list[str]:
+    """Return the options whose whole name, or whose last part, is nearest to a mistyped one."""
+    last_parts = {}
+    for option in sorted(known):
+        last_parts[option] = option.rpartition(".")[2]
+    near = difflib.get_close_matches(name, last_parts, n=1, cutoff=0.8)
+    if near or not name:
+        return near
+    group, _, last = name.rpartition(".")
+    alike = difflib.get_close_matches(last, set(last_parts.values()), n=2, cutoff=0.7)
+    for option, part in last_parts.items():
+        if (part in alike or part.startswith(last) or part.endswith(f"_{last}")) and option.startswith(group):
+            near.append(option)
+    near.sort(key=lambda option: not last_parts[option].startswith("max_"))  # max_epochs before min_epochs
+    return near[:2]
+
+
+def _is_about_options(error: BaseException) -> bool:
     """Whether a library that takes options raised an error itself, as where they contradict each other."""
     trace = error.__traceback__
     while trace and trace.tb_next:
@@ -102,24 +132,32 @@ def _of_options(error: BaseException) -> bool:
     return isinstance(error, kinds) and module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
 
 
-def _line(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str, int] | None:
-    """Return what to say of an error, and the exit code; None for a bug, which nobody foresaw."""
+def _own_cause(error: BaseException) -> BaseException:
+    """Return what a class of ours said of its arguments, which jsonargparse wraps; or else the error itself."""
     cause: BaseException | None = error
-    while isinstance(error, ValueError | ArgumentError) and cause and not isinstance(cause, InputError):
-        cause = cause.__cause__ or cause.__context__  # jsonargparse wraps what a class says of its arguments
-    match cause or error:
-        case Interrupted() as found:
-            return str(found), found.exit_code
-        case InputError() | DivergedError() | StorageError() | LostProcessError() as found:
-            return f"error: {found}", found.exit_code
-        case ArgumentError() as found:
-            return f"error: {shorten_parser_error(str(found), known())}", InputError.exit_code
-        case OSError() as found:  # of a library that writes or reads for us, such as TensorBoard
-            return f"error: {found}", StorageError.exit_code
-        case KeyboardInterrupt():
-            return "interrupted", 130
-        case found:
-            return (f"error: {shorten_parser_error(str(found))}", InputError.exit_code) if _of_options(found) else None
+    while isinstance(error, ValueError | ArgumentError) and cause:
+        if isinstance(cause, InputError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return error
+
+
+def describe_error(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str, int] | None:
+    """Return what to say of an error, and the exit code; None for a bug, which keeps its traceback."""
+    error = _own_cause(error)
+    if isinstance(error, Interrupted):
+        return str(error), error.exit_code
+    if isinstance(error, OWN_ERRORS):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, ArgumentError):
+        return f"error: {shorten_parser_error(str(error), known())}", InputError.exit_code
+    if isinstance(error, OSError):  # of a library that writes or reads for us, such as TensorBoard
+        return f"error: {error}", StorageError.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if _is_about_options(error):
+        return f"error: {shorten_parser_error(str(error))}", InputError.exit_code
+    return None
 
 
 @contextmanager
@@ -139,23 +177,36 @@ def _interruptible() -> Iterator[None]:
 
 
 def run_command(command: Callable[[], object], known: Callable[[], Iterable[str]]) -> int:
-    """Run a command, which knows some options, and return its exit code; a user's mistake is one line."""
-    streams, path = (sys.stdout, sys.stderr), sys.path.copy()
-    sys.stdout, sys.stderr = (
-        each if isinstance(each, BrokenPipeSafeStream) else BrokenPipeSafeStream(each) for each in streams
-    )
+    """Run a command and return its exit code; a user's mistake is a line on stderr, not a traceback.
+
+    Args:
+        command: What is run.
+        known: Gives the names of the options that the command has, for near misses.
+    """
+    streams = sys.stdout, sys.stderr
+    path = sys.path.copy()
+    sys.stdout, sys.stderr = BrokenPipeSafeStream.over(streams[0]), BrokenPipeSafeStream.over(streams[1])
     try:
         with _interruptible(), quiet_lightning():
             sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
             command()
     except BaseException as error:
-        if (found := _line(error, known)) is None:
+        found = describe_error(error, known)
+        if found is None:
             raise
-        # What all processes of a machine find is said once; what one of them finds once they are joined, too.
-        alike = isinstance(error, Interrupted | DivergedError)
-        if isinstance(error, OSError | LostProcessError) or (is_local_rank_zero() if alike else is_speaking_process()):
+        if _speaks_of(error):
             print(found[0], file=sys.stderr)
         return found[1]
     finally:
-        (sys.stdout, sys.stderr), sys.path[:] = streams, path
+        sys.stdout, sys.stderr = streams
+        sys.path[:] = path
     return 0
+
+
+def _speaks_of(error: BaseException) -> bool:
+    """Whether this process prints an error: what all processes of a machine find is said once."""
+    if isinstance(error, OSError | LostProcessError):
+        return True
+    if isinstance(error, Interrupted | DivergedError):
+        return is_local_rank_zero()
+    return is_speaking_process()

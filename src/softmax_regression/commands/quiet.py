@@ -1,12 +1,13 @@
-"""What is said by others and not repeated here: of Lightning's habits, and about each other's code."""
+"""What Lightning and TensorBoard say about their own habits, and a user cannot act on, is not printed."""
 
 import logging
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-# Said by Lightning and TensorBoard about each other's code; nothing that a user here can act on.
+# Warnings that Lightning and TensorBoard raise about each other's code.
 FOREIGN_WARNINGS = (
     r"You called `self.log\(.*\)` but have no logger configured",  # test and validate write run.json instead
     r"It is recommended to use `self.log\(.*, sync_dist=True\)`",  # torchmetrics has summed over the ranks
@@ -16,31 +17,54 @@ FOREIGN_WARNINGS = (
     r"torch\.distributed\.nn\.functional\.\w+ is deprecated",  # which Lightning gathers with
     "The `srun` command is available on your system",  # which does not mean that it is wanted
     "The number of training batches .* is smaller than the logging interval",  # nothing is logged on a step
+    r"You are trying to `self.log\(\)` but `Trainer\(barebones=True\)` is configured",  # as was asked for
     "Trainer already configured with model summary callbacks",
     "The '(train|val|test|predict)_dataloader' does not have many workers",  # the images are in memory
     "`.*.configure_optimizers` will be overridden",  # as --optimizer asks for
 )
-CHATTER = (  # what Lightning says of itself as it starts
-    "GPU available", "TPU available", "HPU available", "💡 Tip", "`Trainer.fit` stopped", "Seed set to",
-    "LOCAL_RANK", "Restoring states", "Restored all states", "Loaded model weights", "`weights_only` was not",
-    "Initializing distributed", "[rank:", "-----", "Using bfloat16", "Using 16bit", "SLURM auto-",
+# How the lines begin that Lightning logs of itself as it starts and ends.
+GREETINGS = (
+    "GPU available",
+    "TPU available",
+    "HPU available",
+    "💡 Tip",
+    "`Trainer.fit` stopped",
+    "Seed set to",
+    "LOCAL_RANK",
+    "Restoring states",
+    "Restored all states",
+    "Loaded model weights",
+    "`weights_only` was not",
+    "Initializing distributed",
+    "[rank:",
+    "-----",
+    "Using bfloat16",
+    "Using 16bit",
+    "SLURM auto-",
     "Loading `train_dataloader`",
-)  # fmt: skip
+)
+
+
+def _is_no_greeting(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(GREETINGS)
 
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Let nothing be said that a user cannot act on: of Lightning's habits, or by TensorBoard's thread."""
+    """Hide Lightning's greetings, warnings about each other's code, and TensorBoard's thread on a full disk."""
+    handlers = []
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        handlers += logging.getLogger(name).handlers
+    before = threading.excepthook
 
-    def told(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(CHATTER)
+    def hide_storage_errors(args: Any) -> None:
+        if not isinstance(args.exc_value, OSError):
+            before(args)
 
-    names, before = ("lightning.pytorch", "lightning.fabric"), threading.excepthook
-    handlers = [handler for name in names for handler in logging.getLogger(name).handlers]
-    threading.excepthook = lambda args: None if isinstance(args.exc_value, OSError) else before(args)
+    threading.excepthook = hide_storage_errors
     try:
         for handler in handlers:
-            handler.addFilter(told)
+            handler.addFilter(_is_no_greeting)
         with warnings.catch_warnings():
             for message in FOREIGN_WARNINGS:
                 warnings.filterwarnings("ignore", message)
@@ -48,4 +72,4 @@ def quiet_lightning() -> Iterator[None]:
     finally:
         threading.excepthook = before
         for handler in handlers:
-            handler.removeFilter(told)
+            handler.removeFilter(_is_no_greeting)

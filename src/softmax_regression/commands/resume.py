@@ -1,23 +1,19 @@
 """The rules of going on: which configuration holds, what may change, where a run writes, when it is done."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, Timer
 
-from softmax_regression.commands.arguments import check_file
 from softmax_regression.errors import InputError
-from softmax_regression.runs import checkpoint
 from softmax_regression.runs.callbacks import folder_of
-from softmax_regression.runs.folder import RunLogger
+from softmax_regression.runs.checkpoint import read
+from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.record import RunRecord, read_manifest, results, update_manifest
 from softmax_regression.runs.trust import path_of
-
-if TYPE_CHECKING:
-    from softmax_regression.commands.train import TrainCLI
 
 # Options that decide results and so must stay, beside all of model and data but those that are named below.
 DECIDING = (
@@ -31,78 +27,81 @@ MAY_CHANGE = {"data.dirs", "data.images", "data.watch_test", "data.device", "dat
 MAY_CHANGE |= {"model.class_path", "data.class_path"}  # a class may have several names: see `check_resumable`
 
 
-def config_of(run: Path | None, path: Path, saved: dict[str, Any]) -> list[str]:
-    """Return flags that repeat the configuration of a run, from its folder or else from its checkpoint."""
-    if run and (run / "config.yaml").is_file():
-        check_file(str(run / "config.yaml"))
-        return ["--config", str(run / "config.yaml")]
-    text = saved.get("run", {}).get("config")
-    if not text:
-        raise InputError(f"{path}: does not say what was trained; give a run's folder with its config.yaml")
-    return ["--config", str(text)]
-
-
 def other_data(saved: dict[str, Any], data: Any) -> str | None:
     """Say so if the images that are loaded are not those of the run that saved the checkpoint."""
-    loaded, trained_on = getattr(data, "data", None), saved.get("run", {}).get("sha256")
-    if loaded is None or trained_on is None or loaded.sha256 == trained_on:  # None: photos to predict
+    loaded = getattr(data, "data", None)  # None: photos to predict
+    expected = saved.get("run", {}).get("sha256")
+    found = getattr(loaded, "sha256", None)
+    if found is None or expected is None or found == expected:
         return None
-    return f"data with SHA-256 {loaded.sha256[:12]}…: the model was trained on {str(trained_on)[:12]}…"
+    return f"data with SHA-256 {found[:12]}…: the model was trained on {str(expected)[:12]}…"
+
+
+def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningModule, data: LightningDataModule) -> None:
+    """Refuse flags that contradict the checkpoint, which further callbacks do not, and other data."""
+    record = next(each for each in trainer.callbacks if isinstance(each, RunRecord))  # type: ignore[attr-defined]
+    known = saved.get("run", {})
+    before: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}  # of a run that was started from Python
+    before |= {"model": known.get("model"), "data": known.get("data")}
+    before |= _options(known.get("config", "{}"))
+    now: dict[str, Any] = {"model": path_of(type(model)), "data": path_of(type(data))}
+    now |= _options(str(record.config))
+    callbacks = before["trainer.callbacks"]
+    now["trainer.callbacks"] = [each for each in now["trainer.callbacks"] if each in callbacks]
+    for name, was in before.items():
+        decides = name in DECIDING or name.startswith(("model.", "data."))
+        wanted = now.get(name)
+        if decides and name not in MAY_CHANGE and was != wanted:
+            raise InputError(
+                f"{name}={wanted}: the run to resume has {was}; go on with that, or start a new run without --resume"
+            )
+    other = other_data(saved, data)
+    if other:
+        raise InputError(f"{other}; give the same files, or start a new run")
 
 
 def _options(text: str) -> dict[str, Any]:
     """Return the options of a configuration by their names on the command line, such as model.lr."""
     options: dict[str, Any] = {}
     for group, values in yaml.safe_load(text).items():
-        if isinstance(values, dict) and group not in ("optimizer", "lr_scheduler"):
-            values |= values.pop("init_args", None) or {}
-            options |= {f"{group}.{name}": value for name, value in values.items()}
-        else:
+        if not isinstance(values, dict) or group in ("optimizer", "lr_scheduler"):
             options[group] = values
-    callbacks = options.get("trainer.callbacks") or []
-    named = callbacks if isinstance(callbacks, list) else [callbacks]
-    return options | {"trainer.callbacks": [each["class_path"] for each in named]}
+            continue
+        values |= values.pop("init_args", None) or {}
+        for name, value in values.items():
+            options[f"{group}.{name}"] = value
+    options["trainer.callbacks"] = _class_paths(options.get("trainer.callbacks"))
+    return options
 
 
-def check_resumable(run: Path | None, saved: dict[str, Any], cli: "TrainCLI") -> None:
-    """Refuse flags that contradict the checkpoint, which further callbacks do not, and other data."""
-    known = {"config": "{}"} | saved.get("run", {})
-    callbacks: list[Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
-    (record,) = (callback for callback in callbacks if isinstance(callback, RunRecord))
-    before: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}  # of a run that was started from Python
-    before |= {name: known.get(name) for name in ("model", "data")} | _options(known["config"])
-    now: dict[str, Any] = {"model": path_of(type(cli.model)), "data": path_of(type(cli.datamodule))}
-    now |= _options(str(record.config))
-    now["trainer.callbacks"] = [each for each in now["trainer.callbacks"] if each in before["trainer.callbacks"]]
-    for name, was in before.items():
-        decides = name in DECIDING or name.startswith(("model.", "data."))
-        if decides and name not in MAY_CHANGE and was != (wanted := now.get(name)):
-            raise InputError(
-                f"{name}={wanted}: the run to resume has {was}; go on with that, or start a new run without --resume"
-            )
-    if other := other_data(saved, cli.datamodule):
-        raise InputError(f"{other}; give the same files, or start a new run")
+def _class_paths(callbacks: Any) -> list[str]:
+    if callbacks is None:
+        return []
+    if isinstance(callbacks, dict):
+        callbacks = [callbacks]
+    return [callback["class_path"] for callback in callbacks]
 
 
-def reopen_run(run: Path, trainer: Trainer, path: str, saved: dict[str, Any]) -> None:
+def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
     """Go on in the folder of a run; a logger that keeps no such folder begins a new one, which a line says.
 
     Raises:
         InputError: There is no logger, or another process has gone on with the run meanwhile.
     """
+    step = checkpoint.content["global_step"]
     loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
     for logger in loggers:
-        logger.reopen(run, saved["global_step"])
+        logger.reopen(run, step)
     if not trainer.loggers:
         raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
     if not loggers:
         print_rank_zero(f"{run}: only a RunLogger goes on in its folder; this run does in {folder_of(trainer)}")
-    if trainer.is_global_zero and checkpoint.read(path)["global_step"] != saved["global_step"]:
-        raise InputError(f"{path}: another process has gone on with the run; start the command again")
+    if trainer.is_global_zero and read(checkpoint.path)["global_step"] != step:
+        raise InputError(f"{checkpoint.path}: another process has gone on with the run; start the command again")
 
 
 def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:
-    """Say why there is nothing left to resume, and what to raise, if so."""
+    """Return why there is nothing left to train, and which option to raise; None if there is something."""
     steps = saved["global_step"]
     epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if trainer.max_epochs and 0 < trainer.max_epochs <= epochs:
@@ -111,14 +110,17 @@ def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:
         return f"it has {steps} steps, max_steps={trainer.max_steps}; raise trainer.max_steps to go on"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         state = saved["callbacks"].get(callback.state_key, {})
-        waited, trained = state.get("wait_count", 0), state.get("time_elapsed", {}).get("train", 0)
-        if isinstance(callback, EarlyStopping) and 0 < callback.patience <= waited:
-            return (
-                f"early stopping: {callback.monitor} did not improve for {waited} validations; "
-                f"go on with --early_stopping.patience {waited + 1} or more"
-            )
-        if isinstance(callback, Timer) and 0 < (callback.time_remaining() or 0) <= trained:
-            return f"it has trained for {trained:.0f} s, all of max_time; raise trainer.max_time to go on"
+        if isinstance(callback, EarlyStopping):
+            waited = state.get("wait_count", 0)
+            if 0 < callback.patience <= waited:
+                return (
+                    f"early stopping: {callback.monitor} did not improve for {waited} validations; "
+                    f"go on with --early_stopping.patience {waited + 1} or more"
+                )
+        elif isinstance(callback, Timer):
+            trained = state.get("time_elapsed", {}).get("train", 0)
+            if 0 < (callback.time_remaining() or 0) <= trained:
+                return f"it has trained for {trained:.0f} s, all of max_time; raise trainer.max_time to go on"
     return None
 
 

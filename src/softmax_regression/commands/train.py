@@ -1,146 +1,195 @@
-"""The command line `python train.py fit|validate|test|predict`, a LightningCLI whose mistakes are one line.
+"""The command line `python train.py fit|validate|test|predict`: a LightningCLI whose runs have folders.
 
 Exit codes: 0 done; 2, 3, 4, 5 see `errors`; 128 + n: interrupted by signal n, once `fit` has saved its step.
 """
 
+import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.plugins.io import CheckpointIO
+from lightning.pytorch import LightningModule
 
-from softmax_regression.commands import arguments, checks, resume, running
+from softmax_regression.commands import checks, outputs, predictions, resume
+from softmax_regression.commands.help import COMMANDS, command_help, known_options, usage
 from softmax_regression.commands.messages import run_command
-from softmax_regression.commands.options import DEFAULT_CALLBACKS, add_own, help_parser, typed_command
 from softmax_regression.errors import InputError
-from softmax_regression.runs import trust
-from softmax_regression.runs.checkpoint import SafeCheckpointIO
-from softmax_regression.runs.folder import find_run, open_checkpoint
-from softmax_regression.runs.processes import choose_threads, distributed_session, launched_devices
-from softmax_regression.runs.progress import EpochProgress
-from softmax_regression.runs.record import RunRecord
+from softmax_regression.experiment.cli import ExperimentCLI
+from softmax_regression.experiment.flags import check_flags, flag_value
+from softmax_regression.files import locked, remove_debris
+from softmax_regression.runs.callbacks import folder_of
+from softmax_regression.runs.folder import RunLogger, SavedCheckpoint, open_checkpoint
+from softmax_regression.runs.processes import distributed_session, print_rank_zero
+from softmax_regression.runs.record import read_manifest
 
 
-class TrainCLI(LightningCLI):
-    """LightningCLI for any model and data module, this project's by default, with run folders.
+class TrainCLI(ExperimentCLI):
+    """The commands of `train.py`, each a method that LightningCLI calls with the model it has made."""
 
-    Args:
-        args: The command line, without the name of the program.
+    def check_options(self) -> None:
+        """Refuse options that mean nothing, or not what they seem to."""
+        checks.check_options(self.command, self.options)
+
+    def fit(self, model: LightningModule, **kwargs: Any) -> None:
+        """Train, or go on training, in a folder where no other process does."""
+        trainer = self.trainer
+        checks.check_devices(trainer, self.datamodule)
+        self._check_data()
+        checks.check_monitors(trainer, model, self.datamodule)
+        run = None
+        if self.checkpoint:
+            run = self.checkpoint.run
+            kwargs["ckpt_path"] = str(self.checkpoint.path)
+            resume.check_resumable(self.checkpoint.content, trainer, model, self.datamodule)
+        loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
+        folders = [run] if run else []
+        if not run:
+            for logger in loggers:
+                folders.append(Path(logger.log_dir))  # asking for it claims a new one
+        with ExitStack() as stack:
+            if trainer.is_global_zero:
+                for folder in folders:
+                    stack.enter_context(locked(folder, "start a new run without --resume"))
+                    remove_debris(folder)
+            if self.checkpoint:
+                if run:
+                    resume.reopen_run(run, trainer, self.checkpoint)
+                reason = resume.reason_not_to_resume(trainer, self.checkpoint.content)
+                if reason:
+                    resume.record_end(run, trainer, self.checkpoint.content, reason)
+                    print_rank_zero(f"{run or self.checkpoint.path}: nothing to resume ({reason})")
+                    return
+            try:
+                trainer.fit(model, **kwargs)
+            finally:
+                if not run and not trainer.global_step:
+                    outputs.discard_unstarted(folders)
+        print_rank_zero(outputs.summary(trainer, folder_of(trainer)))  # which all processes find together
+
+    def validate(self, model: LightningModule, **kwargs: Any) -> None:
+        """Print the metrics of the validation data, and keep them in the run's manifest."""
+        self._evaluate(self.trainer.validate, model, kwargs)
+
+    def test(self, model: LightningModule, **kwargs: Any) -> None:
+        """Print the metrics of the test data, and keep them in the run's manifest."""
+        self._evaluate(self.trainer.test, model, kwargs)
+
+    def _evaluate(self, evaluate: Any, model: LightningModule, kwargs: dict[str, Any]) -> None:
+        checkpoint = self._prepare_scoring()
+        self._say_what_is_scored(checkpoint)
+        kwargs |= {"ckpt_path": str(checkpoint.path), "verbose": False}
+        scores = evaluate(model, **kwargs)
+        outputs.record_scores(checkpoint.run, self.trainer, self.command, scores)
+
+    def predict(self, model: LightningModule, **kwargs: Any) -> None:
+        """Write the predictions as a CSV."""
+        checkpoint = self._prepare_scoring()
+        trainer = self.trainer
+        if trainer.world_size > 1:
+            raise InputError(f"{trainer.world_size} processes: predict uses one; drop --trainer.devices, or torchrun")
+        path = predictions.choose_path(checkpoint.run, self.options.output, self.options.force, self.datamodule)
+        self._say_what_is_scored(checkpoint)
+        predictions.forward_inputs_only(model)
+        table = predictions.PredictionTable(self.datamodule)
+        trainer.callbacks.append(table)  # type: ignore[attr-defined]
+        kwargs |= {"ckpt_path": str(checkpoint.path), "return_predictions": False}
+        trainer.predict(model, **kwargs)
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if not table.rows:
+            print("predictions: predict_step returned nothing, so no table is written")
+            return
+        predictions.write_table(path, table.rows)
+        print(f"predictions: {path}")
+
+    def _prepare_scoring(self) -> SavedCheckpoint:
+        """Check that there is something to score, and that it goes with the data."""
+        checkpoint = self.checkpoint
+        if checkpoint is None:
+            command = self.command
+            raise InputError(f"{command}: needs a trained model; give --ckpt_path a run's folder, best or last")
+        checks.check_devices(self.trainer, self.datamodule)
+        self._check_data()
+        if checkpoint.run:
+            read_manifest(checkpoint.run)  # a damaged one would be noticed when there is something to add to it
+        return checkpoint
+
+    def _say_what_is_scored(self, checkpoint: SavedCheckpoint) -> None:
+        """Name run, checkpoint and data; the run's scalars stay those of its training, its figures get a folder."""
+        print_rank_zero(f"{self.command}: {outputs.what_is_scored(checkpoint, self.datamodule)}")
+        other = resume.other_data(checkpoint.content, self.datamodule)
+        if other:
+            print(f"warning: {other}", file=sys.stderr)
+        self.trainer.loggers = [each for each in self.trainer.loggers if not isinstance(each, RunLogger)]
+        self.config_init[self.command].figures.run = checkpoint.run
+
+    def _check_data(self) -> None:
+        """Refuse data that do not go with the model, before the processes of a run wait for one another."""
+        if self.command != "fit" or hasattr(self.datamodule, "loaded"):
+            self.datamodule.setup(self.command)
+        checks.check_classes(self.model, self.datamodule, self.flags)
+        if self.checkpoint:
+            checks.check_shapes(self.checkpoint, self.model)
+
+
+def find_command(args: Sequence[str]) -> str:
+    """Return the command that a command line begins with.
+
+    Raises:
+        InputError: It begins with another word, or with flags.
     """
-
-    def __init__(self, args: Sequence[str]) -> None:
-        self.run: Path | None = None
-        self.checkpoint: dict[str, Any] = {}
-        self.typed = typed_command(args)
-        common = {"exit_on_error": False, "allow_abbrev": False}
-        default = {"default_config_files": [str(arguments.CONF / "default.yaml")], **common}
-        super().__init__(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            seed_everything_default=0,
-            load_from_checkpoint_support=False,
-            parser_kwargs={**common, **{command: dict(default) for command in self.subcommands()}},
-            args=self._of_run(args),
-        )
-
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Return the command that was typed; to set up the others as well takes longer than to read all flags."""
-        known = super().subcommands()
-        return {self.typed: known[self.typed]} if self.typed else known
-
-    def _of_run(self, args: Sequence[str]) -> list[str]:
-        """Put the configuration of the run that a checkpoint belongs to before all other options."""
-        split = args.index(self.typed) + 1 if self.typed else len(args)
-        before, after = list(args[:split]), arguments.sort_flags_after_files(args[split:])
-        resumed, named = (arguments.option(args, name) for name in ("resume", "ckpt_path"))
-        if resumed and named:
-            raise InputError(f"--resume {resumed} --ckpt_path {named}: name one checkpoint; drop one of them")
-        if not (given := resumed or named) or not before:
-            trust.enforce(arguments.class_names_in(args))
-            return [*before, *arguments.reset_class_defaults(args), *after]
-        path, self.checkpoint = open_checkpoint(given, prefer="last" if before[-1] == "fit" else "best")
-        self.run = find_run(path)
-        trust.enforce(arguments.class_names_in(args), self.run or path)
-        config = resume.config_of(self.run, path, self.checkpoint)
-        if not Path(self.run or path, "config.yaml").is_file():
-            arguments.check_text(config[-1], str(path))  # which the checkpoint brings along
-        if before[-1] != "fit":  # one process scores, however many have trained, unless flags say otherwise
-            config += ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
-        return [*before, *config, *after, "--ckpt_path", str(path)]
-
-    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the seed, and what else Lightning does not have."""
-        add_own(parser)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the standing callbacks; the order of the images comes from the one seed."""
-        for group, callback in DEFAULT_CALLBACKS.items():
-            parser.add_lightning_class_args(callback, group)
-        parser.link_arguments("seed_everything", "data.init_args.seed")
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse what `main` was given, which need not be sys.argv; refuse what means nothing."""
-        self.config = parser.parse_args(args)
-        config = self.config[self.config.subcommand]
-        checks.options(self.config.subcommand, config)
-        if not self.checkpoint and (path := config.ckpt_path or config.resume):
-            raise InputError(f"{path}: no run goes on because a configuration says so; use --resume")
-
-    def _parse_ckpt_path(self) -> None:
-        """Leave the flags alone: where they contradict the checkpoint, `resume.check_resumable` says so."""
-
-    def before_instantiate_classes(self) -> None:
-        """Choose the number of threads: a run that goes on has as many as before."""
-        config = self.config[self.subcommand]
-        known = self.checkpoint.get("run", {}).get("threads") if self.subcommand == "fit" else None
-        devices = config.trainer.devices
-        choose_threads(config.threads or known, devices if isinstance(devices, int) and devices > 0 else 1)
-
-    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the Trainer, with safe checkpoints and the callbacks that every run has."""
-        config, given = self.config[self.subcommand], self.config_init[self.subcommand].trainer
-        recorded = config.clone()
-        recorded.ckpt_path = recorded.resume = None  # or a new run with it would go on with this one
-        text = self._parser(self.subcommand).dump(recorded, skip_none=False)
-        callbacks: list[Callback] = [*_listed(given.callbacks), RunRecord(text, config.seed_everything)]
-        if given.enable_progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(EpochProgress())
-        trainer = super().instantiate_trainer(callbacks=callbacks, **kwargs, **launched_devices())
-        if not any(isinstance(plugin, CheckpointIO) for plugin in _listed(given.plugins)):
-            trainer.strategy.checkpoint_io = SafeCheckpointIO()
-        return trainer
-
-    fit, predict = running.fit, running.predict
-    validate = test = running.evaluate
+    if args and args[0] in COMMANDS:
+        return args[0]
+    later = [word for word in args if word in COMMANDS]
+    if later:
+        moved = [word for word in args if word != later[0]]
+        raise InputError(f"{args[0]}: put it behind the command\n  {usage(later[0])} {' '.join(moved)}")
+    if not args:
+        raise InputError(f"no command was given\nusage: {usage()}")
+    near = difflib.get_close_matches(args[0], COMMANDS, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise InputError(f"{args[0]}: no such command{meant}\nusage: {usage()}")
 
 
-def _listed(value: Any) -> list[Any]:
-    """Return what an option holds that takes one, several or none."""
-    return [] if value is None else list(value) if isinstance(value, list) else [value]
+def run(args: Sequence[str]) -> None:
+    """Run a command line of `train.py`."""
+    check_flags(args)
+    if args and args[0] in ("-h", "--help", "--help-all"):
+        print(command_help())
+        return
+    command = find_command(args)
+    flags = list(args[1:])
+    if {"-h", "--help", "--help-all"} & set(flags):
+        print(command_help(command, flags, everything="--help-all" in flags))
+        return
+    with distributed_session():
+        TrainCLI(command, flags, _checkpoint(command, flags))
+
+
+def _checkpoint(command: str, flags: Sequence[str]) -> SavedCheckpoint | None:
+    """Return the checkpoint that the flags name, if they do: to go on the last one, to score the best one."""
+    resumed = flag_value(flags, "resume")
+    named = flag_value(flags, "ckpt_path")
+    if resumed and named:
+        raise InputError(f"--resume {resumed} --ckpt_path {named}: name one checkpoint; drop one of them")
+    which = resumed or named
+    if which is None:
+        return None
+    return open_checkpoint(which, prefer="last" if command == "fit" else "best")
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code; a user's mistake is one line on stderr."""
-    args = sys.argv[1:] if args is None else list(args)
+    """Run a command line and return its exit code; a user's mistake is a line on stderr."""
+    words = sys.argv[1:] if args is None else list(args)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
     # A default of Lightning's classes may be an Enum of strings, as Timer's is; write what it says.
     yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
 
-    def command() -> None:
-        arguments.check_paths(args)
-        if {"-h", "--help", "--help-all"} & set(args) and typed_command(args):
-            print(help_parser(args, "--help-all" in args).format_help())
-            return
-        with distributed_session():
-            TrainCLI(args)
+    def known() -> Iterable[str]:
+        return known_options(words)
 
-    return run_command(command, lambda: help_parser(args, True).get_defaults().keys(branches=False))
+    return run_command(lambda: run(words), known)

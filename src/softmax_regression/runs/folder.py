@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -97,6 +97,14 @@ class RunLogger(TensorBoardLogger):
         self.experiment.flush()
 
 
+class SavedCheckpoint(NamedTuple):
+    """A checkpoint that was found and read."""
+
+    path: Path
+    content: dict[str, Any]
+    run: Path | None  # the folder of its run, if it lies in one
+
+
 def find_run(path: Path | str) -> Path | None:
     """Return the run folder that `path` is, or is a checkpoint of; None if there is none."""
     folders = (Path(path), *Path(path).parents[:2])
@@ -121,7 +129,7 @@ def newest_run(which: str) -> Path:
     return chosen
 
 
-def open_checkpoint(which: str, prefer: str = "best") -> tuple[Path, dict[str, Any]]:
+def open_checkpoint(which: str, prefer: str = "best") -> SavedCheckpoint:
     """Find and read a checkpoint: a .ckpt file, of a run's folder, or `best` or `last` of the newest run under logs/.
 
     Of a folder it is the preferred one, `best` or, to go on with it, `last`; or else the newest good one, which a
@@ -130,14 +138,14 @@ def open_checkpoint(which: str, prefer: str = "best") -> tuple[Path, dict[str, A
     if which in ("best", "last"):
         prefer, which = which, str(newest_run(which))
     if not Path(which).is_dir():
-        return Path(which), checkpoint.read(which)
+        return SavedCheckpoint(Path(which), checkpoint.read(which), find_run(which))
     found = Path(which, "checkpoints").glob("*.ckpt")
     files = sorted(found, key=lambda file: (file.stem != prefer, -file.stat().st_mtime))
     if prefer == "last":  # a run that was killed in its first epoch starts it again
         files += Path(which).glob(INITIAL_CHECKPOINT)
     for file in files:
         try:
-            return file, checkpoint.read(file)
+            return SavedCheckpoint(file, checkpoint.read(file), find_run(file))
         except (InputError, StorageError) as error:
             if file == files[-1]:
                 raise
@@ -159,7 +167,7 @@ def _as_trained(path: Path, named: str) -> Iterator[Any]:
 
 def open_model(which: str) -> tuple[Path, LightningModule]:
     """Return the checkpoint that a user names, see `open_checkpoint`, and its model, ready to predict."""
-    path, saved = open_checkpoint(which)
+    path, saved, _ = open_checkpoint(which)
     named = saved.get("run", {}).get("model", "softmax_regression.model.SoftmaxRegression")
     with _as_trained(path, named) as kind:
         model: LightningModule = kind(**init_args(kind, saved.get("hyper_parameters", {})))

@@ -1,0 +1,81 @@
+"""What `--help` of `train.py` says, and which options there are, for near misses."""
+
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Trainer
+
+from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.errors import InputError
+from softmax_regression.experiment.cli import DEFAULT_CALLBACKS, add_own_arguments
+from softmax_regression.experiment.flags import flag_value
+from softmax_regression.model import SoftmaxRegression
+
+COMMANDS = {
+    "fit": "Train a model.",
+    "validate": "Score a trained model on the validation data.",
+    "test": "Score a trained model on the test data.",
+    "predict": "Write a CSV with the predictions for the test data, or for photos.",
+}
+_MORE = (
+    "--config FILE: YAML with any of the options, over which flags win; smoke.yaml and the others of conf/ are found "
+    "from any folder. --ckpt_path RUN: a run's folder, a .ckpt file, or `best` or `last` of the newest run. "
+    "--model CLASS, --data CLASS: another LightningModule or LightningDataModule, such as examples.mlp.MLP. "
+    "--optimizer CLASS, --lr_scheduler CLASS: of torch, such as Adam, with --optimizer.lr. "
+    "--trainer.callbacks+=CLASS: your own, as mine.Callback of mine.py in this folder. --print_config: what would "
+    "be run. --help-all: Lightning's Trainer as well."
+)
+
+
+def usage(command: str = "{" + ",".join(COMMANDS) + "}") -> str:
+    """Return how the command line begins: by `train.py` where that is, else by the installed command."""
+    program = "python train.py" if Path("train.py").is_file() else "softmax-regression"
+    return f"{program} {command}"
+
+
+def command_help(command: str | None = None, flags: Sequence[str] = (), everything: bool = False) -> str:
+    """Return the help of a command, with the options of the model and the data that the flags name."""
+    if command is None:
+        lines = [f"usage: {usage()} [options]", ""]
+        for name, text in COMMANDS.items():
+            lines.append(f"  {name:10}{text}")
+        lines += ["", f"{usage('fit')} --help shows the options of a command."]
+        return "\n".join(lines)
+    return str(_help_parser(command, flags, everything).format_help())
+
+
+def known_options(args: Sequence[str]) -> Iterable[str]:
+    """Return the names of the options that a command line may have."""
+    command = args[0] if args and args[0] in COMMANDS else "fit"
+    names: list[str] = list(_help_parser(command, args, everything=True).get_defaults().keys(branches=False))
+    return names
+
+
+def _help_parser(command: str, flags: Sequence[str], everything: bool) -> ArgumentParser:
+    """Return a parser for its help; LightningCLI's own shows no option of a model or of data."""
+    parser = ArgumentParser(usage=f"{usage(command)} [options]", description=COMMANDS[command], epilog=_MORE)
+    add_own_arguments(parser)
+    for group, default in {"model": SoftmaxRegression, "data": FashionMNISTDataModule}.items():
+        kind: type = default
+        named = flag_value(flags, group) or flag_value(flags, f"{group}.class_path")
+        if named:
+            kind = _class_named(named, default)
+        parser.add_class_arguments(kind, group, fail_untyped=False, skip={"seed"})
+    if command == "fit" or everything:
+        for group, callback in DEFAULT_CALLBACKS.items():
+            parser.add_class_arguments(callback, group)
+    if everything:
+        parser.add_class_arguments(Trainer, "trainer", skip={"callbacks"})
+    return parser
+
+
+def _class_named(path: str, default: type) -> type:
+    """Return the class that a flag names, or the default one if there is none of that name."""
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError, InputError):
+        return default
+    return found if isinstance(found, type) else default

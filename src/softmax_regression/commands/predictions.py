@@ -1,0 +1,164 @@
+"""The table that `predict` writes: what `predict_step` returned for each example, of anybody's model and data."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from softmax_regression.errors import InputError
+from softmax_regression.files import check_writable, write
+
+# How the first line of a table of ours begins; an empty file may be replaced as well.
+_HEADER = re.compile(rb"index,(dataloader,)?(label,|image,)?(predicted|output)|$")
+Columns = dict[str, list[Any]]
+
+
+def choose_path(run: Path | None, output: str | None, force: bool, data: Any) -> Path:
+    """Return where the table goes.
+
+    Raises:
+        InputError: It cannot be written, or a file of somebody else's is there.
+    """
+    name = "predictions-photos.csv" if getattr(data, "photos", None) else "predictions.csv"
+    path = Path(output) if output else (run or Path()) / name
+    if path.is_dir() or str(output).endswith("/"):
+        raise InputError(f"{path}: is a folder; give --output a file, such as {path / name}")
+    ours = True
+    if path.is_file() and not force:
+        with path.open("rb") as file:
+            ours = _HEADER.match(file.readline()) is not None
+    check_writable(path, ours)
+    return path
+
+
+def forward_inputs_only(model: LightningModule) -> None:
+    """Let a module without a `predict_step` predict the inputs of (inputs, labels): Lightning's gives it both."""
+    if is_overridden("predict_step", model):
+        return
+
+    def predict_step(self: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return self(batch[0] if isinstance(batch, list | tuple) else batch)
+
+    model.predict_step = MethodType(predict_step, model)  # type: ignore[method-assign]
+
+
+class PredictionTable(Callback):
+    """Keep a row for each example: its index, its label or photo, and what `predict_step` returned for it.
+
+    Args:
+        data: The data module; its `class_names`, if it has any, name labels and outputs.
+
+    Attributes:
+        rows: Column -> value of each example.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.names = [str(name) for name in getattr(data, "class_names", ())]
+        self.photos = getattr(data, "photos", None)
+        self.rows: list[dict[str, Any]] = []
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the rows of a batch."""
+        columns = _columns(outputs, self.names)
+        labels = _labels(batch)
+        for i in range(max(map(len, columns.values()), default=0)):
+            index = len(self.rows)
+            row: dict[str, Any] = {"index": index}
+            if isinstance(trainer.predict_dataloaders, Sequence) and len(trainer.predict_dataloaders) > 1:
+                row["dataloader"] = dataloader_idx
+            if self.photos:
+                row["image"] = self.photos.paths[index]
+            elif i < len(labels):
+                row["label"] = _class_name(labels[i], self.names)
+            for name, values in columns.items():
+                if i < len(values):
+                    row[name] = values[i]
+            self.rows.append(row)
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a CSV whose columns are all that a row has; a cell that a row lacks is empty."""
+    names: dict[str, None] = {}
+    for row in rows:
+        names.update(dict.fromkeys(row))
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(names), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(file.getvalue().encode(), path)
+
+
+def _labels(batch: Any) -> list[int]:
+    """Return the labels (n,) of a batch (inputs, labels, ...); none if it has no such thing."""
+    if isinstance(batch, list | tuple) and len(batch) > 1:
+        labels = batch[1]
+        if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
+            return [int(label) for label in labels.tolist()]
+    return []
+
+
+def _columns(output: Any, names: Sequence[str]) -> Columns:
+    """Return what was predicted for a batch as columns of one value for each example."""
+    if isinstance(output, Mapping) and output.keys() == {"class", "probability", "probabilities"}:  # of a Classifier
+        columns: Columns = {"predicted": [_class_name(k, names) for k in output["class"].tolist()]}
+        columns["probability"] = [f"{p:.6f}" for p in output["probability"].tolist()]
+        return columns | _numbers(output["probabilities"], names)
+    if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == len(names):
+        predicted = [names[k] for k in output.argmax(1).tolist()]
+        return {"predicted": predicted} | _numbers(output, names)
+    return _any_columns(output, "output")
+
+
+def _any_columns(output: Any, name: str) -> Columns:
+    """Return columns of whatever `predict_step` returned: tensors, arrays, and dictionaries or tuples of them."""
+    if output is None:
+        return {}
+    if isinstance(output, np.ndarray | np.generic):
+        output = torch.as_tensor(output)
+    if isinstance(output, Tensor):
+        if output.ndim < 2:
+            return {name: output.detach().cpu().reshape(-1).tolist()}
+        width = output[0].numel() if len(output) else 0
+        return _numbers(output.flatten(1), [f"{name}.{i}" for i in range(width)])
+    if isinstance(output, Mapping):
+        parts = {f"{name}.{key}": value for key, value in output.items()}
+    elif isinstance(output, list | tuple):
+        if not any(isinstance(part, Tensor | np.ndarray | Mapping | list | tuple) for part in output):
+            return {name: list(output)}
+        parts = {f"{name}.{i}": value for i, value in enumerate(output)}
+    else:
+        return {name: [output]}
+    columns: Columns = {}
+    for key, value in parts.items():
+        columns |= _any_columns(value, key)
+    return columns
+
+
+def _numbers(values: Tensor, names: Sequence[str]) -> Columns:
+    """Return the columns of (n, k) numbers under k names."""
+    columns: Columns = {}
+    for i, name in enumerate(names):
+        column = values[:, i].detach().cpu().tolist()
+        columns[name] = [f"{value:.6g}" for value in column]
+    return columns
+
+
+def _class_name(label: int, names: Sequence[str]) -> str:
+    return names[label] if 0 <= label < len(names) else str(label)

@@ -1,0 +1,55 @@
+"""Which classes a configuration may name; jsonargparse asks before it imports what a value names.
+
+Allowed are classes of installed packages, of this one, and of the user's own modules. Never allowed are the standard
+library, and modules that lie in or around the folder of the run whose configuration is read.
+"""
+
+import pkgutil
+import re
+import sys
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+from jsonargparse import set_parsing_settings
+
+DENIED = ("*", "torch.hub")  # everything that is not allowed; what torch.hub names is downloaded and run
+_TOP_LEVEL_NAME = re.compile(r"(?<![\w./-])([^\W\d]\w*)\.[^\W\d]")
+_allowed: set[str] = set()  # so far: jsonargparse keeps what it was told in an earlier command
+
+
+def allow_classes(texts: Iterable[str] = (), run: Path | None = None) -> None:
+    """Tell jsonargparse which classes may be named in the flags and configurations of a command.
+
+    Args:
+        texts: The flags and configurations, for the names of packages that only an import hook finds.
+        run: The folder of the run, or the checkpoint, whose configuration is read.
+    """
+    names = set().union(*(_TOP_LEVEL_NAME.findall(text) for text in texts))
+    names |= {module.name for module in pkgutil.iter_modules()}
+    allowed = {name for name in names if _is_allowed(name, run)}
+    set_parsing_settings(
+        config_read_mode_urls_enabled=False,  # LightningCLI lets configurations be read from URLs
+        config_read_mode_fsspec_enabled=False,
+        instantiate_subclass_spec_in_any=False,
+        import_path_denylist=[*DENIED, *(_allowed - allowed)],
+        import_path_allowlist=sorted(allowed),
+    )
+    _allowed.update(allowed)
+
+
+def _is_allowed(name: str, run: Path | None) -> bool:
+    """Whether a top-level module is neither of the standard library, nor came along with a run."""
+    if not name.isidentifier() or name in sys.stdlib_module_names or name in ("jsonargparse", "__main__"):
+        return False
+    if run is None:
+        return True
+    try:
+        spec = find_spec(name)
+    except (ImportError, ValueError):
+        return False
+    if spec is None:
+        return False
+    folder = run.resolve()
+    places = [Path(place).resolve() for place in (spec.origin, *(spec.submodule_search_locations or ())) if place]
+    return not any(place == folder or place in folder.parents or folder in place.parents for place in places)
