@@ -15,4 +15,4 @@ class MLP(SoftmaxRegression):
         layers = nn.Linear(28 * 28, hidden), nn.ReLU(), nn.Linear(hidden, self.num_classes)
         self.net = nn.Sequential(*self.net[:2], *layers)  # after flattening and dropout
         for values in self.net.parameters():
-            nn.init.normal_(values, std=self.hparams["init_std"] if values.ndim > 1 else 0)
+            nn.init.normal_(values, std=self.init_std if values.ndim > 1 else 0)

@@ -76,6 +76,12 @@ class SoftmaxRegression(Classifier):
         _check("num_classes", num_classes, above=0)
         super().__init__(num_classes)
         self.save_hyperparameters()
+        self.lr = lr
+        self.weight_decay = weight_decay
+        self.momentum = momentum
+        self.schedule = schedule
+        self.init_std = init_std
+        self.loss_function = LOSSES[loss]
         linear = NarrowLinear(28 * 28, num_classes)
         nn.init.normal_(linear.weight, std=init_std)
         nn.init.zeros_(linear.bias)
@@ -97,15 +103,12 @@ class SoftmaxRegression(Classifier):
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
         """Return the mean cross-entropy, in nats, of logits (n, k) and classes y (n,)."""
-        return LOSSES[self.hparams["loss"]](logits, y)
+        return self.loss_function(logits, y)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return minibatch SGD, and its learning rate as a function of the step if it is not constant."""
-        hparams = self.hparams
-        optimizer = torch.optim.SGD(
-            self.parameters(), hparams["lr"], hparams["momentum"], weight_decay=hparams["weight_decay"]
-        )
-        if hparams["schedule"] == "constant":
+        optimizer = torch.optim.SGD(self.parameters(), self.lr, self.momentum, weight_decay=self.weight_decay)
+        if self.schedule == "constant":
             return optimizer
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps):

@@ -90,6 +90,9 @@ def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
         return _unknown_option(unknown[1] or f"--{name and name + '.'}{unknown[2] or unknown[3]}", known)
     refused = _REFUSED.search(message)
     if refused:
+        if refused[1].startswith("__main__."):
+            why = "is in a script or notebook; no command opens its runs until it is in a module"
+            return f"{name}: class {refused[1]}: {why}"
         why = "it is of the standard library, or came along with a run; name one of your own modules that wraps it"
         return f"{name}: class {refused[1]} is refused: {why}"
     reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", "; ".join(reasons)).replace("typing.Literal", "one of ")

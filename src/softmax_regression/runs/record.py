@@ -104,6 +104,7 @@ def stop_reason(trainer: Trainer) -> str:
 def init_args(kind: type, hparams: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of a class that it takes: its parent saves its own, too, which need not be among them."""
     parameters = inspect.signature(kind).parameters
+    hparams = {name: value for name, value in hparams.items() if not name.startswith("_")}  # LightningCLI's own
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     return {name: value for name, value in hparams.items() if takes_any or name in parameters}
 
