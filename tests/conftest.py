@@ -7,14 +7,16 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import pytest
 import torch
+from torchvision.datasets import FashionMNIST
 
-from softmax_regression.data import files as fashion_mnist
-from softmax_regression.data.files import FASHION_MNIST, NAMES, Dataset, write_idx
+from idx import write_idx
+from softmax_regression.data.datasets import Dataset, first_complete, load_files, search_folders
+from softmax_regression.data.image_files import EXTRAS, ImageFiles
 from softmax_regression.data.synthetic import generate
 
 if TYPE_CHECKING:
@@ -39,9 +41,9 @@ _named = os.environ.pop("FASHION_MNIST_DIR", None)  # no test may depend on it; 
 
 
 def _real_files(root: Path) -> Path | None:
-    places = [_named] if _named else FASHION_MNIST.dirs
-    folders = [root / os.path.expanduser(place) for place in places]  # noqa: PTH111
-    return next((folder for folder in folders if len(fashion_mnist.find(folder)) == len(NAMES)), None)
+    files = ImageFiles(FashionMNIST)
+    dirs = [_named] if _named else None
+    return first_complete(files, [root / folder for folder in search_folders(files, dirs)])
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -77,7 +79,7 @@ def real_folder(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture(scope="session")
 def real(real_folder: Path) -> Dataset:
-    return fashion_mnist.load(dirs=[str(real_folder)])
+    return load_files(dirs=[str(real_folder)])
 
 
 @pytest.fixture(scope="session")
@@ -93,9 +95,9 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny(tiny_files: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder `tiny_files`, which passes for the official one: the checksums are those of its files."""
-    for name, path in fashion_mnist.find(tiny_files).items():
-        digest = hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest()
-        monkeypatch.setitem(cast(dict[str, str], FASHION_MNIST.sha256), name, digest)
+    for name in ImageFiles(FashionMNIST).names:
+        digest = hashlib.sha256(gzip.decompress((tiny_files / f"{name}.gz").read_bytes())).hexdigest()
+        monkeypatch.setitem(EXTRAS[FashionMNIST].sha256, name, digest)
     return tiny_files
 
 

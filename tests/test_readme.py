@@ -5,16 +5,16 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import cast
 
 import pytest
-from examples.mnist import MNIST
 from PIL import Image
+from torchvision.datasets import MNIST, FashionMNIST
 
 from commands import manifest, only_run
+from idx import write_idx
 from softmax_regression.commands import study, train
 from softmax_regression.commands.train import main
-from softmax_regression.data.files import FASHION_MNIST, write_idx
+from softmax_regression.data.image_files import EXTRAS
 from softmax_regression.data.synthetic import generate
 
 ROOT = Path(__file__).parents[1]
@@ -47,15 +47,15 @@ def beginner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         shutil.copytree(ROOT / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for folder, files in (("data/fashion-mnist", FASHION_MNIST), ("data/mnist", MNIST.files), ("my/files", None)):
+    for folder, dataset in (("data/fashion-mnist", FashionMNIST), ("data/mnist", MNIST), ("my/files", None)):
         Path(folder).mkdir(parents=True)
         for seed, (split, n) in enumerate({"train": 6000, "t10k": 1000}.items()):
             for kind, tensor in zip(("images-idx3", "labels-idx1"), generate(n, seed), strict=True):
                 name = f"{split}-{kind}-ubyte"
                 write_idx(tensor, Path(folder, name))
-                if files:
+                if dataset:
                     digest = hashlib.sha256(Path(folder, name).read_bytes()).hexdigest()
-                    monkeypatch.setitem(cast(dict[str, str], files.sha256), name, digest)
+                    monkeypatch.setitem(EXTRAS[dataset].sha256, name, digest)
     Path("my_photos").mkdir()
     Image.new("L", (28, 28), 0).save("my_photos/a.png")
     return tmp_path

@@ -1,7 +1,6 @@
 """Softmax regression on Fashion-MNIST, a PyTorch Lightning experiment."""
 
 from softmax_regression.classifier import Classifier
-from softmax_regression.data.files import FileSet
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.engine import Engine
 from softmax_regression.errors import DivergedError, InputError, StorageError
@@ -22,7 +21,6 @@ __all__ = [
     "Engine",
     "FashionMNISTDataModule",
     "FigureLogger",
-    "FileSet",
     "InputError",
     "LastCheckpoint",
     "LiveCurve",

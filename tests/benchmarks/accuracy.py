@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from softmax_regression.data.module import load
+from softmax_regression.data.datasets import load_files
 
 from . import scikit
 from .ours import fit
@@ -23,7 +23,7 @@ def in_turn(config: str, logs: Path, rounds: int) -> tuple[list[Outcome], list[O
     Raises:
         DifferentWorkError: This project came out below scikit-learn in a round.
     """
-    data = load()
+    data = load_files()
     parts = flat(data.images), data.labels, flat(data.test_images), data.test_labels
     ours, theirs = [], []
     for _ in range(rounds + 1):

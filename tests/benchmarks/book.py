@@ -4,13 +4,13 @@ Source: Dive into Deep Learning, `train_epoch_ch3` and `evaluate_accuracy` of th
 regression from scratch, which the concise one uses with `nn.Linear`, `nn.CrossEntropyLoss` and SGD.
 """
 
+import struct
+
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import FashionMNIST
 from torchvision.transforms import ToTensor
-
-from softmax_regression.data.files import write_idx
 
 from .task import BATCH_SIZE, LR, Outcome, Run, Task, clock, linear
 
@@ -53,6 +53,8 @@ def _torchvision(task: Task) -> FashionMNIST:
         ("train", data.images, data.labels),
         ("t10k", data.test_images, data.test_labels),
     ):
-        write_idx(images, raw / f"{name}-images-idx3-ubyte")
-        write_idx(labels, raw / f"{name}-labels-idx1-ubyte")
+        for values, kind in ((images, "images-idx3"), (labels, "labels-idx1")):
+            shape = struct.pack(f">{values.ndim}I", *values.shape)
+            content = bytes([0, 0, 8, values.ndim]) + shape + values.to(torch.uint8).numpy().tobytes()
+            (raw / f"{name}-{kind}-ubyte").write_bytes(content)
     return FashionMNIST(str(task.scratch), train=True, transform=ToTensor())

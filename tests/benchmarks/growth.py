@@ -10,9 +10,10 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
+from torchvision.datasets import FashionMNIST
 
 from softmax_regression.data import synthetic
-from softmax_regression.data.files import FASHION_MNIST, Dataset
+from softmax_regression.data.datasets import Dataset
 
 from .ours import fit
 
@@ -59,7 +60,7 @@ def point(examples: int, batch_size: int, device: str) -> Point:
     ]
     with (
         tempfile.TemporaryDirectory() as logs,
-        mock.patch("softmax_regression.data.module.load", return_value=data),
+        mock.patch("softmax_regression.data.module.generate_dataset", return_value=data),
         redirect_stdout(StringIO()),
     ):
         done = fit([*flags, f"--trainer.logger.save_dir={logs}"], device)
@@ -77,7 +78,7 @@ def _tiled(n: int) -> Dataset:
         labels[:10].long(),
         "",
         "generated",
-        FASHION_MNIST.class_names,
+        tuple(FashionMNIST.classes),
     )
 
 

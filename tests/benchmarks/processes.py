@@ -13,12 +13,12 @@ PLAIN = f"{IMPORT}; from tests.benchmarks.processes import plain; plain()"
 
 def plain() -> None:
     """Load the images as `fit` does, and do what conf/book.yaml asks for with the plain loop."""
-    from softmax_regression.data.module import load
+    from softmax_regression.data.datasets import load_files
 
     from .plain import fit
     from .task import flat
 
-    data = load()
+    data = load_files()
     fit(10, flat(data.images), data.labels, flat(data.test_images), data.test_labels)
 
 

@@ -177,7 +177,7 @@ def test_the_data_are_loaded_once(tiny: Path, monkeypatch: pytest.MonkeyPatch) -
     split = module(tiny)
     split.prepare_data()
     first = split.loaded
-    monkeypatch.setattr(data, "load", None)
+    monkeypatch.setattr(data, "load_files", None)
     for stage in ("fit", "validate", "test", "predict", None):
         split.setup(stage)
     assert split.loaded is first
@@ -242,7 +242,7 @@ def test_sizes_that_do_not_fit_are_refused_again_the_second_time(tiny: Path) -> 
 
 
 def test_generated_images_need_no_files_and_say_what_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "read_files", None)
+    monkeypatch.setattr(data, "load_files", None)
     split = FashionMNISTDataModule(source="synthetic", synthetic_size=600, val_size=100)
     split.setup()
     assert split.loaded.images.shape == (600, 28, 28)
@@ -250,22 +250,6 @@ def test_generated_images_need_no_files_and_say_what_they_are(monkeypatch: pytes
     assert split.loaded.labels.dtype == split.loaded.test_labels.dtype == torch.int64
     assert "generated" in split.loaded.origin
     assert split.state_dict()["source"] == "synthetic"
-
-
-def test_generated_training_and_test_images_have_none_in_common() -> None:
-    generated = data.load(source="synthetic", synthetic_size=600)
-    both = torch.cat([generated.images, generated.test_images]).flatten(1)
-    assert len(both.unique(dim=0)) == 700
-
-
-def test_generated_images_are_the_same_every_time_and_their_digest_says_which() -> None:
-    one, other = (data.load(source="synthetic", synthetic_size=size) for size in (600, 610))
-    torch.manual_seed(5)
-    again = data.load(source="synthetic", synthetic_size=600)
-    assert all(torch.equal(a, b) for a, b in zip(one[:4], again[:4], strict=True))
-    assert one.sha256 == again.sha256
-    assert one.sha256 != other.sha256
-    assert len(one.sha256) == 64
 
 
 # Photos
@@ -282,7 +266,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data, "load", None)
+    monkeypatch.setattr(data, "load_files", None)
 
 
 @pytest.mark.usefixtures("no_files")

@@ -16,11 +16,11 @@ from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.datasets import FashionMNIST
 
 from commands import fit, one_line
 from softmax_regression.commands.study import main
-from softmax_regression.data.files import FASHION_MNIST, Dataset
-from softmax_regression.data.module import load
+from softmax_regression.data.datasets import Dataset, generate_dataset
 from softmax_regression.data.photos import to_fashion_mnist
 from softmax_regression.runs.folder import open_model
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[2]
-CLASSES = FASHION_MNIST.class_names
+CLASSES = tuple(FashionMNIST.classes)
 FILES = ("model.onnx", "model-float.onnx")
 
 
@@ -109,7 +109,7 @@ def model(trained: Path) -> LightningModule:
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
     """What the runs were trained on; 100 test images."""
-    return load(source="synthetic", synthetic_size=600)
+    return generate_dataset(600, CLASSES)
 
 
 def probabilities(model: LightningModule, images: Tensor) -> NDArray[np.float64]:
@@ -137,10 +137,12 @@ def test_any_model_is_exported_and_the_names_of_the_classes_are_those_of_its_dat
     folder: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (folder / "letters.py").write_text(
-        "from dataclasses import replace\n"
+        "from torchvision.datasets import FashionMNIST\n"
         "from softmax_regression import FashionMNISTDataModule\n"
+        "class Named(FashionMNIST):\n"
+        "    classes = tuple('abcdefghij')\n"
         "class Letters(FashionMNISTDataModule):\n"
-        "    files = replace(FashionMNISTDataModule.files, class_names=tuple('abcdefghij'))\n"
+        "    dataset = Named\n"
     )
     run = train(folder, "own", "--model=examples.lenet.LeNet", "--data=letters.Letters")
     capsys.readouterr()

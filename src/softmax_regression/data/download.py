@@ -1,71 +1,115 @@
-"""Files of a data set from where they are published: over HTTP, or out of a Debian package.
+"""Downloads of a data set: by torchvision from its mirrors, or out of a Debian package."""
 
-Both ways yield (name, bytes) for each file as soon as it is there, unverified, and raise nearly anything.
-"""
-
-import io
+import shutil
+import socket
 import subprocess
-import tarfile
+import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing.pool import ThreadPool
-from pathlib import Path, PurePath
+from pathlib import Path
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+from softmax_regression.data.image_files import ImageFiles
+from softmax_regression.errors import StorageError
+from softmax_regression.files import locked, reason
+
 TIMEOUT = 5.0  # seconds until a mirror answers, and that it may fall silent for
-MAX_BYTES = 1 << 30  # of a file, packed or not
 # Nothing of the system is written, none of its hooks is run, and root stays root instead of becoming _apt.
-_APT = """
+APT_CONFIGURATION = """
 Dir::Cache "{0}"; #clear APT::Update; APT::Sandbox::User "";
 Acquire {{ Languages "none"; Retries "0"; http::Timeout "5"; https::Timeout "5"; }};
 """
 
 
-def from_mirror(url: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Download `url` + name + ".gz" for each name, with a progress bar on stderr."""
-    from rich.console import Console
-    from rich.progress import wrap_file
+def download(files: ImageFiles, target: Path) -> list[str]:
+    """Place what a folder lacks of a data set, verified; of several processes one does it and the others wait.
 
-    for name in names:
-        with ThreadPool(1) as pool:  # or looking up a host, or trying 16 addresses of it, could take minutes
+    Returns:
+        The sources that failed, each with the reason.
+
+    Raises:
+        StorageError: A file could not be saved.
+    """
+    sources: list[tuple[str, Callable[[Path], None]]] = []
+    for mirror in files.mirrors:
+        host = urlsplit(mirror + files.address).netloc or mirror
+        sources.append((host, partial(fetch_from_mirror, files, mirror)))
+    package = files.extras.package
+    if package and shutil.which("apt-get"):
+        sources.append((f"the package {package} (apt-get)", partial(fetch_from_debian, files)))
+    failures: list[str] = []
+    if not sources:
+        return failures
+    with _no_trace_of_failure(target), locked(target), tempfile.TemporaryDirectory() as temporary:
+        for source, fetch in sources:
+            if not files.missing(target):  # or another process has downloaded them
+                break
+            print(f"downloading {files.name} from {source} into {target}", file=sys.stderr)
             try:
-                answer = pool.apply_async(urlopen, (f"{url}{name}.gz",), {"timeout": TIMEOUT}).get(TIMEOUT)
-            except HTTPError as error:
-                error.close()
+                fetch(Path(temporary))
+                files.place(Path(temporary), target)
+            except StorageError:
                 raise
-        data, console = bytearray(), Console(stderr=True)
-        with answer, wrap_file(answer, answer.length or 0, description=name, console=console) as stream:
-            while chunk := stream.read(1 << 16):
-                data += chunk
-                if len(data) > MAX_BYTES:
-                    raise ValueError(f"more than {MAX_BYTES:,} bytes")
-        yield name, bytes(data)
+            except Exception as error:  # whatever it is, the next source may have them
+                failures.append(f"{source}: {reason(error).rpartition('got: ')[2]}")
+    return failures
 
 
-def from_apt(package: str, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """Download a Debian package, as any user, and open it without installing it."""
-    with tempfile.TemporaryDirectory() as folder:
+@contextmanager
+def _no_trace_of_failure(folder: Path) -> Iterator[None]:
+    """Leave no lock behind, and no folder that was not there before and is still empty."""
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (folder / ".lock").unlink()
+            for path in absent:
+                path.rmdir()
 
-        def run(*command: str | Path) -> bytes:
-            done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=600)
-            if done.returncode:
-                raise OSError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
-            return done.stdout
 
-        Path(folder, "apt.conf").write_text(_APT.format(folder))
-        Path(folder, "lists", "partial").mkdir(parents=True)
-        apt, private = ("apt-get", "-c", "apt.conf"), ("-o", f"Dir::State::lists={folder}/lists")
+def fetch_from_mirror(files: ImageFiles, mirror: str, folder: Path) -> None:
+    """Let torchvision download a data set, with a progress bar on stderr, and unpack it."""
+    with ThreadPool(1) as pool:  # or looking up a host, or trying 16 addresses of it, could take minutes
+        answer = pool.apply_async(urlopen, (mirror + files.address,), {"timeout": TIMEOUT})
         try:
-            run(*apt, "download", package)
-        except OSError:  # the system's lists of packages are missing or old
-            with suppress(OSError):  # one source of several may fail
-                run(*apt, *private, "update")
-            run(*apt, *private, "download", package)
-        archive = run("dpkg-deb", "--fsys-tarfile", *Path(folder).glob("*.deb"))
-    with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-        paths = {PurePath(path).name: path for path in tar.getnames()}
-        for name in names:
-            if file := tar.extractfile(paths.get(f"{name}.gz", name)):
-                yield name, file.read()
+            answer.get(TIMEOUT).close()
+        except HTTPError as error:
+            error.close()
+            raise
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        for train in (True, False):
+            files.open(folder, train, download=True, mirrors=[mirror])
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def fetch_from_debian(files: ImageFiles, folder: Path) -> None:
+    """Download a Debian package, as any user, and open it without installing it."""
+
+    def run(*command: str | Path) -> None:
+        done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=600)
+        if done.returncode:
+            raise OSError(done.stderr.decode(errors="replace").strip().rpartition("\n")[2])
+
+    package = files.extras.package
+    (folder / "apt.conf").write_text(APT_CONFIGURATION.format(folder))
+    (folder / "lists" / "partial").mkdir(parents=True)
+    apt = ("apt-get", "-c", "apt.conf")
+    own_lists = (*apt, "-o", f"Dir::State::lists={folder}/lists")
+    try:
+        run(*apt, "download", package)
+    except OSError:  # the system's lists of packages are missing or old
+        with suppress(OSError):  # one source of several may fail
+            run(*own_lists, "update")
+        run(*own_lists, "download", package)
+    run("dpkg-deb", "-x", *folder.glob("*.deb"), "opened")
+    for path in (folder / "opened").rglob("*-ubyte*"):
+        path.rename(folder / path.name)

@@ -1,6 +1,5 @@
 """Fashion-MNIST as a LightningDataModule: what is trained on, what is held out, and in which minibatches."""
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -9,28 +8,13 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.datasets import FashionMNIST
 
-from softmax_regression.data import synthetic
-from softmax_regression.data.files import FASHION_MNIST, Dataset, FileSet
-from softmax_regression.data.files import load as read_files
+from softmax_regression.data.datasets import Dataset, generate_dataset, load_files
+from softmax_regression.data.image_files import DatasetClass, ImageFiles
 from softmax_regression.data.minibatches import Minibatches, to_float_images
 from softmax_regression.data.photos import Photos, load_photos
 from softmax_regression.errors import InputError
-
-
-def load(
-    files: FileSet = FASHION_MNIST,
-    source: str = "files",
-    dirs: Sequence[str] | None = None,
-    synthetic_size: int = 60_000,
-) -> Dataset:
-    """Load the images that `source` names, see `FashionMNISTDataModule`."""
-    if source != "synthetic":
-        return read_files(files, dirs)
-    images, labels = synthetic.generate(synthetic_size + max(10, synthetic_size // 6), seed=0)
-    digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
-    (train, test), (y, test_y) = (values.tensor_split([synthetic_size]) for values in (images, labels.long()))
-    return Dataset(train, y, test, test_y, digest, "generated (data.source=synthetic)", files.class_names)
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
@@ -53,7 +37,7 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
 class FashionMNISTDataModule(LightningDataModule):
     """The images, split into training, validation and test, in minibatches gathered on the training device.
 
-    A subclass with other `files` is another data set of the same format.
+    A subclass with another `dataset` of torchvision's MNIST family, such as KMNIST, is that one.
 
     Args:
         batch_size: Images in a minibatch, over all devices together.
@@ -73,7 +57,7 @@ class FashionMNISTDataModule(LightningDataModule):
         InputError: A size is out of range, or the data cannot be had.
     """
 
-    files: ClassVar[FileSet] = FASHION_MNIST
+    dataset: ClassVar[DatasetClass] = FashionMNIST
 
     def __init__(
         self,
@@ -99,7 +83,7 @@ class FashionMNISTDataModule(LightningDataModule):
     @property
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes, known before the data are loaded."""
-        return self.files.class_names
+        return ImageFiles(type(self).dataset).class_names
 
     def prepare_data(self) -> None:
         """Download what is missing; Lightning calls this in one process a machine."""
@@ -117,7 +101,10 @@ class FashionMNISTDataModule(LightningDataModule):
             self.photos = self.photos or load_photos(hparams["images"])
         elif self.data is None:
             _check(hparams, "synthetic_size", 10, 2_000_000)
-            data = load(self.files, hparams["source"], hparams["dirs"], hparams["synthetic_size"])
+            if hparams["source"] == "synthetic":
+                data = generate_dataset(hparams["synthetic_size"], self.class_names)
+            else:
+                data = load_files(type(self).dataset, hparams["dirs"])
             order, val_size = stratified_order(data.labels, seed=0), hparams["val_size"]
             _check(hparams, "val_size", 0, len(order) - 1, f"less than the {len(order)} training images")
             self.val_index, rest = order[:val_size], order[val_size:]

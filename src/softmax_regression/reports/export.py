@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from softmax_regression.data.files import Dataset
+from softmax_regression.data.datasets import Dataset
 from softmax_regression.errors import InputError
 from softmax_regression.figures.drawings import PRODUCER
 from softmax_regression.figures.page import check_output, write_page

@@ -1,0 +1,154 @@
+"""Training and test images with their labels: from files, or generated."""
+
+import hashlib
+import os
+import tempfile
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+from torchvision.datasets import MNIST, FashionMNIST
+
+from softmax_regression.data.download import download
+from softmax_regression.data.image_files import DatasetClass, ImageFiles
+from softmax_regression.data.synthetic import generate
+from softmax_regression.errors import InputError, StorageError
+from softmax_regression.files import reason
+
+
+class Dataset(NamedTuple):
+    """Training and test images with their labels."""
+
+    images: Tensor  # (n, 28, 28) uint8
+    labels: Tensor  # (n,) int64, indices into `class_names`
+    test_images: Tensor
+    test_labels: Tensor
+    sha256: str  # one digest of all four, as hexadecimal digits
+    origin: str  # where they came from, for people
+    class_names: tuple[str, ...]
+
+
+def generate_dataset(size: int, class_names: Sequence[str]) -> Dataset:
+    """Generate `size` training images and a sixth as many test images, the same ones every time."""
+    images, labels = generate(size + max(10, size // 6), seed=0)
+    digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
+    labels = labels.long()
+    origin = "generated (data.source=synthetic)"
+    return Dataset(images[:size], labels[:size], images[size:], labels[size:], digest, origin, tuple(class_names))
+
+
+def load_files(dataset: DatasetClass = FashionMNIST, dirs: Sequence[str] | None = None) -> Dataset:
+    """Load a data set from the first folder that has its four files, or download them into the first folder.
+
+    Args:
+        dataset: See `ImageFiles`.
+        dirs: Folders to look in instead of the usual ones. Where the environment variable of the data set names a
+            folder (FASHION_MNIST_DIR, MNIST_DIR, ...), that is the only one, and nothing is downloaded.
+
+    Raises:
+        InputError: A file is missing, damaged or not what its checksum says, or no source answered.
+        StorageError: A download could not be saved.
+    """
+    files = ImageFiles(dataset)
+    named = os.environ.get(files.variable)
+    if named:
+        dirs = [named]
+    folders = search_folders(files, dirs)
+    if not folders:
+        raise InputError("dirs=[]: expected at least one folder; add one to data.dirs")
+    failures: list[str] = []
+    folder = first_complete(files, folders)
+    if folder is None and not named:
+        failures = download(files, folders[0])
+        folder = first_complete(files, folders[:1])
+    if folder is None:
+        raise InputError(_not_found(files, folders, failures))
+    with tempfile.TemporaryDirectory() as temporary:
+        raw = Path(temporary)
+        data = _read(files, folder, raw)
+        if dirs is None and files.extras.sha256 and any(raw.iterdir()):  # next time they load in a third of the time
+            with suppress(StorageError):
+                files.place(raw, folders[0])
+    return data
+
+
+def search_folders(files: ImageFiles, dirs: Sequence[str] | None = None) -> list[Path]:
+    """Return the folders to look in, in order: the usual ones, or `dirs`."""
+    if dirs is None:
+        dirs = files.folders
+    # Path.expanduser raises for a user without a home.
+    return [Path(os.path.expanduser(folder)) for folder in dirs]  # noqa: PTH111
+
+
+def first_complete(files: ImageFiles, folders: Sequence[Path]) -> Path | None:
+    """Return the first folder that has all four files, packed or not."""
+    for folder in folders:
+        if not files.missing(folder):
+            return folder
+    return None
+
+
+def _read(files: ImageFiles, folder: Path, empty: Path) -> Dataset:
+    """Verify the files of a folder, unpack them into an empty one if one of them is packed, and read them."""
+    paths = {name: files.find(folder, name) or folder / name for name in files.names}
+    packed = any(path.suffix == ".gz" for path in paths.values())
+    raw = empty if packed else folder
+    digests = []
+    for name, path in paths.items():
+        try:
+            data, digest = files.read(path, name)
+        except (OSError, ValueError, zlib.error) as error:
+            raise InputError(f"{path}: {reason(error)}; delete it, or put the official file there") from error
+        digests.append(digest)
+        if packed:
+            (raw / name).write_bytes(data)
+    try:
+        train = files.open(raw, train=True)
+        test = files.open(raw, train=False)
+    except Exception as error:  # torchvision asserts what it expects, and fails in many other ways
+        raise InputError(f"{folder}: not four IDX files ({reason(error)}); replace them") from error
+    labels, test_labels = _labels(files, folder, train), _labels(files, folder, test)
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return Dataset(train.data, labels, test.data, test_labels, digest, str(folder), files.class_names)
+
+
+def _labels(files: ImageFiles, folder: Path, part: MNIST) -> Tensor:
+    """Return the labels (n,) int64 of a part, if they and its images are such as we can use."""
+    images: Tensor = part.data
+    labels: Tensor = part.targets
+    if labels.ndim == 2:  # QMNIST's (n, 8): the class, and where the digit comes from
+        labels = labels[:, 0]
+    if images.shape[1:] != (28, 28):
+        raise InputError(f"{folder}: has images of shape {tuple(images.shape)}, expected (n, 28, 28); replace them")
+    if len(labels) != len(images):
+        raise InputError(f"{folder}: has {len(labels)} labels for {len(images)} images; replace one of the files")
+    highest = int(labels.max())
+    classes = len(files.class_names)
+    if highest >= classes:
+        raise InputError(
+            f"{folder}: has the label {highest}, expected 0 to {classes - 1}; give it {highest + 1} classes"
+        )
+    return labels
+
+
+def _not_found(files: ImageFiles, folders: Sequence[Path], failures: Sequence[str]) -> str:
+    """Say what was tried and then what helps, a line each."""
+    tried = []
+    for folder in folders:
+        missing = ", ".join(files.missing(folder))
+        tried.append(f"{missing.replace(', '.join(files.names), 'all four files')} missing in {folder}")
+    lines = [f"{files.name}: not found; tried:"]
+    for line in [*tried, *failures]:
+        lines.append(f"  {line}"[:80])
+    lines.append("one of these helps:")
+    if files.extras.package:
+        lines.append(f"  apt-get install {files.extras.package}")
+    lines.append(f"  put these, .gz or unpacked, into {folders[0]}:")
+    lines.append(f"    {', '.join(files.names[:2])},")
+    lines.append(f"    {', '.join(files.names[2:])}")
+    lines.append(f"  set {files.variable} to the folder that has them")
+    lines.append("  train on generated images: --data.source synthetic")
+    return "\n".join(lines)
