@@ -96,7 +96,13 @@ class SoftmaxRegression(Classifier):
 
         Returns:
             (n, num_classes) logits; `softmax(1)` of them are the probabilities.
+
+        Raises:
+            InputError: The images have another size or colours.
         """
+        if isinstance(self.net[-1], NarrowLinear) and x.shape[1:].numel() != 28 * 28:
+            size = " x ".join(map(str, x.shape[1:]))
+            raise InputError(f"images of {size}: the model takes 1 x 28 x 28; name a model for yours with --model")
         if not x.is_floating_point():
             x = x / 255
         return cast(Tensor, self.net(x.to(self.dtype)))

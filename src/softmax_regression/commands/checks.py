@@ -58,32 +58,40 @@ def check_devices(trainer: Trainer, data: LightningDataModule) -> None:
 
 
 def check_monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule) -> None:
-    """Refuse a monitor that nothing logs; without a validation set, say what is off."""
+    """Refuse a monitor that nothing logs, where that can be known; without a validation set, say what is off."""
     if not isinstance(model, Classifier):
         return
-    unseen = trainer.limit_val_batches == 0 or not data.hparams.get("val_size", 1)
-    tested = data.hparams.get("watch_test")
-    if unseen and not tested:
+    validates = trainer.limit_val_batches != 0 and data.hparams.get("val_size", 1) != 0
+    tests = bool(data.hparams.get("watch_test"))
+    if not validates and not tests:
         trainer.limit_val_batches = 0  # or Lightning warns of an empty loader
-    stages = ["train"]
-    if not unseen:
-        stages.append("val")
-    if tested:
-        stages.append("test")
     logged = []
-    for stage in stages:
-        for name in ("loss", *model.metrics()):
-            logged.append(f"{stage}/{name}")
+    for stage, scored in (("train", True), ("val", validates), ("test", tests)):
+        if scored:
+            logged += [f"{stage}/{name}" for name in ("loss", *model.metrics())]
     for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
         name = type(callback).__name__
         monitor = getattr(callback, "monitor", None)
-        if monitor is None or monitor in logged:
+        if monitor is None or monitor in (*logged, "epoch", "step"):
             continue
-        if unseen and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
+        if not validates and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
             callback.switch_off()
             print_rank_zero(f"{name} is off: no validation images, so nothing logs {monitor}")
-        else:
+        elif not _may_log_more(trainer, model):
             raise InputError(f"monitor={monitor} of {name}: nothing logs it; expected {' or '.join(logged)}")
+
+
+def _may_log_more(trainer: Trainer, model: LightningModule) -> bool:
+    """Whether a class of the user's own, the model's or a callback's, calls `log` or `log_dict` itself."""
+    for part in (model, *trainer.callbacks):  # type: ignore[attr-defined]
+        for kind in type(part).__mro__:
+            if kind.__module__.startswith(("softmax_regression.", "lightning.", "torch.")):
+                continue
+            for function in vars(kind).values():
+                code = getattr(function, "__code__", None)
+                if code and {"log", "log_dict"} & set(code.co_names):
+                    return True
+    return False
 
 
 def check_classes(model: LightningModule, data: LightningDataModule, flags: Sequence[str]) -> None:

@@ -88,6 +88,9 @@ def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
     unknown = _UNKNOWN.search(message)
     if unknown:
         return _unknown_option(unknown[1] or f"--{name and name + '.'}{unknown[2] or unknown[3]}", known)
+    if "Multiple subclasses with name EarlyStopping" in message:
+        remedy = "set it by --early_stopping.monitor, or name lightning.pytorch.callbacks.EarlyStopping for your own"
+        return f"{name}: every run has an EarlyStopping; {remedy}"
     refused = _REFUSED.search(message)
     if refused:
         if refused[1].startswith("__main__."):
@@ -103,26 +106,26 @@ def _unknown_option(option: str, known: Iterable[str]) -> str:
     """Return a line on an option that there is not."""
     if not option.startswith("-"):
         return f"{option}: one word too many; drop it, or write a list as '[a, b]'"
-    near = _near_options(option.lstrip("-"), known)
+    near = _near_options(option.lstrip("-"), list(known))
     meant = " or ".join(f"--{name}" for name in near)
     return f"{option}: no such option; " + (f"did you mean {meant}" if near else "see --help")
 
 
 def _near_options(name: str, known: Iterable[str]) -> list[str]:
-    """Return the options whose whole name, or whose last part, is nearest to a mistyped one."""
-    last_parts = {}
-    for option in sorted(known):
-        last_parts[option] = option.rpartition(".")[2]
-    near = difflib.get_close_matches(name, last_parts, n=1, cutoff=0.8)
-    if near or not name:
-        return near
+    """Return at most two options that a mistyped one may mean; max_epochs before min_epochs."""
     group, _, last = name.rpartition(".")
-    alike = difflib.get_close_matches(last, set(last_parts.values()), n=2, cutoff=0.7)
-    for option, part in last_parts.items():
-        if (part in alike or part.startswith(last) or part.endswith(f"_{last}")) and option.startswith(group):
-            near.append(option)
-    near.sort(key=lambda option: not last_parts[option].startswith("max_"))  # max_epochs before min_epochs
-    return near[:2]
+    found = []
+    for option in known:
+        part = option.rpartition(".")[2]
+        if option.startswith(group) and (part == last or part.endswith(f"_{last}") or part.startswith(f"{last}_")):
+            found.append(option)
+    if not found:
+        found = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+    if not found:
+        last_parts = {option.rpartition(".")[2]: option for option in known}
+        found = [last_parts[part] for part in difflib.get_close_matches(last, last_parts, n=2, cutoff=0.7)]
+    found.sort(key=lambda option: (".max_" not in option, option))
+    return found[:2]
 
 
 def _is_about_options(error: BaseException) -> bool:

@@ -2,13 +2,14 @@
 
 import shlex
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
 
-from softmax_regression.errors import shell_command
+from softmax_regression.errors import InputError, shell_command
 from softmax_regression.runs.folder import SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.progress import metrics_text
@@ -52,9 +53,10 @@ def what_is_scored(checkpoint: SavedCheckpoint, data: Any) -> str:
 
 
 def discard_unstarted(folders: Sequence[Path]) -> None:
-    """Remove the folders of a run that failed before its first step."""
+    """Remove the folders of a run that made no step and is not worth going on with, for a mistake of the user's."""
+    mistake = isinstance(sys.exception(), InputError)
     for folder in folders:
-        if not (folder / "run.json").exists():
+        if mistake or not (folder / "run.json").exists():
             shutil.rmtree(folder, ignore_errors=True)
 
 

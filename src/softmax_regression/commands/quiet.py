@@ -20,6 +20,7 @@ FOREIGN_WARNINGS = (
     r"You are trying to `self.log\(\)` but `Trainer\(barebones=True\)` is configured",  # as was asked for
     "Trainer already configured with model summary callbacks",
     "The '(train|val|test|predict)_dataloader' does not have many workers",  # the images are in memory
+    r"\s*Unable to serialize instance",  # a default that YAML cannot hold, which the class has all the same
     "`.*.configure_optimizers` will be overridden",  # as --optimizer asks for
 )
 # How the lines begin that Lightning logs of itself as it starts and ends.

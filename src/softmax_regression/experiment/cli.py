@@ -42,6 +42,7 @@ DEFAULT_CALLBACKS: dict[str, type[Callback]] = {
     "last_checkpoint": LastCheckpoint,
     "figures": FigureLogger,
 }
+NOT_SERIALIZABLE = "Unable to serialize instance"  # what jsonargparse writes for such a default
 ONE_PROCESS = ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
 
 
@@ -124,7 +125,8 @@ class ExperimentCLI(LightningCLI):
 
     def recorded_configuration(self) -> str:
         """Return the whole configuration as YAML, as a new run takes it."""
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))[self.command]
+        text = self.parser.dump(self.config, skip_none=False)
+        config = _without_unserializable(yaml.safe_load(text)[self.command])
         config["ckpt_path"] = config["resume"] = None
         return yaml.safe_dump(config, sort_keys=False)
 
@@ -172,6 +174,19 @@ def add_own_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", help="Go on with the run in this folder, exactly where it stopped.")
     parser.add_argument("--output", help="Where `predict` writes its CSV; the default is in the run's folder.")
     parser.add_argument("--force", action="store_true", help="Let --output replace a file of somebody else's.")
+
+
+def _without_unserializable(config: Any) -> Any:
+    """Return a configuration without the defaults that YAML cannot hold; a class has them all the same."""
+    if isinstance(config, list):
+        return [_without_unserializable(value) for value in config]
+    if not isinstance(config, dict):
+        return config
+    kept = {}
+    for name, value in config.items():
+        if not str(value).startswith(NOT_SERIALIZABLE):
+            kept[name] = _without_unserializable(value)
+    return kept
 
 
 def as_list(value: Any) -> list[Any]:
