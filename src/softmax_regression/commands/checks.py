@@ -49,7 +49,7 @@ def check_devices(trainer: Trainer, data: LightningDataModule) -> None:
     """Refuse more processes than the machine has cores, or than there are images in a minibatch."""
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores():
         raise InputError(f"trainer.devices={trainer.num_devices}: there are {cores()} CPU cores; lower it")
-    batch_size = data.hparams.get("batch_size", math.inf)
+    batch_size = getattr(data, "batch_size", math.inf)
     if isinstance(batch_size, int | float) and batch_size < trainer.world_size:
         raise InputError(
             f"batch_size={batch_size}: must be at least 1 for each of {trainer.world_size} devices; "
@@ -61,8 +61,8 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
     """Refuse a monitor that nothing logs, where that can be known; without a validation set, say what is off."""
     if not isinstance(model, Classifier):
         return
-    validates = trainer.limit_val_batches != 0 and data.hparams.get("val_size", 1) != 0
-    tests = bool(data.hparams.get("watch_test"))
+    validates = trainer.limit_val_batches != 0 and getattr(data, "val_size", 1) != 0
+    tests = getattr(data, "watch_test", False)
     if not validates and not tests:
         trainer.limit_val_batches = 0  # or Lightning warns of an empty loader
     logged = []

@@ -1,7 +1,7 @@
 """Fashion-MNIST as a LightningDataModule: what is trained on, what is held out, and in which minibatches."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -75,6 +75,17 @@ class FashionMNISTDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
+        self.batch_size = batch_size
+        self.val_size = val_size
+        self.train_size = train_size
+        self.source = source
+        self.dirs = dirs
+        self.synthetic_size = synthetic_size
+        self.images = images
+        self.watch_test = watch_test
+        self.device = device
+        self.eval_batch_size = eval_batch_size
+        self.seed = seed
         self.data: Dataset | None = None
         self.photos: Photos | None = None
         self._copies: dict[tuple[Tensor, torch.device], Tensor] = {}  # of what `data` keeps, where it is gathered
@@ -95,23 +106,25 @@ class FashionMNISTDataModule(LightningDataModule):
         Raises:
             InputError: See the class.
         """
-        hparams = self.hparams
-        _check(hparams, "eval_batch_size", 1)
-        if stage == "predict" and hparams["images"]:
-            self.photos = self.photos or load_photos(hparams["images"])
+        _check("eval_batch_size", self.eval_batch_size, 1)
+        if stage == "predict" and self.images:
+            self.photos = self.photos or load_photos(self.images)
         elif self.data is None:
-            _check(hparams, "synthetic_size", 10, 2_000_000)
-            if hparams["source"] == "synthetic":
-                data = generate_dataset(hparams["synthetic_size"], self.class_names)
+            _check("synthetic_size", self.synthetic_size, 10, 2_000_000)
+            if self.source == "synthetic":
+                data = generate_dataset(self.synthetic_size, self.class_names)
             else:
-                data = load_files(type(self).dataset, hparams["dirs"])
-            order, val_size = stratified_order(data.labels, seed=0), hparams["val_size"]
-            _check(hparams, "val_size", 0, len(order) - 1, f"less than the {len(order)} training images")
-            self.val_index, rest = order[:val_size], order[val_size:]
-            _check(hparams, "train_size", 1, len(rest), f"at most the {len(rest)} images left beside data.val_size")
-            self.train_index = rest[: hparams["train_size"]]
+                data = load_files(type(self).dataset, self.dirs)
+            order = stratified_order(data.labels, seed=0)
+            _check("val_size", self.val_size, 0, len(order) - 1, f"less than the {len(order)} training images")
+            self.val_index = order[: self.val_size]
+            rest = order[self.val_size :]
+            _check(
+                "train_size", self.train_size, 1, len(rest), f"at most the {len(rest)} images left beside data.val_size"
+            )
+            self.train_index = rest[: self.train_size]
             n = len(self.train_index)
-            _check(hparams, "batch_size", 1, n, f"at most the {n} training images")
+            _check("batch_size", self.batch_size, 1, n, f"at most the {n} training images")
             self.data = data
 
     @property
@@ -123,10 +136,10 @@ class FashionMNISTDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Minibatches:
         """Return the training minibatches, in an order decided by (seed, epoch)."""
-        data, batch_size = self.loaded, self.hparams["batch_size"]
+        data = self.loaded
         fixed = getattr(self.trainer, "overfit_batches", 0) > 0  # the same minibatches in every epoch
-        seed = None if fixed else self.hparams["seed"]
-        loader = self._minibatches(data.images, data.labels, self.train_index, batch_size, seed)
+        seed = None if fixed else self.seed
+        loader = self._minibatches(data.images, data.labels, self.train_index, self.batch_size, seed)
         if self._position:
             loader.load_state_dict(self._position)
         return loader
@@ -134,9 +147,9 @@ class FashionMNISTDataModule(LightningDataModule):
     def val_dataloader(self) -> dict[str, Minibatches]:
         """Return the minibatches to score after each epoch, by the stage that names their metrics."""
         data, loaders = self.loaded, {}
-        if self.hparams["val_size"]:
+        if self.val_size:
             loaders["val"] = self._minibatches(data.images, data.labels, self.val_index)
-        if self.hparams["watch_test"]:
+        if self.watch_test:
             loaders["test"] = self.test_dataloader()
         return loaders
 
@@ -155,7 +168,7 @@ class FashionMNISTDataModule(LightningDataModule):
             images, labels = self.photos.images, torch.full((len(self.photos.images),), -1)
         else:
             images, labels = self.loaded.test_images, self.loaded.test_labels
-        return DataLoader(TensorDataset(to_float_images(images), labels), batch_size=self.hparams["eval_batch_size"])
+        return DataLoader(TensorDataset(to_float_images(images), labels), batch_size=self.eval_batch_size)
 
     def _minibatches(
         self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int | None = None, seed: int | None = None
@@ -163,9 +176,9 @@ class FashionMNISTDataModule(LightningDataModule):
         trainer = self.trainer
         rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         device = trainer.strategy.root_device if trainer else torch.device("cpu")
-        if self.hparams["device"] == "auto":
+        if self.device == "auto":
             images, labels = self._placed(images, device), self._placed(labels, device)
-        batch_size = batch_size or self.hparams["eval_batch_size"]
+        batch_size = batch_size or self.eval_batch_size
         return Minibatches(images, labels, index, batch_size, seed, rank, world_size, device)
 
     def _placed(self, tensor: Tensor, device: torch.device) -> Tensor:
@@ -178,7 +191,7 @@ class FashionMNISTDataModule(LightningDataModule):
         """Return the identity of the data, and how far this epoch has come, for a checkpoint."""
         loader = self.trainer.train_dataloader if self.trainer else None
         position = loader.state_dict() if isinstance(loader, Minibatches) else {}
-        return {"sha256": self.loaded.sha256, "source": self.hparams["source"], "position": position}
+        return {"sha256": self.loaded.sha256, "source": self.source, "position": position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Let the next training loader go on within its epoch.
@@ -188,10 +201,11 @@ class FashionMNISTDataModule(LightningDataModule):
         self._position = state_dict.get("position", {})
 
 
-def _check(hparams: Mapping[str, Any], name: str, low: int, high: float = math.inf, most: str = "") -> None:
+def _check(name: str, value: int | None, low: int, high: float = math.inf, most: str = "") -> None:
     """Refuse a size that is not from `low` to `high`, or `most` in other words; None is none."""
-    value = hparams[name]
-    if value is not None and value < low:
+    if value is None:
+        return
+    if value < low:
         raise InputError(f"{name}={value}: must be at least {low}; raise data.{name}")
-    if value is not None and value > high:
+    if value > high:
         raise InputError(f"{name}={value}: must be {most or f'at most {high}'}; lower data.{name}")

@@ -1,0 +1,101 @@
+"""A run is opened by its configuration: what LightningCLI can make, every command can open again."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from commands import fit, only_run
+from softmax_regression.errors import InputError
+from softmax_regression.experiment.opening import open_run
+
+MINE = """
+import torch
+from torch import nn
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch.utils.data import DataLoader, TensorDataset
+from softmax_regression import FashionMNISTDataModule
+
+class Net(LightningModule):
+    def __init__(self, act: nn.Module, hidden: int = 4) -> None:
+        super().__init__()
+        self.save_hyperparameters(ignore=["act"])
+        self.act, self.hidden = act, hidden
+
+    def setup(self, stage):
+        self.stages = [*getattr(self, "stages", []), stage]
+
+    def configure_model(self):
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(784, self.hidden), self.act, nn.Linear(self.hidden, 10))
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        return nn.functional.cross_entropy(self.net(x), y)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/loss", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+class Small(FashionMNISTDataModule):
+    def __init__(self, n: int = 300) -> None:
+        super().__init__(source="synthetic", synthetic_size=n, val_size=50, batch_size=25)
+"""
+
+
+@pytest.fixture(autouse=True)
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder with a module of the user's own, in which the commands are typed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    Path("mine.py").write_text(MINE)
+
+
+def test_an_injected_module_layers_of_configure_model_and_data_of_ones_own_come_back() -> None:
+    options = ("--model=mine.Net", "--model.act=torch.nn.Tanh", "--model.hidden=6", "--data=mine.Small")
+    from softmax_regression.commands.train import main
+
+    assert main(["fit", *options, "--trainer.max_epochs=1", "--figures.every_n_epochs=0"]) == 0
+    opened = open_run(str(only_run()), prefer="last")
+    assert opened.folder == only_run()
+    assert opened.checkpoint.name == "last.ckpt"
+    assert opened.config["model"]["init_args"]["hidden"] == 6
+    assert isinstance(opened.model.act, torch.nn.Tanh)
+    assert opened.model.stages == ["validate"]
+    assert not opened.model.training
+    saved = opened.saved["state_dict"]
+    assert all(torch.equal(value, saved[name]) for name, value in opened.model.state_dict().items())
+    assert opened.data is not None
+    (loader,) = opened.data.val_dataloader().values()
+    assert sum(len(y) for _, y in loader) == 50
+
+
+def test_flags_win_over_the_configuration_of_the_run() -> None:
+    assert fit("--trainer.max_epochs=1") == 0
+    opened = open_run("best", flags=["--data.eval_batch_size=7"])
+    assert opened.data is not None
+    (loader,) = opened.data.val_dataloader().values()
+    x, _ = next(iter(loader))
+    assert len(x) == 7
+
+
+def test_opening_a_run_evaluates_nothing_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--trainer.max_epochs=1") == 0
+    before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
+    open_run(str(only_run()))
+    after = {path: path.stat().st_mtime_ns for path in Path().rglob("*") if "__pycache__" not in path.parts}
+    assert after == {path: time for path, time in before.items() if path in after}
+    with pytest.raises(InputError, match="nowhere: no such checkpoint"):
+        open_run("nowhere")
+
+
+def test_a_checkpoint_alone_is_opened_by_the_configuration_in_it() -> None:
+    assert fit("--trainer.max_epochs=1", "--model.dropout=0.5") == 0
+    alone = Path("alone.ckpt")
+    alone.write_bytes((only_run() / "checkpoints" / "last.ckpt").read_bytes())
+    opened = open_run(str(alone))
+    assert opened.folder is None
+    assert opened.config["model"]["init_args"]["dropout"] == 0.5
