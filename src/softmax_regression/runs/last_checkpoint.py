@@ -17,7 +17,9 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression.errors import InputError, Interrupted, shell_command
 from softmax_regression.runs.callbacks import folder_of
+from softmax_regression.runs.loaders import LoaderPosition, make_loaders_resumable, position_of
 from softmax_regression.runs.processes import SIGNALS, install_signal_handlers, restore_signal_handlers
+from softmax_regression.runs.random_numbers import random_state, set_random_state
 
 INITIAL_CHECKPOINT = "start.ckpt"  # in a run's folder until its first save: the state before the first step
 
@@ -43,29 +45,36 @@ class LastCheckpoint(Checkpoint):
         self._saved_at, self._step, self._due = time.monotonic(), 0, False
         self._signal = 0  # the first one that came
         self._handlers: dict[int, Any] = {}
-        self._random: dict[str, torch.Tensor] = {}
+        self._position = LoaderPosition()
         self.folder: Path | None = None
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let the training loaders go on within an epoch."""
+        if stage == "fit":
+            self._position = LoaderPosition()
+            make_loaders_resumable(trainer, self._position)
+
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the random numbers of each process, (ranks, bytes) uint8."""
-        device, states = trainer.strategy.root_device, {"cpu": torch.get_rng_state()}
-        if device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(device)
+        """Add the state of the random numbers of each process, (ranks, n), and the place in the training data."""
+        device = trainer.strategy.root_device
         gather = gather_all_tensors if trainer.world_size > 1 else lambda state: [state]  # torch deprecates Lightning's
+        states = random_state(device)
         checkpoint["random"] = {name: torch.stack(gather(state.to(device))).cpu() for name, state in states.items()}
+        checkpoint["position"] = position_of(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep the state of the random numbers until training goes on."""
-        self._random = checkpoint.get("random", {})
+        """Keep both until training goes on; with another number of processes new random numbers are drawn."""
+        states = checkpoint.get("random", {})
+        if len(states.get("cpu", ())) == trainer.world_size:
+            mine = {name: ranks[trainer.global_rank] for name, ranks in states.items()}
+            self._position.set(checkpoint.get("position", {}), mine)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw on where the run left off, and take over the signals after Lightning has set its handlers."""
         self.folder, self._step, self._signal = folder_of(trainer), trainer.global_step, 0
-        device, rank = trainer.strategy.root_device, trainer.global_rank
-        if len(self._random.get("cpu", ())) == trainer.world_size:
-            torch.set_rng_state(self._random["cpu"][rank].clone())  # a row of another tensor crashes torch
-            if "cuda" in self._random and device.type == "cuda":
-                torch.cuda.set_rng_state(self._random["cuda"][rank], device)
+        if self._position.random:
+            set_random_state(self._position.random, trainer.strategy.root_device)
+            self._position.random = {}
         requeue = ["SIGUSR1"] * ("SLURM_JOB_ID" in os.environ)
         self._handlers = install_signal_handlers([*SIGNALS, *requeue], self._on_signal)
         if requeue and self._handlers:

@@ -1,0 +1,159 @@
+"""An ordinary DataLoader goes on where the run was killed: the same batches, and the same random numbers after them."""
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
+
+from softmax_regression import LastCheckpoint, RunLogger
+from softmax_regression.runs import checkpoint
+
+ROWS: Any = list(torch.arange(20.0))  # seven batches of three, the last one smaller
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+class Noting(LightningModule):
+    """Note each batch, and what every source of random numbers draws then."""
+
+    def __init__(self, killed_after: int | None = None, scheduled: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[Any] = []
+        self.killed_after = killed_after
+        self.scheduled = scheduled
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if len(self.seen) == self.killed_after:
+            raise Killed
+        drawn = (torch.rand(()).item(), random.random(), random.gauss(0, 1), float(np.random.normal()))
+        self.seen.append((str(batch), *drawn))
+        return self.weight
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        if not self.scheduled:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)  # for which Lightning asks for the loader earlier
+        return [optimizer], [OneCycleLR(optimizer, 0.1, total_steps=steps)]
+
+
+class Stream(IterableDataset[Any]):
+    """A stream without a length, shuffled by Python's random numbers."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        rows = list(ROWS)
+        random.shuffle(rows)
+        yield from rows
+
+
+class Blurred(list[Any]):
+    """Images that are changed at random when they are loaded, as augmentation does."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return super().__getitem__(index) + np.random.rand()
+
+
+BLURRED: Any = Blurred(ROWS)
+
+
+def in_drawn_batches() -> Any:
+    return DataLoader(ROWS, batch_sampler=BatchSampler(RandomSampler(ROWS), 3, drop_last=False))
+
+
+def distributed() -> Any:
+    return DataLoader(ROWS, 3, sampler=DistributedSampler(ROWS, num_replicas=1, rank=0))
+
+
+LOADERS: dict[str, Callable[[], Any]] = {
+    "shuffled": lambda: DataLoader(ROWS, 3, shuffle=True),
+    "augmented": lambda: DataLoader(BLURRED, 3, shuffle=True),
+    "in drawn batches": in_drawn_batches,
+    "a stream": lambda: DataLoader(Stream(), 3),
+    "distributed": distributed,
+    "a worker": lambda: DataLoader(ROWS, 3, shuffle=True, num_workers=1),
+}
+
+
+def trained(module: Noting, loader: Callable[[], Any], path: Path | None = None, **options: Any) -> list[Any]:
+    """Train for three epochs, saving every second step or at the end of epochs; return what was seen."""
+    seed_everything(5, verbose=False)
+    saving = LastCheckpoint(every_n_train_steps=options.pop("every", 2))
+    trainer = Trainer(
+        max_epochs=3, accelerator="cpu", logger=RunLogger(version=None if path is None else "resumed"),
+        callbacks=[saving], enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+    trainer.fit(module, loader(), ckpt_path=path, weights_only=True)
+    return module.seen
+
+
+def resumed(killed_after: int, loader: Callable[[], Any], scheduled: bool = False, **options: Any) -> list[Any]:
+    """Kill a run after some batches, and go on; return what was seen after the last save, and how often was saved."""
+    with pytest.raises(Killed):
+        trained(Noting(killed_after, scheduled), loader, **options)
+    (path,) = Path("logs").glob("*/*/checkpoints/last.ckpt")
+    done = checkpoint.read(path)["global_step"]
+    assert 0 < done <= killed_after
+    return [done, *trained(Noting(scheduled=scheduled), loader, path, **options)]
+
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*smaller than the logging interval"),
+]
+
+
+@pytest.mark.parametrize("every", [2, None])
+@pytest.mark.parametrize("kind", LOADERS)
+def test_a_loader_goes_on_where_the_run_was_killed(kind: str, every: int | None) -> None:
+    whole = trained(Noting(), LOADERS[kind], every=every)
+    Path("logs").rename("whole")
+    done, *rest = resumed(11, LOADERS[kind], every=every)  # in the second epoch, of seven batches
+    assert rest == whole[done:]
+
+
+@pytest.mark.parametrize(("options", "scheduled"), [({"reload_dataloaders_every_n_epochs": 1}, False), ({}, True)])
+def test_so_does_one_that_is_asked_for_at_another_time(options: dict[str, Any], scheduled: bool) -> None:
+    whole = trained(Noting(scheduled=scheduled), LOADERS["shuffled"], **options)
+    Path("logs").rename("whole")
+    for killed_after in (3, 11):
+        done, *rest = resumed(killed_after, LOADERS["shuffled"], scheduled, **options)
+        assert rest == whole[done:]
+        Path("logs").rename(f"killed after {killed_after}")
+
+
+def test_several_loaders_go_on_at_the_end_of_an_epoch_and_a_line_says_where_not(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def loaders() -> Any:
+        return [DataLoader(ROWS, 3, shuffle=True), DataLoader(ROWS, 5, shuffle=True)]
+
+    whole = trained(Noting(), loaders, every=None)
+    Path("logs").rename("whole")
+    done, *rest = resumed(11, loaders, every=None)
+    assert rest == whole[done:]
+    assert "several" not in capsys.readouterr().out
+    Path("logs").rename("killed")
+    resumed(11, loaders)
+    assert "several training loaders: the epoch that was under way goes on in another order" in capsys.readouterr().out
+
+
+def test_a_loader_stays_what_it_is() -> None:
+    class Mine(DataLoader[Any]):
+        pass
+
+    loader = Mine(ROWS, 3)
+    trained(Noting(), lambda: loader)
+    assert isinstance(loader, Mine)
+    assert type(loader).__name__ == "Mine"
+    assert len(list(loader)) == 7
