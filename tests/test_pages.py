@@ -151,24 +151,26 @@ def drop(page: "Page", name: str, content: bytes) -> None:
 
 
 def stroke(page: "Page", touch: bool) -> None:
-    """Draw a line from the left to the right of the drawing area, by mouse or by finger."""
+    """Draw a line from top to bottom of the drawing area, by mouse or by finger; the page must not scroll."""
     page.locator("#pad").scroll_into_view_if_needed()
     frame = page.locator("#pad").bounding_box()
     assert frame is not None
-    y = frame["y"] + frame["height"] / 2
-    xs = [frame["x"] + frame["width"] * part / 10 for part in range(2, 9)]
+    x = frame["x"] + frame["width"] / 2
+    ys = [frame["y"] + frame["height"] * part / 10 for part in range(2, 9)]
+    before = page.evaluate("scrollY")
     if touch:
         finger = page.context.new_cdp_session(page)
-        finger.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": xs[0], "y": y}]})
-        for x in xs:
+        finger.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": ys[0]}]})
+        for y in ys:
             finger.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": [{"x": x, "y": y}]})
         finger.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
     else:
-        page.mouse.move(xs[0], y)
+        page.mouse.move(x, ys[0])
         page.mouse.down()
-        for x in xs:
+        for y in ys:
             page.mouse.move(x, y)
         page.mouse.up()
+    assert page.evaluate("scrollY") == before
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -177,22 +179,14 @@ def test_the_exported_page_answers_to_an_example_a_photo_and_a_stroke(
     window: dict[str, Any], scheme: str, pages: dict[str, Path], browser: "Browser"
 ) -> None:
     expect = pytest.importorskip("playwright.sync_api").expect
-    touch = "has_touch" in window
     given, empty = re.compile("with a probability of"), re.compile("Nothing is drawn")
     with opened(browser, pages["export"], color_scheme=scheme, **window) as page:
         answer = page.locator("#answer")
-
-        def press(selector: str) -> None:
-            button = page.locator(selector)
-            if touch:
-                button.tap()
-            else:
-                button.click()
-
+        clear = page.locator("#clear")
         expect(answer).to_have_text(given)
-        press("#clear")
+        clear.click()
         expect(answer).to_have_text(empty)
-        press("#examples button:nth-child(4)")
+        page.locator("#examples button").nth(3).click()
         expect(answer).to_have_text(given)
         expect(page.locator("#maps figure")).to_have_count(2)
 
@@ -200,14 +194,15 @@ def test_the_exported_page_answers_to_an_example_a_photo_and_a_stroke(
         expect(answer).to_have_text(re.compile("notes.png: cannot be used"))
         drop(page, "shirt.png", photo())
         expect(answer).to_have_text(given)
-        press("#clear")
+        clear.click()
+        expect(answer).to_have_text(empty)
         page.locator("#file").set_input_files({"name": "shirt.png", "mimeType": "image/png", "buffer": photo()})
         expect(answer).to_have_text(given)
 
-        press("#clear")
+        clear.click()
         expect(answer).to_have_text(empty)
-        stroke(page, touch)
+        stroke(page, touch="has_touch" in window)
         expect(answer).to_have_text(given)
-        press("#clear")
+        clear.click()
         expect(answer).to_have_text(empty)
         assert page.evaluate(CUT_OFF) == []
