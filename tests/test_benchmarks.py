@@ -9,6 +9,7 @@ from benchmarks.task import Outcome, Run, Task
 QUICK = ["--source=synthetic", "--train-size=2000", "--epochs=2", "--rounds=1"]
 
 
+@pytest.mark.slow
 def test_the_race_writes_a_row_for_each_contestant_and_a_plot(tmp_path: Path) -> None:
     absent = race.missing(["e2", "f", "g"])
     main([*QUICK, "--only=a,a+,b2,h,am,hm,d,e2,f,g", f"--out={tmp_path}"])
@@ -19,6 +20,7 @@ def test_the_race_writes_a_row_for_each_contestant_and_a_plot(tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {"benchmarks.md", "benchmarks.png"}
 
 
+@pytest.mark.slow
 def test_a_busy_core_is_a_table_of_its_own_and_what_was_measured_is_kept(
     tmp_path: Path,
 ) -> None:
@@ -26,6 +28,7 @@ def test_a_busy_core_is_a_table_of_its_own_and_what_was_measured_is_kept(
     assert (tmp_path / "benchmarks.md").read_text().count("| (b) plain PyTorch loop |") == 2
 
 
+@pytest.mark.slow
 def test_a_step_costs_least_by_hand_and_most_by_lightning(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def test_the_wheel_has_every_module_page_and_configuration(installed: Path) -> N
     assert {p.relative_to(package) for p in package.rglob("*") if p.is_file() and p.suffix != ".pyc"} == expected
 
 
+@pytest.mark.slow
 def test_from_any_folder_it_finds_its_defaults_and_the_users_own_modules(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text(OWN)
     commands = [

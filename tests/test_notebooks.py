@@ -88,6 +88,7 @@ def row(cell: Any) -> str:
     return str(cell.outputs[-1]["data"]["text/plain"])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", [pytest.param(ENGLISH, marks=pytest.mark.real_data), CHINESE])
 def test_it_runs_from_top_to_bottom(

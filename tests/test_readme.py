@@ -65,6 +65,7 @@ def runs() -> list[Path]:
     return sorted(Path("logs").glob("*/*/run.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_command_typed_in_its_order_acts_on_what_the_reader_expects(
     beginner: Path, capfd: pytest.CaptureFixture[str]

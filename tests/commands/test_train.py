@@ -351,6 +351,7 @@ def test_a_terminal_says_at_once_what_takes_long(script: str) -> None:
     assert (piped.stdout, piped.stderr) == ("imported\n", "")
 
 
+@pytest.mark.slow
 def test_the_commands_import_little_beside_lightning() -> None:
     packages = "{name.partition('.')[0] for name in sys.modules}"
     code = (

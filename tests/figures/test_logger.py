@@ -292,6 +292,7 @@ trainer.fit(SoftmaxRegression(), data)
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_notebook_shows_one_picture_of_the_curve_while_the_model_trains() -> None:
     nbformat = pytest.importorskip("nbformat", reason="needs nbformat, nbclient and ipykernel")
     nbclient = pytest.importorskip("nbclient", reason="needs nbformat, nbclient and ipykernel")

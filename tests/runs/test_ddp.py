@@ -111,12 +111,13 @@ def assert_close(run: Path, reference: Path) -> None:
         assert {name: row[name] for name in accuracies} == pytest.approx(accuracies, abs=5e-4)
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 def test_several_processes_train_the_model_of_one(trained: Callable[[int], Path], n: int) -> None:
     assert_close(trained(n) / RUN, trained(1) / RUN)
     assert manifest(trained(n) / RUN)["device"] == {"type": "cpu", "count": n}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3])
 def test_several_processes_train_a_model_of_two_layers_as_one_does(n: int) -> None:
     for processes, environment in ((1, alone), (n, torchrun)):
@@ -125,6 +126,7 @@ def test_several_processes_train_a_model_of_two_layers_as_one_does(n: int) -> No
     assert_close(Path(f"{n}/softmax/run"), Path("1/softmax/run"))
 
 
+@pytest.mark.slow
 @pytest.mark.real_data
 def test_two_processes_train_the_model_of_one_on_the_real_data(real_folder: Path) -> None:
     options = ("fit", "--trainer.max_epochs=1", f"--data.dirs=[{real_folder}]", "--trainer.accelerator=cpu")
@@ -138,7 +140,7 @@ def test_two_processes_train_the_model_of_one_on_the_real_data(real_folder: Path
     assert_close(run, RUN.with_name("one"))
 
 
-@pytest.mark.parametrize("n", [2, 3])
+@pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_metrics_count_each_image_once(trained: Callable[[int], Path], n: int) -> None:
     for size in VALIDATIONS:
         ours, theirs = (manifest(trained(k) / f"scored-{size}") for k in (n, 1))
@@ -149,6 +151,7 @@ def test_metrics_count_each_image_once(trained: Callable[[int], Path], n: int) -
             assert ours["test"] == pytest.approx(theirs["test"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [2, 3])
 def test_figures_show_the_images_of_all_processes(trained: Callable[[int], Path], n: int) -> None:
     drawn, expected = (pictures(trained(i) / "scored-101")["test/confusion_matrix"] for i in (n, 1))
@@ -170,6 +173,7 @@ def test_the_loss_of_an_epoch_is_the_mean_over_its_images() -> None:
     assert manifest(only_run())["final"]["train/loss"] == pytest.approx(total / 33, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("environment", [slurm, two_nodes])
 def test_a_repetition_has_the_same_bits_however_it_was_started(
     trained: Callable[[int], Path], environment: Environment
@@ -247,6 +251,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 FAULTS = [(number, rank) for number in (signal.SIGKILL, signal.SIGTERM) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "rank"), FAULTS)
 def test_the_end_of_one_process_ends_all_and_the_run_goes_on(
     whole: tuple[Path, list[str]], number: signal.Signals, rank: int
@@ -268,6 +273,7 @@ def test_the_end_of_one_process_ends_all_and_the_run_goes_on(
     assert_same(state(RUN), state(whole[0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2)])
 def test_a_run_goes_on_with_another_number_of_processes(
     trained: Callable[[int], Path], before: int, after: int
@@ -278,6 +284,7 @@ def test_a_run_goes_on_with_another_number_of_processes(
     assert_close(RUN, trained(1) / RUN)
 
 
+@pytest.mark.slow
 def test_a_process_that_never_comes_is_one_line() -> None:
     (process,) = run_group(2, FIT, ranks=[0], patience=2)
     assert process.code == 5
@@ -297,6 +304,7 @@ def test_a_port_that_is_taken_is_one_line() -> None:
     assert process.err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_slurm_puts_a_job_back_in_the_queue_once() -> None:
     scontrol = Path("bin/scontrol").absolute()
     scontrol.parent.mkdir()
@@ -309,6 +317,7 @@ def test_slurm_puts_a_job_back_in_the_queue_once() -> None:
     assert checkpoint.read(RUN / "checkpoints" / "last.ckpt")["global_step"] == 60
 
 
+@pytest.mark.slow
 def test_srun_without_tasks_per_node_is_one_line() -> None:
     (process, _) = run_group(2, FIT, environment=lambda rank, n: _without_tasks(rank, n))
     assert process.code == 2
@@ -320,6 +329,7 @@ def _without_tasks(rank: int, n: int) -> dict[str, str]:
     return {name: value for name, value in slurm(rank, n).items() if name != "SLURM_NTASKS_PER_NODE"}
 
 
+@pytest.mark.slow
 def test_the_slurm_script_starts_a_run_and_goes_on_with_it() -> None:
     srun = Path("bin/srun").absolute()
     srun.parent.mkdir()

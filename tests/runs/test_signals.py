@@ -207,6 +207,7 @@ def assert_resumes_exactly(run: Path) -> None:
     assert_same(state(run), state(only_run(Path("reference"))))
 
 
+@pytest.mark.slow
 def test_a_process_that_gets_a_signal_ends_within_five_seconds(tmp_path: Path, processes: list[killed.Process]) -> None:
     processes.append(process := killed.start(tmp_path, ["fit", *SMALL, *ENDLESS]))
     await_epochs(process.is_alive)
@@ -235,6 +236,7 @@ def test_sigusr1_puts_a_slurm_job_back_in_the_queue(tmp_path: Path, processes: l
     assert manifest(only_run())["status"] == "interrupted"
 
 
+@pytest.mark.slow
 def test_the_program_itself_handles_sigint() -> None:
     with Path("log.txt").open("w") as log:
         command = [sys.executable, str(ROOT / "train.py"), "fit", *SMALL, *ENDLESS]

@@ -80,6 +80,7 @@ def assert_goes_on() -> None:
     assert manifest(RUN)["status"] == "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_all(launcher: str, running: subprocess.Popen[str], rank: int) -> None:
     ranks = [running.pid, *children(running.pid)] if launcher == "ddp.yaml" else children(running.pid)
@@ -99,6 +100,7 @@ def test_a_killed_process_ends_all(launcher: str, running: subprocess.Popen[str]
     assert_goes_on()
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_ends_all(launcher: str, running: subprocess.Popen[str]) -> None:
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does; torchrun passes it on to its processes
     err = wait(running)[1]
@@ -108,6 +110,7 @@ def test_ctrl_c_saves_and_ends_all(launcher: str, running: subprocess.Popen[str]
     assert_goes_on()
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(launcher: str) -> None:
     process = start(*LAUNCHERS[launcher], "--data.batch_size=1")
     err = wait(process)[1]
@@ -117,6 +120,7 @@ def test_bad_input_is_one_line(launcher: str) -> None:
     assert not RUN.exists()
 
 
+@pytest.mark.slow
 def test_more_processes_than_cores_are_refused_before_any_starts(capsys: pytest.CaptureFixture[str]) -> None:
     before = children(os.getpid())
     assert main([*FIT, "--trainer.strategy=ddp", f"--trainer.devices={(os.cpu_count() or 1) + 1}"]) == 2
@@ -142,6 +146,7 @@ def test_a_number_of_processes_that_is_none_is_one_line(
     assert not RUN.exists()
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_nodes() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -159,6 +164,7 @@ def test_torchrun_on_two_nodes() -> None:
     assert_same(state(RUN), state(RUN.with_name("other")))
 
 
+@pytest.mark.slow
 def test_nothing_is_said_where_addresses_have_no_names(tmp_path: Path) -> None:
     """Without a network, c10d would say of each process that its hostname cannot be retrieved."""
     if subprocess.run(["unshare", "-rn", "ip", "link", "set", "lo", "up"], check=False).returncode:

@@ -148,6 +148,7 @@ def test_a_machine_that_gives_signs_of_life_is_waited_for() -> None:
     assert mine._others() == set()  # it has been silent since
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plan", [GRID, TPE])
 def test_a_machine_killed_between_two_transactions_loses_no_trial(plan: Plan) -> None:
     for kill in range(12):
@@ -286,6 +287,7 @@ def machine(url: str, plan: Plan, at: float, silence: float) -> None:
     found.test(partial(sweep.train, plan, data, "test"))
 
 
+@pytest.mark.slow
 @pytest.mark.postgres
 @pytest.mark.timeout(300)
 def test_machines_that_start_at_once_on_an_empty_database_work_ten_times_of_ten(
