@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import Callback, LightningModule
 
 from softmax_regression.commands.train import main
+from softmax_regression.runs.rows import Row, RowCallback
 
 SMALL = (
     "--data.source=synthetic",
@@ -41,6 +43,13 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     return err
+
+
+def rows_of(module: LightningModule) -> list[Row]:
+    """The rows that a module has logged in its last training by `trainer`."""
+    callbacks: list[Callback] = module.trainer.callbacks  # type: ignore[attr-defined]
+    (rows,) = [callback.rows for callback in callbacks if isinstance(callback, RowCallback)]
+    return rows
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:

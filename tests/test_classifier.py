@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassCalibrationError, MulticlassF1Score
 
+from commands import rows_of
 from softmax_regression import DivergedError, SoftmaxRegression
 from test_model import data, trainer
 
@@ -28,7 +29,7 @@ def test_metrics_weigh_every_example_alike() -> None:
     module, source = fitted(1), data()
     images, labels = source.loaded.images[source.val_index], source.loaded.labels[source.val_index]
     logits = module(images)
-    (row,) = module.history
+    (row,) = rows_of(module)
     assert row["val/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-6)
     assert row["val/acc"] * 101 == pytest.approx((logits.argmax(1) == labels).sum().item(), abs=1e-4)
 
@@ -48,26 +49,30 @@ class Losses(Callback):
 
 def test_the_training_loss_is_the_mean_over_the_images_of_an_epoch() -> None:
     losses = Losses()
-    (row,) = fitted(1, callbacks=[losses]).history
+    (row,) = rows_of(fitted(1, callbacks=[losses]))
     assert losses.images == 499
     assert row["train/loss"] == pytest.approx(losses.sum / 499, rel=1e-6)
 
 
 def test_a_sanity_check_is_in_no_row() -> None:
-    assert fitted(num_sanity_val_steps=2).history == fitted().history
+    assert rows_of(fitted(num_sanity_val_steps=2)) == rows_of(fitted())
 
 
 def test_an_epoch_without_validation_has_no_value_of_it() -> None:
-    rows = fitted(4, check_val_every_n_epoch=2).history
+    rows = rows_of(fitted(4, check_val_every_n_epoch=2))
     assert ["val/loss" in row for row in rows] == [False, True, False, True]
     assert [{k: v for k, v in row.items() if "val" not in k} for row in rows] == [
-        {k: v for k, v in row.items() if "val" not in k} for row in fitted(4).history
+        {k: v for k, v in row.items() if "val" not in k} for row in rows_of(fitted(4))
     ]
-    assert not any("val/loss" in row for row in fitted(limit_val_batches=0).history)
+    assert not any("val/loss" in row for row in rows_of(fitted(limit_val_batches=0)))
 
 
-def test_of_several_validations_in_an_epoch_the_row_has_the_last() -> None:
-    assert fitted(val_check_interval=0.5).history == fitted().history
+def test_each_validation_within_an_epoch_is_a_row_of_its_own() -> None:
+    rows = rows_of(fitted(val_check_interval=0.5))
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 8), (1, 16), (2, 24), (2, 32)]
+    assert ["train/loss" in row for row in rows] == [False, True, False, True]
+    assert all("val/loss" in row for row in rows)
+    assert rows[1::2] == rows_of(fitted())
 
 
 def test_loggers_get_the_metrics_of_an_epoch_at_its_last_step(tmp_path: Path) -> None:
@@ -114,12 +119,12 @@ def test_a_metric_of_a_subclass_is_one_of_every_stage_and_of_checkpoints(tmp_pat
         def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
             trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt", weights_only=False)
 
-    rows = fitted(2, Scored(), callbacks=[Saving()]).history
+    rows = rows_of(fitted(2, Scored(), callbacks=[Saving()]))
     assert all({"train/f1", "val/f1", "train/ece", "val/ece"} <= row.keys() for row in rows)
     assert 0 < rows[-1]["val/f1"] < 1
     again = Scored()
     trainer(2).fit(again, data(), ckpt_path=tmp_path / "21.ckpt", weights_only=True)
-    assert again.history == rows
+    assert rows_of(again) == rows[1:]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:

@@ -16,6 +16,11 @@ def scores() -> EpochScores:
     return EpochScores({"acc": accuracy}).to(torch.device("cpu"))  # as Lightning moves a module
 
 
+def values(scores: EpochScores) -> dict[str, float]:
+    """The metrics at the end of an epoch, as Lightning asks for them."""
+    return {name: metric.compute().item() for name, metric in scores.metrics.items()}  # type: ignore[operator]
+
+
 def minibatches(count: int, seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Logits, classes and mean loss of minibatches of 0 to 9 images."""
     generator = torch.Generator().manual_seed(seed)
@@ -34,7 +39,7 @@ def test_scores_are_the_means_over_all_images(count: int, seed: int) -> None:
     for each in epoch:
         ours.update(*each)
     logits, y = (torch.cat([each[i] for each in epoch]) for i in (0, 1))
-    found = ours.compute()
+    found = values(ours)
     assert found["loss"] == pytest.approx(F.cross_entropy(logits, y).item(), rel=1e-6)
     assert found["acc"] == pytest.approx((logits.argmax(1) == y).float().mean().item())
 
@@ -46,33 +51,29 @@ def test_a_checkpoint_in_the_midst_of_an_epoch_changes_no_bit(count: int, saved_
         whole.update(*each)
     for each in epoch[:saved_after]:
         first.update(*each)
-    rest.load_sums(first.sums(world_size=1), rank=0, world_size=1)
+    rest.load(first.saved(), rank=0)
     for each in epoch[saved_after:]:
         first.update(*each)
         rest.update(*each)
-    assert rest.compute() == first.compute() == whole.compute()
+    assert values(rest) == values(first) == values(whole)
 
 
-def test_the_sums_of_several_processes_are_taken_up_by_any_number() -> None:
-    ours = scores()
+def test_the_first_process_takes_up_the_scores_of_all() -> None:
+    ours, first, second = scores(), scores(), scores()
     for each in minibatches(7):
         ours.update(*each)
-    saved = ours.sums(world_size=1)
-    two = {name: {key: 2 * value for key, value in sums.items()} for name, sums in saved.items()}
-    expected, of_two, alone, other = ours.compute(), scores(), scores(), scores()
-    of_two.load_sums(two, rank=1, world_size=2)
-    alone.load_sums(two, rank=0, world_size=1)
-    other.load_sums(two, rank=1, world_size=3)
-    assert of_two.compute() == alone.compute() == expected
-    assert not any(value[0].any() for sums in other.sums(1).values() for value in sums.values())
+    first.load(ours.saved(), rank=0)
+    second.load(ours.saved(), rank=1)
+    assert values(first) == values(ours)
+    assert not any(state.any() for state in second.saved()["states"].values())
 
 
 def test_each_epoch_begins_anew_and_a_share_may_be_empty() -> None:
     ours, empty = scores(), (torch.zeros(0, 10), torch.zeros(0, dtype=torch.long), torch.tensor(float("nan")))
     for each in minibatches(3):
         ours.update(*each)
-    ours.compute()
+    ours.reset()
     (one,) = minibatches(1, seed=5)
     ours.update(*one)
     ours.update(*empty)  # the mean loss of no image is no number
-    assert ours.compute()["loss"] == pytest.approx(one[2].item())
+    assert values(ours)["loss"] == pytest.approx(one[2].item())

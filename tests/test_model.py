@@ -11,7 +11,9 @@ import torch.nn.functional as F  # noqa: N812 (as in the package)
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch.utils.data import DataLoader, TensorDataset
 
+from commands import rows_of
 from softmax_regression import FashionMNISTDataModule, InputError, SoftmaxRegression, model
+from softmax_regression.runs.rows import RowCallback
 
 
 def data(**options: Any) -> FashionMNISTDataModule:
@@ -22,7 +24,8 @@ def data(**options: Any) -> FashionMNISTDataModule:
 def trainer(epochs: int = 2, **options: Any) -> Trainer:
     quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     quiet |= {"enable_checkpointing": False, "num_sanity_val_steps": 0, "accelerator": "cpu"}
-    return Trainer(max_epochs=epochs, **quiet | options)
+    callbacks = [*options.pop("callbacks", []), RowCallback()]
+    return Trainer(max_epochs=epochs, callbacks=callbacks, **quiet | options)
 
 
 def trained(epochs: int = 2, seed: int = 0, trainer_options: Any = None, **options: Any) -> SoftmaxRegression:
@@ -103,14 +106,14 @@ def test_it_trains_on_any_loader_of_images_and_classes(as_floats: bool) -> None:
     module = SoftmaxRegression()
     loader = DataLoader(TensorDataset(x, labels), batch_size=32)
     trainer(5).fit(module, loader, loader)
-    assert module.history[-1]["train/acc"] > 0.75
-    assert module.history[-1]["val/acc"] > 0.75
+    assert rows_of(module)[-1]["train/acc"] > 0.75
+    assert rows_of(module)[-1]["val/acc"] > 0.75
 
 
 def test_the_three_losses_give_the_same_curve() -> None:
     runs = {loss: trained(loss=loss) for loss in ("torch", "stable", "naive")}
     for loss in ("stable", "naive"):
-        for row, expected in zip(runs[loss].history, runs["torch"].history, strict=True):
+        for row, expected in zip(rows_of(runs[loss]), rows_of(runs["torch"]), strict=True):
             assert row == pytest.approx(expected, rel=1e-5)
 
 
@@ -120,7 +123,7 @@ def test_two_minibatches_that_are_accumulated_make_the_update_of_one_that_is_as_
     large.load_state_dict(small.state_dict())
     trainer(accumulate_grad_batches=2).fit(small, data(train_size=448))
     trainer().fit(large, data(train_size=448, batch_size=64))
-    for row, expected in zip(small.history, large.history, strict=True):
+    for row, expected in zip(rows_of(small), rows_of(large), strict=True):
         assert row == pytest.approx(expected, rel=1e-5)
 
 
@@ -138,11 +141,11 @@ def test_the_cosine_schedule_falls_to_0_over_the_run_however_it_is_limited(limit
     module = trained(lr=0.2, schedule="cosine", trainer_options={"callbacks": [rates], **limits})
     expected = [0.1 * (1 + math.cos(math.pi * step / steps)) for step in range(steps)]
     assert rates.seen == pytest.approx(expected)
-    assert module.history[-1]["lr"] == pytest.approx(0.0, abs=1e-12)
+    assert rows_of(module)[-1]["lr"] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_constant_rate_stays() -> None:
-    assert trained(lr=0.2).history[-1]["lr"] == 0.2
+    assert rows_of(trained(lr=0.2))[-1]["lr"] == 0.2
 
 
 def test_dropout_drops_in_training_only() -> None:
@@ -152,7 +155,7 @@ def test_dropout_drops_in_training_only() -> None:
     assert torch.equal(module(x), module(x))
     module.train()
     assert not torch.equal(module(x), module(x))
-    assert trained(dropout=0.5).history != trained().history
+    assert rows_of(trained(dropout=0.5)) != rows_of(trained())
 
 
 def test_a_checkpoint_loads_without_running_code(tmp_path: Path) -> None:

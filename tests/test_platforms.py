@@ -30,6 +30,7 @@ from softmax_regression import (
 from softmax_regression.commands.train import main
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.runs import processes
+from softmax_regression.runs.rows import RowCallback
 from softmax_regression.studies.stacked import Stack
 from softmax_regression.studies.sweep.trials import open_storage
 
@@ -140,13 +141,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[FashionMNISTDataModule]:
 
 @pytest.mark.filterwarnings("ignore")  # a plain Trainer has advice for everybody
 def test_training_and_metrics_need_no_float64(gpu: FashionMNISTDataModule) -> None:
-    callbacks = [Engine(), EarlyStopping(), BestCheckpoint(), LastCheckpoint()]
+    rows = RowCallback()
+    callbacks = [Engine(), EarlyStopping(), BestCheckpoint(), LastCheckpoint(), rows]
     quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Trainer(max_epochs=2, callbacks=callbacks, num_sanity_val_steps=0, **quiet)
     model = SoftmaxRegression(dropout=0.1, momentum=0.5, weight_decay=0.1, schedule="cosine", loss="stable")
     trainer.fit(model, gpu)
     assert trainer.test(model, gpu, verbose=False)[0]["test/acc"] > 0.2
-    assert {"train/loss", "val/acc"} <= model.history[-1].keys()
+    assert {"train/loss", "val/acc"} <= rows.rows[-1].keys()
 
 
 def test_a_sweep_needs_no_float64_on_the_device(gpu: FashionMNISTDataModule) -> None:

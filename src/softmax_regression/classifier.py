@@ -1,18 +1,21 @@
-"""What every image classifier shares: the four steps, exact scores over an epoch, and the history of a run.
+"""What every image classifier shares: the four steps, and exact scores over an epoch.
 
 Source: "The Base Classification Model", Dive into Deep Learning, section 4.3.
 """
 
+import warnings
+from collections.abc import Mapping
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F  # noqa: N812 (the name that PyTorch's own documentation uses)
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
-from softmax_regression.errors import DivergedError
+from softmax_regression.errors import DivergedError, InputError
 from softmax_regression.metrics import EpochScores
 
 STAGES = ("train", "val", "test")
@@ -25,19 +28,19 @@ MAX_LOSS = 1e12
 class Classifier(LightningModule):
     """A LightningModule whose `forward` returns logits (n, num_classes); a subclass adds net and optimizer.
 
+    It logs `train/loss`, `train/acc`, `val/...` and `test/...`, means over the images of an epoch, by `self.log`.
+    Several validation or test loaders are scored one by one: those of a dictionary under their names, as
+    `hard/loss`, those of a list as Lightning names them, `val/loss/dataloader_idx_1`.
+
     Args:
         num_classes: Number of classes.
-
-    Attributes:
-        history: One row of metrics an epoch, with `epoch`, the number of epochs done, and `lr`.
     """
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.train_scores, self.val_scores, self.test_scores = (EpochScores(self.metrics()) for _ in STAGES)
-        self.history: list[dict[str, float]] = []
-        self._validated: dict[str, float] = {}  # the metrics of this epoch's last validation
+        self.train_scores = EpochScores(self.metrics())
+        self.loader_scores = nn.ModuleList()  # of each validation or test loader
 
     def metrics(self) -> dict[str, Metric]:
         """Return the metrics of logits (n, k) and classes (n,) beside the loss; a subclass may add some."""
@@ -47,17 +50,28 @@ class Classifier(LightningModule):
         """Return the mean cross-entropy, in nats, of logits (n, k) and classes y (n,)."""
         return F.cross_entropy(logits, y)
 
+    def setup(self, stage: str) -> None:
+        """Begin anew, also if the module was trained before.
+
+        Raises:
+            InputError: A metric is not one number.
+        """
+        _check_scalars(self.metrics(), self.num_classes)
+        self.train_scores.reset()
+        self.loader_scores = nn.ModuleList()
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a minibatch."""
-        return self._step(batch, "train")["loss"]
+        output = self._score(batch, self.train_scores, "train")
+        return output["loss"]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Score a minibatch; return its `loss`, `logits` (n, k) and `labels` (n,) for callbacks."""
-        return self._step(batch, self._validation_stages()[dataloader_idx])
+        return self._score_loader(batch, "val", self.trainer.val_dataloaders, dataloader_idx)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Score a minibatch; return its `loss`, `logits` (n, k) and `labels` (n,) for callbacks."""
-        return self._step(batch, "test")
+        return self._score_loader(batch, "test", self.trainer.test_dataloaders, dataloader_idx)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Predict n images.
@@ -69,76 +83,83 @@ class Classifier(LightningModule):
         probability, predicted = probabilities.max(1)
         return {"class": predicted, "probability": probability, "probabilities": probabilities}
 
-    def _step(self, batch: Batch, stage: str) -> dict[str, Tensor]:
+    def _score_loader(self, batch: Batch, stage: str, loaders: Any, index: int) -> dict[str, Tensor]:
+        """Score a minibatch of one of the loaders: under its name, if it has one, instead of that of the stage."""
+        while len(self.loader_scores) <= index:
+            self.loader_scores.append(EpochScores(self.metrics()).to(self.device))
+        scores = cast(EpochScores, self.loader_scores[index])
+        if not isinstance(loaders, Mapping):
+            return self._score(batch, scores, stage)
+        name = list(loaders)[index]
+        if name == "train":  # which is the name of what training itself scores
+            name = f"{stage}_train"
+        return self._score(batch, scores, name, add_dataloader_idx=False)
+
+    def _score(self, batch: Batch, scores: EpochScores, stage: str, **options: Any) -> dict[str, Tensor]:
         x, y = batch
         logits = self(x)
         loss = self.loss(logits, y)
-        self._scores(stage).update(logits.detach(), y, loss.detach())
+        first = not scores.started
+        scores.update(logits.detach(), y, loss.detach())
+        if first:
+            self._log(scores, stage, **options)
         return {"loss": loss, "logits": logits, "labels": y}
 
-    def _scores(self, stage: str) -> EpochScores:
-        return cast(EpochScores, getattr(self, f"{stage}_scores"))
-
-    def _validation_stages(self) -> list[str]:
-        """The stages that the validation loaders score, by their names if they have any."""
-        loaders = self.trainer.val_dataloaders
-        names = list(loaders) if isinstance(loaders, dict) else [""] * len(loaders or [""])
-        return [name if name in STAGES else "val" for name in names]
-
-    def _computed(self, stage: str) -> dict[str, float]:
-        """Return the metrics of a stage as `stage/name`, and begin to count anew."""
-        return {f"{stage}/{name}": value for name, value in self._scores(stage).compute().items()}
+    def _log(self, scores: EpochScores, stage: str, **options: Any) -> None:
+        """Give Lightning the metrics of an epoch, of which it takes the values at its end; once is enough."""
+        for name, metric in scores.metrics.items():
+            self.log(
+                f"{stage}/{name}", cast(Metric, metric), on_step=False, on_epoch=True, metric_attribute=name, **options
+            )
 
     def on_train_start(self) -> None:
         """Let a schedule of the step, such as cosine, hold at once if a run resumes with another length."""
         for config in self.trainer.lr_scheduler_configs:
-            if isinstance(schedule := config.scheduler, LambdaLR):
+            schedule = config.scheduler
+            if isinstance(schedule, LambdaLR):
                 for i, group in enumerate(schedule.optimizer.param_groups):
                     group["lr"] = schedule.base_lrs[i] * schedule.lr_lambdas[i](schedule.last_epoch)
 
     def on_train_epoch_start(self) -> None:
-        """Forget the validation of an earlier epoch."""
-        self._validated = {}
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of every set that was scored."""
-        values = {k: v for stage in dict.fromkeys(self._validation_stages()) for k, v in self._computed(stage).items()}
-        self.log_dict(values)
-        if not self.trainer.sanity_checking:
-            self._validated = values
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of the test set."""
-        self.log_dict(self._computed("test"))
+        """Begin anew, after a checkpoint of the end of an epoch, too."""
+        self.train_scores.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Log the metrics of the epoch, before any checkpoint of it is saved, and add a row to the history.
+        """Look at the loss of the epoch before any checkpoint of it is saved, and log the learning rate.
 
         Raises:
             DivergedError: The training loss is not below MAX_LOSS.
         """
-        values, epoch = self._computed("train"), self.current_epoch + 1
-        if not abs(loss := values.get("train/loss", 0.0)) < MAX_LOSS:
+        loss = float(self.trainer.callback_metrics.get("train/loss", 0.0))
+        if not abs(loss) < MAX_LOSS:
             raise DivergedError(
-                f"train/loss={loss} in epoch {epoch}, noticed at step {self.global_step}: the run diverged; "
-                "lower model.lr or model.init_std, or use model.loss torch instead of naive"
+                f"train/loss={loss} in epoch {self.current_epoch + 1}, noticed at step {self.global_step}: the run "
+                "diverged; lower model.lr or model.init_std, or use model.loss torch instead of naive"
             )
-        self.log_dict(values, logger=False)
-        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.history.append({"epoch": epoch, **values, **self._validated, "lr": lr})
-        for logger in self.trainer.loggers:
-            logger.log_metrics(values | {"lr": lr, "epoch": self.current_epoch}, step=self.global_step - 1)
-            logger.save()
+        self.train_scores.reset()  # so that a checkpoint of the end of an epoch has none of them
+        if self.trainer.optimizers:
+            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], reduce_fx="max", sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what an exact resume needs: the rows so far, and the sums of an epoch that is under way."""
-        checkpoint["history"] = self.history
-        checkpoint["validated"] = self._validated
-        checkpoint["sums"] = self.train_scores.sums(self.trainer.world_size)
+        """Add the scores of an epoch that is under way, which an exact resume needs."""
+        checkpoint["scores"] = self.train_scores.saved()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up what `on_save_checkpoint` added."""
-        self.history = checkpoint.get("history", [])
-        self._validated = checkpoint.get("validated", {})
-        world_size = self.trainer.world_size if self._trainer else 1
-        self.train_scores.load_sums(checkpoint.get("sums", {}), self.global_rank, world_size)
+        if "scores" in checkpoint:
+            self.train_scores.load(checkpoint["scores"], self.global_rank)
+
+
+def _check_scalars(metrics: Mapping[str, Metric], num_classes: int) -> None:
+    """Refuse a metric whose value is not one number: nothing could show or compare it."""
+    for name, metric in metrics.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of too few examples
+                metric.update(torch.zeros(2, num_classes), torch.zeros(2, dtype=torch.long))
+                value = metric.compute()
+        except Exception:
+            continue
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise InputError(f"metric {name}: its value is no single number but {shape}; choose an average, as 'macro'")

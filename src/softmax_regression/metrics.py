@@ -1,110 +1,156 @@
 """Exact metrics over the images of an epoch, at next to no cost for a step."""
 
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
 
 import torch
+from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.utilities.distributed import gather_all_tensors
+from torchmetrics import MeanMetric, Metric
+from torchmetrics.classification import MulticlassStatScores
+from torchmetrics.wrappers.abstract import WrapperMetric
 
 BATCHES_PER_UPDATE = 64  # minibatches that are scored at a time; so many scores are computed once, not 64 times
 
 
+class MeanLoss(MeanMetric):
+    """The mean of the losses of single images, summed in float64 whatever the weights of the model become.
+
+    That is exact for float32 losses, so that neither the grouping of the minibatches nor a checkpoint in the
+    midst of an epoch changes a bit.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(nan_strategy="disable")  # the others wait for the device at each update
+
+    def update(self, value: Tensor) -> None:  # type: ignore[override]
+        """Take the losses (n,) of n images."""
+        self.set_dtype(_widest(self.device))  # torchmetrics forgets it when it goes to a device
+        super().update(value)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Merge the sums of all processes, which must have the same type, also on one that had no image."""
+        self.set_dtype(_widest(self.device))
+        super().sync(*args, **kwargs)
+
+    def reset(self) -> None:
+        """Begin anew, in a type that may go to any device."""
+        self.set_dtype(torch.float32)
+        super().reset()
+
+
+class Buffered(WrapperMetric):
+    """A metric that is updated for many minibatches at a time, or sooner if somebody asks for its value.
+
+    Only for metrics that are sums over images, so that the grouping does not matter.
+
+    Args:
+        metric: The metric to update.
+
+    Attributes:
+        metric: The same.
+        started: Whether there was a minibatch since `reset`.
+    """
+
+    def __init__(self, metric: Metric) -> None:
+        super().__init__()
+        self.metric = metric
+        self.started = False
+        self._waiting: list[tuple[Tensor, ...]] = []
+
+    def update(self, *batch: Tensor) -> None:
+        """Take what the metric takes of a minibatch of n images: tensors (n, ...) without a gradient."""
+        self.started = True
+        self._waiting.append(batch)
+        if len(self._waiting) == BATCHES_PER_UPDATE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Update the metric with the minibatches that wait."""
+        if not self._waiting:
+            return
+        joined = [torch.cat(parts) for parts in zip(*self._waiting, strict=True)]
+        self._waiting = []
+        self.metric.update(*joined)
+
+    def compute(self) -> Tensor:
+        """Return the value of the metric over all images since `reset`, on all processes."""
+        self.flush()
+        value: Tensor = self.metric.compute()
+        return value
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self.started = False
+        self._waiting = []
+        self.metric.reset()
+
+
 class EpochScores(nn.Module):
-    """The mean loss and other metrics of the images seen since `reset`, over all processes.
+    """The mean loss and other metrics of the images of an epoch, over all processes.
 
     Args:
         metrics: Name -> a metric of logits (n, k) and classes (n,).
 
     Attributes:
-        metrics: `loss` and the metrics that were given.
+        metrics: `loss` and the metrics that were given, each of torchmetrics, as Lightning logs them.
     """
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
         super().__init__()
-        # Neither waits for the device to look for a NaN: the loss of an epoch shows it.
-        self.loss = MeanMetric(nan_strategy="disable")
-        self.others = MetricCollection(dict(metrics), compute_groups=False)
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._seen = False  # whether there is anything to compute
+        self._loss = Buffered(MeanLoss())
+        self._others: list[Metric] = []
+        self.metrics = nn.ModuleDict({"loss": self._loss})
+        for name, metric in metrics.items():
+            # Counts of images add up in any grouping; what another metric makes of a minibatch is its own.
+            scored = Buffered(metric) if isinstance(metric, MulticlassStatScores) else metric
+            self._others.append(scored)
+            self.metrics[name] = scored
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "EpochScores":
-        """Go where the module goes, but sum in float64 whatever the weights become.
-
-        That is exact for float32 losses, so that a save in the midst of an epoch changes no bit of the sum.
-        """
-        device = fn(torch.zeros(0, device=self.loss.device)).device
-        if device != self.loss.device:
-            self.loss.set_dtype(torch.float32)  # one of the two may have no other
-        self.loss.to(device)
-        self.loss.set_dtype(_widest(device))  # torchmetrics forgets it on the way
-        self.others.to(device)
-        return self
+    @property
+    def started(self) -> bool:
+        """Whether there was a minibatch since `reset`."""
+        return self._loss.started
 
     def update(self, logits: Tensor, y: Tensor, loss: Tensor) -> None:
         """Take the logits (n, k), classes (n,) and mean loss of a minibatch, without a gradient."""
-        self._waiting.append((logits, y, loss))
-        if len(self._waiting) == BATCHES_PER_UPDATE:
-            self._score()
-
-    def _score(self) -> None:
-        # Sums that do not show where a run was interrupted; `to(device)` makes torchmetrics forget the type.
-        self.loss.set_dtype(_widest(self.loss.device))
-        if not self._waiting:
+        self._loss.update(loss.expand(len(y)))
+        if len(y) == 0:  # a process may have no share of a small minibatch
             return
-        logits, y, losses = zip(*self._waiting, strict=True)
-        self._waiting, self._seen = [], True
-        sizes = torch.tensor([len(part) for part in y], device=y[0].device)
-        # Once for each image: torchmetrics 1.9 forgets a weight where it does not look for NaNs.
-        self.loss.update(torch.stack(losses).repeat_interleave(sizes))
-        if sum(map(len, y)):  # a process may have no share of a small minibatch
-            self.others.update(torch.cat(logits), torch.cat(y))
-
-    def compute(self) -> dict[str, float]:
-        """Return the metrics by name, and begin anew; none if a step of a user's own scored nothing."""
-        self._score()
-        if not self._seen:
-            return {}
-        with warnings.catch_warnings():  # that nothing came since `load_sums`
-            warnings.filterwarnings("ignore", "The ``compute`` method of metric")
-            values = {"loss": self.loss.compute(), **self.others.compute()}
-        self.reset()
-        return {name: value.item() for name, value in values.items()}
+        for metric in self._others:
+            metric.update(logits, y)
 
     def reset(self) -> None:
-        """Forget what was seen."""
-        self._waiting, self._seen = [], False
-        self.loss.reset()
-        self.others.reset()
+        """Begin anew."""
+        for metric in (self._loss, *self._others):
+            metric.reset()
 
-    def _metrics(self) -> dict[str, Metric]:
-        return {"loss": self.loss, **{str(name): metric for name, metric in self.others.items()}}
+    def saved(self) -> dict[str, Any]:
+        """Return the state of all metrics for a checkpoint, merged over all processes, which take part together."""
+        metrics = [each for each in self.modules() if isinstance(each, Metric)]
+        for metric in metrics:
+            if isinstance(metric, Buffered):
+                metric.flush()
+        with ExitStack() as stack:
+            for metric in metrics:
+                stack.enter_context(metric.sync_context())
+                metric.persistent(True)
+            states = dict(self.metrics.state_dict())
+        for metric in metrics:
+            metric.persistent(False)
+        # Metrics also count, outside their states: updates, or the next place in a window.
+        counts = [{name: n for name, n in vars(metric).items() if type(n) is int} for metric in metrics]
+        return {"states": states, "counts": counts}
 
-    def sums(self, world_size: int) -> dict[str, dict[str, list[Tensor]]]:
-        """Return the state of each metric, a tensor of each process, for a checkpoint; all take part."""
-        self._score()
-        if not self._seen:
-            return {}
-        gather = gather_all_tensors if world_size > 1 else lambda value: [value]
-        return {
-            name: {key: gather(_joined(value)) for key, value in metric.metric_state.items()}
-            for name, metric in self._metrics().items()
-        }
-
-    def load_sums(self, sums: Mapping[str, Mapping[str, list[Tensor]]], rank: int, world_size: int) -> None:
-        """Take up what `sums` returned; on another number of processes one of them takes it all."""
-        self._seen = bool(sums)
-        for name, metric in self._metrics().items():
-            for key, ranks in sums.get(name, {}).items():
-                mine = ranks[rank : rank + 1] if len(ranks) == world_size else ranks[: len(ranks) * (rank == 0)]
-                before = metric.metric_state[key]
-                setattr(metric, key, list(mine) if isinstance(before, list) else sum(mine, before))
-
-
-def _joined(state: Tensor | list[Tensor]) -> Tensor:
-    """Return the state of a metric as one tensor; that of an area under a curve is a list of batches."""
-    return state if isinstance(state, Tensor) else torch.cat(state) if state else torch.zeros(0)
+    def load(self, saved: Mapping[str, Any], rank: int) -> None:
+        """Take up what `saved` returned; the first process takes it all, whatever the number of processes."""
+        metrics = [each for each in self.modules() if isinstance(each, Metric)]
+        for metric, counts in zip(metrics, saved["counts"], strict=True):
+            vars(metric).update(counts)
+        if rank == 0:
+            states = move_data_to_device(saved["states"], self._loss.device)
+            self.metrics.load_state_dict(states)
 
 
 def _widest(device: torch.device) -> torch.dtype:

@@ -92,7 +92,7 @@ def _fit_of(task: Task, *options: str) -> Run:
     def run(epochs: int) -> Outcome:
         more = [f"--trainer.max_epochs={epochs}", f"--trainer.logger.save_dir={task.scratch}"]
         done = fit([*flags, *more], task.device)
-        last = done.model.history[-1]
-        return Outcome(done.seconds, done.setup, last["train/loss"], last["val/acc"])
+        last = done.model.trainer.callback_metrics
+        return Outcome(done.seconds, done.setup, float(last["train/loss"]), float(last["val/acc"]))
 
     return run

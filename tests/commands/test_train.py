@@ -15,6 +15,7 @@ import torch
 from commands import SMALL, fit, manifest, one_line, only_run, scalars
 from softmax_regression.commands.train import TrainCLI, main
 from softmax_regression.runs import checkpoint
+from softmax_regression.runs.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 MINE = """
@@ -22,6 +23,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import nn
 from softmax_regression import SoftmaxRegression
+from softmax_regression.runs.rows import read_rows
 
 class Hello(Callback):
     def __init__(self, word: str) -> None:
@@ -63,7 +65,7 @@ def last(run: Path) -> dict[str, Any]:
 def test_fit_leaves_configuration_manifest_checkpoints_and_events(trained: Path) -> None:
     assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
     others = {p.name for p in trained.iterdir() if not p.name.startswith("events.")}
-    assert others == {"config.yaml", "run.json", "checkpoints", ".lock"}
+    assert others == {"config.yaml", "run.json", "metrics.csv", "checkpoints", ".lock"}
     record = manifest(trained)
     assert (record["status"], record["stopped"]) == ("finished", "max_epochs=3 reached")
     assert record["config"]["data"]["init_args"]["val_size"] == 101
@@ -136,7 +138,7 @@ def test_a_model_and_a_callback_of_the_users_own(capsys: pytest.CaptureFixture[s
     assert saved["hyper_parameters"]["lr"] == 0.25  # its own default, not that of ours
     assert main(["test", "--ckpt_path", str(only_run())]) == 0
     assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=2"]) == 0
-    assert len(last(only_run())["history"]) == 2
+    assert len(read_rows(only_run())) == 2
 
 
 def test_an_optimizer_and_a_schedule_by_flags(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ from softmax_regression.commands import study
 from softmax_regression.commands.train import main
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.folder import open_model
+from softmax_regression.runs.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {
@@ -103,7 +104,7 @@ def test_the_metric_appears_wherever_metrics_do(capsys: pytest.CaptureFixture[st
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert len(lines) == 4
     assert all(line.count(" f1 ") == 2 for line in lines)
-    rows = checkpoint.read(run / "checkpoints" / "last.ckpt")["history"]
+    rows = read_rows(run)
     series = scalars(run)
     for name in ("train/f1", "val/f1"):
         assert [value for _, value in series[name]] == pytest.approx([row[name] for row in rows])

@@ -27,6 +27,7 @@ from softmax_regression.errors import InputError
 from softmax_regression.files import locked
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.checkpoint import read
+from softmax_regression.runs.rows import read_rows
 
 LR_MONITOR = "lightning.pytorch.callbacks.LearningRateMonitor"
 
@@ -82,7 +83,7 @@ def test_a_callback_may_be_added_but_not_dropped(capsys: pytest.CaptureFixture[s
     assert main([*resume, "--trainer.callbacks=null"]) == 2
     assert f"trainer.callbacks=[]: the run to resume has ['{LR_MONITOR}']" in one_line(capsys)
     assert main([*resume, "--trainer.callbacks+=lightning.pytorch.callbacks.Timer"]) == 0
-    assert len(last(only_run())["history"]) == 2
+    assert len(read_rows(only_run())) == 2
 
 
 def test_another_class_is_another_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,7 +117,7 @@ def test_a_run_that_lost_its_configuration_has_it_in_its_checkpoints(lost: list[
         assert manifest(run)["validate"]["val/loss"] == pytest.approx(reference)
     resume = ["fit", "--resume", str(run), "--trainer.max_epochs=4", "--trainer.logger.save_dir=on"]
     assert main(resume) == 0
-    assert len(last(run if len(lost) == 1 else only_run(Path("on")))["history"]) == 4
+    assert len(read_rows(run if len(lost) == 1 else only_run(Path("on")))) == 4
 
 
 @pytest.mark.parametrize("command", ["test", "fit"])
@@ -240,7 +241,7 @@ def test_a_cosine_schedule_follows_the_new_length_from_the_first_step() -> None:
     assert Rates.seen == pytest.approx(
         [0.05 * (1 + math.cos(math.pi * step / total)) for step in range(2 * steps, total)], abs=1e-12
     )
-    rows = last(only_run())["history"]
+    rows = read_rows(only_run())
     assert [row["lr"] for row in rows[1:]] == pytest.approx([0, *Rates.seen[steps::steps], 0], abs=1e-12)
 
 
@@ -317,7 +318,7 @@ def test_a_run_with_other_loggers_is_resumed(with_ours: bool, capsys: pytest.Cap
     assert (run / "checkpoints" / "best.ckpt").exists()
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
     after = run if with_ours else run.with_name("version_1")
-    assert len(last(after)["history"]) == 2
+    assert len(read_rows(after)) == 2
     assert (f"this run does in {after}" in capsys.readouterr().out) is not with_ours
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import MixedPrecision
+from torchmetrics import Metric
 
 from commands import fit, manifest, only_run
 from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
@@ -16,6 +17,7 @@ from softmax_regression.commands.train import main
 from softmax_regression.metrics import EpochScores
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.progress import device_choice
+from softmax_regression.runs.rows import RowCallback, read_rows
 
 
 def last(run: Path) -> dict[str, Any]:
@@ -23,11 +25,11 @@ def last(run: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The last checkpoint in the usual precision, on the usual device."""
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run in the usual precision, on the usual device."""
     folder = tmp_path_factory.mktemp("single")
     assert fit(f"--trainer.logger.save_dir={folder}") == 0
-    return last(only_run(folder))
+    return only_run(folder)
 
 
 @pytest.mark.parametrize(
@@ -40,13 +42,11 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU:UserWarning")  # bf16 takes its place
-def test_every_precision_learns_the_same(
-    single: dict[str, Any], precision: str, dtype: torch.dtype, tolerance: float
-) -> None:
+def test_every_precision_learns_the_same(single: Path, precision: str, dtype: torch.dtype, tolerance: float) -> None:
     assert fit(f"--trainer.precision={precision}", "--model.loss=stable") == 0
     saved = last(only_run())
     assert saved["state_dict"]["net.2.weight"].dtype == dtype
-    for row, expected in zip(saved["history"], single["history"], strict=True):
+    for row, expected in zip(read_rows(only_run()), read_rows(single), strict=True):
         assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=tolerance)
         assert row["val/loss"] == pytest.approx(expected["val/loss"], rel=tolerance)
     assert main(["test", f"--ckpt_path={only_run()}"]) == 0
@@ -54,19 +54,20 @@ def test_every_precision_learns_the_same(
 
 
 @pytest.mark.parametrize("loss", ["torch", "stable"])
-def test_gradients_that_are_scaled_for_float16_train_the_same(single: dict[str, Any], loss: str) -> None:
+def test_gradients_that_are_scaled_for_float16_train_the_same(single: Path, loss: str) -> None:
     """On a CPU, where `16-mixed` alone would scale nothing."""
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14, growth_interval=40)
+    rows = RowCallback()
     trainer = Trainer(
-        max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, plugins=MixedPrecision("16-mixed", "cpu", scaler),
+        max_epochs=3, accelerator="cpu", logger=False, callbacks=[rows], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, plugins=MixedPrecision("16-mixed", "cpu", scaler),
     )  # fmt: skip
     model = SoftmaxRegression(loss=cast(Literal["torch", "stable"], loss))
     trainer.fit(model, FashionMNISTDataModule(32, 101, source="synthetic", synthetic_size=600))
     assert scaler.get_scale() == 2.0**15  # it grew once in 48 steps, so that none overflowed
-    losses = [row["train/loss"] for row in model.history]
+    losses = [row["train/loss"] for row in rows.rows]
     assert losses == sorted(losses, reverse=True)
-    assert losses == pytest.approx([row["train/loss"] for row in single["history"]], rel=0.02)
+    assert losses == pytest.approx([row["train/loss"] for row in read_rows(single)], rel=0.02)
     assert all(weight.isfinite().all() for weight in model.parameters())
 
 
@@ -76,15 +77,15 @@ def test_logits_of_thousands_stay_finite(precision: str, loss: str) -> None:
     assert fit(f"--trainer.precision={precision}", f"--model.loss={loss}", "--model.init_std=100") == 0
     saved = last(only_run())
     assert all(weight.isfinite().all() for weight in saved["state_dict"].values())
-    assert all(math.isfinite(value) for row in saved["history"] for value in row.values())
-    assert saved["history"][0]["train/loss"] > 100
+    assert all(math.isfinite(value) for row in read_rows(only_run()) for value in row.values())
+    assert read_rows(only_run())[0]["train/loss"] > 100
 
 
-def test_images_in_host_memory_give_the_same_bits(single: dict[str, Any]) -> None:
+def test_images_in_host_memory_give_the_same_bits(single: Path) -> None:
     assert fit("--data.device=host") == 0
     saved = last(only_run())
-    assert torch.equal(saved["state_dict"]["net.2.weight"], single["state_dict"]["net.2.weight"])
-    assert saved["history"] == single["history"]
+    assert torch.equal(saved["state_dict"]["net.2.weight"], last(single)["state_dict"]["net.2.weight"])
+    assert read_rows(only_run()) == read_rows(single)
 
 
 def trainer_on(device: str, count: int = 1) -> Trainer:
@@ -111,4 +112,5 @@ def test_the_loss_of_an_epoch_is_summed_exactly_in_any_precision() -> None:
     scores = EpochScores({}).to(torch.bfloat16)
     for _ in range(1000):
         scores.update(torch.zeros(2, 10), torch.zeros(2, dtype=torch.long), torch.tensor(0.7))
-    assert scores.compute()["loss"] == pytest.approx(0.7, rel=1e-6)
+    loss = cast(Metric, scores.metrics["loss"])
+    assert loss.compute() == pytest.approx(0.7, rel=1e-6)

@@ -14,6 +14,7 @@ from softmax_regression.errors import InputError
 from softmax_regression.runs.checkpoint import read
 from softmax_regression.runs.folder import open_checkpoint
 from softmax_regression.runs.record import update_manifest
+from softmax_regression.runs.rows import read_rows
 
 
 def test_runs_of_the_same_second_have_folders_of_their_own() -> None:
@@ -73,33 +74,37 @@ def test_a_run_without_a_folder_leaves_nothing(option: str) -> None:
     assert not list(Path().iterdir())
 
 
+EPOCHS = [(1, 16), (2, 32), (3, 48)]  # and their last steps
+
+
 @pytest.mark.parametrize(
     ("options", "rows", "validated", "best"),
     [
-        (["--trainer.max_steps=5"], 1, [], False),  # less than an epoch
-        (["--trainer.max_steps=20"], 2, [15], True),
-        (["--trainer.limit_val_batches=0"], 3, [], False),
-        (["--trainer.check_val_every_n_epoch=2"], 3, [31], True),
-        (["--trainer.num_sanity_val_steps=2"], 3, [15, 31, 47], True),
-        (["--trainer.val_check_interval=0.5", "--trainer.max_epochs=1"], 1, [7, 15], True),
+        (["--trainer.max_steps=5"], [(1, 5)], [], False),  # less than an epoch
+        (["--trainer.max_steps=20"], [(1, 16), (2, 20)], [15], True),
+        (["--trainer.limit_val_batches=0"], EPOCHS, [], False),
+        (["--trainer.check_val_every_n_epoch=2"], EPOCHS, [31], True),
+        (["--trainer.num_sanity_val_steps=2"], EPOCHS, [15, 31, 47], True),
+        (["--trainer.val_check_interval=0.5", "--trainer.max_epochs=1"], [(1, 8), (1, 16)], [7, 15], True),
         (
             ["--best_checkpoint.monitor=train/loss", "--early_stopping.monitor=train/loss"],
-            3,
+            EPOCHS,
             [15, 31, 47],
             True,
         ),
     ],
 )
 def test_what_a_run_leaves_follows_its_validations(
-    options: list[str], rows: int, validated: list[int], best: bool
+    options: list[str], rows: list[tuple[int, int]], validated: list[int], best: bool
 ) -> None:
     assert fit(*options) == 0
     run = only_run()
     saved = read(run / "checkpoints" / "last.ckpt")
-    assert [row["epoch"] for row in saved["history"]] == list(range(1, rows + 1))
+    found = read_rows(run)
+    assert [(row["epoch"], row["step"]) for row in found] == rows
     assert manifest(run)["status"] == "finished"
     assert [step for step, _ in scalars(run).get("val/loss", [])] == validated
-    assert sum("val/loss" in row for row in saved["history"]) == len({step // 16 for step in validated})
+    assert [row["step"] - 1 for row in found if "val/loss" in row] == validated
     assert (run / "checkpoints" / "best.ckpt").exists() == best
     (waited,) = (entry["wait_count"] for name, entry in saved["callbacks"].items() if "EarlyStopping" in name)
     assert waited == 0
@@ -108,7 +113,7 @@ def test_what_a_run_leaves_follows_its_validations(
 def test_the_patience_counts_validations_not_epochs() -> None:
     options = ("--model.lr=5", "--data.train_size=64", "--trainer.max_epochs=40")
     assert fit(*options, "--trainer.check_val_every_n_epoch=3", "--early_stopping.min_delta=1") == 0
-    history = read(only_run() / "checkpoints" / "last.ckpt")["history"]
+    history = read_rows(only_run())
     values = [row["val/loss"] for row in history if "val/loss" in row]
     assert len(history) == 3 * len(values) < 40
     assert all(value > min(values[:-3]) - 1 for value in values[-3:])

@@ -16,15 +16,10 @@ from softmax_regression.commands.train import main
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs import checkpoint
+from softmax_regression.runs.rows import read_rows
 
 pytestmark = pytest.mark.gpu
 GPU = ("--trainer.accelerator=gpu", "--trainer.devices=1")
-
-
-def history(run: Path) -> list[dict[str, float]]:
-    rows: list[dict[str, float]] = checkpoint.read(run / "checkpoints" / "last.ckpt")["history"]
-    return rows
 
 
 def test_a_gpu_is_chosen_by_itself_and_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +31,7 @@ def test_a_gpu_is_chosen_by_itself_and_named(capsys: pytest.CaptureFixture[str])
 def test_a_gpu_trains_the_model_of_a_cpu() -> None:
     assert fit(*GPU, "--trainer.logger.save_dir=gpu") == 0
     assert fit("--trainer.accelerator=cpu", "--trainer.logger.save_dir=cpu") == 0
-    for row, expected in zip(history(only_run(Path("gpu"))), history(only_run(Path("cpu"))), strict=True):
+    for row, expected in zip(read_rows(only_run(Path("gpu"))), read_rows(only_run(Path("cpu"))), strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
     assert main(["test", f"--ckpt_path={only_run(Path('gpu'))}", "--trainer.accelerator=cpu"]) == 0
 
@@ -57,14 +52,14 @@ def test_a_killed_run_resumes_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> No
 def test_every_precision_learns_and_stays_finite(precision: str, loss: str) -> None:
     assert fit(*GPU, "--trainer.logger.save_dir=single") == 0
     assert fit(*GPU, f"--trainer.precision={precision}", f"--model.loss={loss}") == 0
-    for row, expected in zip(history(only_run()), history(only_run(Path("single"))), strict=True):
+    for row, expected in zip(read_rows(only_run()), read_rows(only_run(Path("single"))), strict=True):
         assert row["train/loss"] == pytest.approx(expected["train/loss"], rel=0.05)
 
 
 def test_images_in_host_memory_give_the_same_results() -> None:
     assert fit(*GPU, "--trainer.logger.save_dir=auto") == 0
     assert fit(*GPU, "--data.device=host") == 0
-    assert history(only_run()) == pytest.approx(history(only_run(Path("auto"))))
+    assert read_rows(only_run()) == pytest.approx(read_rows(only_run(Path("auto"))))
 
 
 class NoSynchronisation(Callback):
@@ -112,7 +107,7 @@ def test_two_processes_share_a_gpu() -> None:
     ended = run_group(2, ["fit", *SMALL, "--trainer.max_epochs=3", "--config=gloo.yaml"], environment=two_nodes)
     assert [process.code for process in ended] == [0, 0], ended
     assert fit(*GPU, "--trainer.logger.save_dir=one") == 0
-    for row, expected in zip(history(only_run()), history(only_run(Path("one"))), strict=True):
+    for row, expected in zip(read_rows(only_run()), read_rows(only_run(Path("one"))), strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
 
 
@@ -123,5 +118,5 @@ def test_two_gpus_train_the_model_of_one() -> None:
     ended = run_group(2, ["fit", *SMALL, "--trainer.max_epochs=3"], environment=torchrun)
     assert [process.code for process in ended] == [0, 0], ended
     assert fit(*GPU, "--trainer.logger.save_dir=one") == 0
-    for row, expected in zip(history(only_run()), history(only_run(Path("one"))), strict=True):
+    for row, expected in zip(read_rows(only_run()), read_rows(only_run(Path("one"))), strict=True):
         assert row == pytest.approx(expected, rel=1e-4)

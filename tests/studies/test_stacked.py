@@ -8,10 +8,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 
 from benchmarks import sweep_speed
+from commands import rows_of
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.processes import cores
+from softmax_regression.runs.rows import RowCallback
 from softmax_regression.studies.learning import held_out, learn, pool
 from softmax_regression.studies.stacked import Stack
 
@@ -39,6 +41,7 @@ def train_alone(model: type[LightningModule], hparams: dict[str, Any]) -> Lightn
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        callbacks=[RowCallback()],
     )
     trainer.fit(module, datamodule=datamodule(SEED))
     return module
@@ -61,7 +64,7 @@ def test_each_model_of_a_stack_equals_the_single_run(shared: dict[str, Any], dif
         alone = train_alone(SoftmaxRegression, h)
         assert isinstance(alone, SoftmaxRegression)
         for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
-            expected = [row[name] for row in alone.history]
+            expected = [row[name] for row in rows_of(alone)]
             assert scores[name][i].tolist() == pytest.approx(expected, rel=1e-4)
 
 
@@ -92,7 +95,7 @@ def test_dropout_keeps_the_mean_and_depends_on_the_seed_alone() -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
     alone = train_alone(SoftmaxRegression, {"lr": 0.1, "dropout": 0.5})
     assert isinstance(alone, SoftmaxRegression)
-    assert val_loss(SEED) == pytest.approx(alone.history[-1]["val/loss"], rel=0.05)  # other pixels
+    assert val_loss(SEED) == pytest.approx(rows_of(alone)[-1]["val/loss"], rel=0.05)  # other pixels
 
 
 def test_models_that_cannot_share_minibatches_are_refused() -> None:
@@ -152,7 +155,7 @@ def test_what_cannot_be_stacked_is_trained_alone_and_equals_fit(
     alone = train_alone(model, hparams)
     assert isinstance(alone, SoftmaxRegression)
     for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
-        assert scores[name].tolist() == [pytest.approx([row[name] for row in alone.history], rel=1e-6)]
+        assert scores[name].tolist() == [pytest.approx([row[name] for row in rows_of(alone)], rel=1e-6)]
 
 
 def test_a_module_of_no_class_of_ours_is_trained_and_scored_and_ends_when_told() -> None:

@@ -32,6 +32,7 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError, Interrupted
 from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
+from softmax_regression.runs.rows import RowCallback
 from softmax_regression.studies.learning import pool
 from softmax_regression.studies.stacked import METRICS, Scores, Stack
 from softmax_regression.studies.sweep import search as sweep
@@ -128,14 +129,15 @@ def test_a_trial_is_what_fit_trains(data: FashionMNISTDataModule) -> None:
     for seed in (0, 1):
         seed_everything(seed, verbose=False)
         module = SoftmaxRegression(lr=0.5)
+        collected = RowCallback()
         trainer = Trainer(
-            max_epochs=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            max_epochs=3, callbacks=[collected], logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, num_sanity_val_steps=0,
         )  # fmt: skip
         own = FashionMNISTDataModule(16, val_size=100, source="synthetic", synthetic_size=300, seed=seed)
         trainer.fit(module, own)
         for name in METRICS[:4]:
-            expected = [row[name] for row in module.history]
+            expected = [row[name] for row in collected.rows]
             history = found["lr=0.5, batch_size=16, epochs=3"][1]
             assert history[name][seed] == pytest.approx(expected, rel=1e-4)
 
@@ -345,7 +347,7 @@ def _check_fit(options: Mapping[str, str], page: str) -> None:
         enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     trainer.fit(module, own)
-    assert f"comes to the validation loss {module.history[-1]['val/loss']:.4f}" in page
+    assert f"comes to the validation loss {float(trainer.callback_metrics['val/loss']):.4f}" in page
 
 
 def test_one_trial_with_one_seed_is_called_so() -> None:
@@ -375,7 +377,7 @@ def test_a_model_that_cannot_be_stacked_is_swept_as_fit_trains_it(data: FashionM
     sizes = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
     trainer.fit(module, FashionMNISTDataModule(64, source="synthetic", seed=3, **sizes))  # type: ignore[arg-type]
     for name in METRICS[:4]:
-        assert float(row[name]) == pytest.approx(module.history[-1][name], rel=1e-5)
+        assert float(row[name]) == pytest.approx(float(trainer.callback_metrics[name]), rel=1e-5)
 
 
 def test_the_configuration_covers_what_the_exercise_asks_for() -> None:

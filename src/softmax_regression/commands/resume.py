@@ -12,7 +12,7 @@ from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.checkpoint import read
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
-from softmax_regression.runs.record import RunRecord, read_manifest, results, update_manifest
+from softmax_regression.runs.record import RunRecord, read_manifest, saved_results, update_manifest
 from softmax_regression.runs.trust import path_of
 
 # Options that decide results and so must stay, beside all of model and data but those that are named below.
@@ -127,4 +127,4 @@ def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:
 def record_end(run: Path | None, trainer: Trainer, saved: dict[str, Any], reason: str) -> None:
     """Complete the manifest of a run that was killed after its last checkpoint."""
     if run and read_manifest(run).get("status") != "finished" and trainer.is_global_zero:
-        update_manifest(run, status="finished", stopped=reason, **results(trainer, saved.get("history", [])))
+        update_manifest(run, status="finished", stopped=reason, **saved_results(run, saved))

@@ -4,31 +4,30 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from softmax_regression.figures.drawings import curves, learning_curves, to_png
+from softmax_regression.runs.rows import RowCallback
 
 
-class LiveCurve(Callback):
+class LiveCurve(RowCallback):
     """Draw loss, accuracy and other metrics in a notebook while the model trains, as the book's `Animator` does."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin anew; outside a notebook, say what draws the curves there."""
         ipython: Any = sys.modules.get("IPython")
         self._in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
-        self._rows: list[dict[str, float]] = []
         self._display: Any = None
         if stage == "fit" and trainer.is_global_zero and not self._in_notebook:
             print("LiveCurve draws in notebooks; here, look with: tensorboard --logdir logs", file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what was logged in the epochs that have ended."""
-        if trainer.current_epoch == 0 or not self._in_notebook or not trainer.is_global_zero:
+        if not self.rows or not self._in_notebook or not trainer.is_global_zero:
             return
-        row = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        row["epoch"] = trainer.current_epoch
-        self._rows.append(row)
-        figure = learning_curves({"": curves(self._rows)})
+        if self.at_row(trainer):
+            self.update_row(trainer)
+        figure = learning_curves({"": curves(self.rows)})
         notebook: Any = import_module("IPython.display")
         picture = notebook.Image(to_png(figure))  # a PNG, whatever backend matplotlib has there
         if self._display:

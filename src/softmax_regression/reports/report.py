@@ -22,8 +22,10 @@ from softmax_regression.figures.page import check_output, write_page
 from softmax_regression.figures.predictions import class_scores, figures_of
 from softmax_regression.files import locked
 from softmax_regression.reports.curve import read_scalars, readable
-from softmax_regression.runs.folder import find_run, open_checkpoint, open_data, open_model
-from softmax_regression.runs.record import best_epoch, read_manifest
+from softmax_regression.runs.folder import find_run, open_data, open_model
+from softmax_regression.runs.progress import NO_METRICS
+from softmax_regression.runs.record import read_manifest
+from softmax_regression.runs.rows import read_rows
 
 ON_TOP = ("seed_everything", "model", "data", "trainer.max_epochs", "early_stopping.patience")
 ASIDE = ("trainer.callbacks", "trainer.logger", "trainer.enable_", "figures", "ckpt_path", "resume", "output")
@@ -45,7 +47,8 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
         InputError: There is no such run, its data cannot be had, or the page cannot be written.
     """
     path, model = open_model(which)
-    run, history = find_run(path), getattr(model, "history", [])
+    run = find_run(path)
+    history = read_rows(run) if run else []
     out = out or (run or Path("logs")) / "report"
     check_output(out / "index.html", force)
     manifest = read_manifest(run) if run else {}
@@ -179,22 +182,23 @@ def _scores(manifest: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -
     """Return the metrics of a run's ends, as it has recorded them, or else as its checkpoint has them."""
     return {
         "last epoch": manifest.get("final") or (history[-1] if history else {}),
-        "best epoch": manifest.get("best") or best_epoch(history),
+        "best epoch": manifest.get("best", {}),
         "test": manifest.get("test", {}),
     }
 
 
 def _best(run: Path) -> Mapping[str, Any]:
-    """Return the metrics of the best epoch and the test; InputError if there is no checkpoint to read them from."""
+    """Return the metrics of the best epoch and the test; InputError if the run has recorded none."""
     manifest = read_manifest(run)
-    recorded = manifest.get("best") or manifest.get("final")
-    history = [] if recorded else open_checkpoint(str(run), prefer="last")[1].get("history", [])
-    rows = _scores(manifest, history)
+    rows = _scores(manifest, read_rows(run))
+    if not any(rows.values()):
+        raise InputError(f"{run}: has recorded no metrics; give the folder of a run, such as logs/softmax/RUN")
     return {**(rows["best epoch"] or rows["last epoch"]), **rows["test"]}
 
 
 def _metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    return metrics_of(rows)
+    names = metrics_of(rows)
+    return [name for name in names if name not in NO_METRICS]
 
 
 def _cells(row: Mapping[str, Any], metrics: Sequence[str]) -> list[object]:

@@ -6,8 +6,10 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
 from softmax_regression.errors import InputError
+from softmax_regression.runs.rows import steps_done
 
 Mode = Literal["min", "max"]
 
@@ -56,7 +58,12 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
     Args:
         monitor: The metric whose best value counts; null for no such checkpoint.
         mode: `min` if less is better, `max` if more is.
+
+    Attributes:
+        best: What best.ckpt holds: `epoch`, from 1, `step`, `monitor` and its `score`; None if there is none.
     """
+
+    best: dict[str, Any] | None = None
 
     def __init__(self, monitor: str | None = "val/loss", mode: Mode = "min") -> None:
         of_training = True if monitor and monitor.startswith("train") else None
@@ -83,8 +90,21 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         if self.monitor in trainer.callback_metrics:
             super().on_train_epoch_end(trainer, pl_module)
 
+    def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
+        """Return whether to save now, and note what is saved then."""
+        better = super().check_monitor_top_k(trainer, current)
+        if better and current is not None:
+            self.best = {"epoch": trainer.current_epoch + 1, "step": steps_done(trainer)}
+            self.best |= {"monitor": self.monitor, "score": float(current)}
+        return better
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return Lightning's state, and what best.ckpt holds."""
+        return super().state_dict() | {"best": self.best}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score, even if the run's folder was moved or is named in another way."""
+        self.best = state_dict.get("best")
         here: dict[str, Any] = {"dirpath": self.dirpath}
         if state_dict["best_model_path"]:
             path = str(Path(str(self.dirpath), "best.ckpt"))

@@ -172,7 +172,6 @@ def open_model(which: str) -> tuple[Path, LightningModule]:
     with _as_trained(path, named) as kind:
         model: LightningModule = kind(**init_args(kind, saved.get("hyper_parameters", {})))
         model.load_state_dict(saved["state_dict"])
-    model.history = saved.get("history", [])
     return path, model.eval()
 
 

@@ -10,9 +10,12 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from softmax_regression.engine import Engine
+from softmax_regression.runs.rows import RESERVED, RowCallback
+
+NO_METRICS = (*RESERVED, "monitor", "score")
 
 
-def metrics_text(row: Mapping[str, float]) -> str:
+def metrics_text(row: Mapping[str, Any]) -> str:
     """Return the metrics of a row for people, by stage.
 
     >>> metrics_text({"epoch": 1, "train/loss": 0.5, "train/acc": 0.75, "val_loss": 0.6, "lr": 0.1})
@@ -20,9 +23,12 @@ def metrics_text(row: Mapping[str, float]) -> str:
     """
     stages: dict[str, str] = {}
     for name, value in row.items():
-        stage, _, metric = name.replace("_", "/", 1).partition("/")
-        if stage in ("train", "val", "test"):
-            stages[stage] = f"{stages.get(stage, stage)} {metric} {value:.4f}"
+        if name in NO_METRICS or value is None:
+            continue
+        stage, slash, metric = name.partition("/")
+        if not slash and name.startswith(("train_", "val_", "test_")):
+            stage, _, metric = name.partition("_")
+        stages[stage] = f"{stages.get(stage, stage)} {metric} {value:.4f}".replace("  ", " ")
     return "  ".join(stages.values())
 
 
@@ -43,7 +49,7 @@ def device_choice(trainer: Trainer) -> str:
     return f"training on {count} x {device.type} ({why}), precision {trainer.precision}, {step}"
 
 
-class EpochProgress(ProgressBar):
+class EpochProgress(RowCallback, ProgressBar):
     """A line an epoch on stdout and, in a terminal, how far the epoch has come, on a line that is replaced.
 
     Lightning's own bars redraw themselves in a thread or at every step, which costs a run of two seconds a
@@ -59,6 +65,7 @@ class EpochProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what the run trains on; in a terminal, be called at each step from now on."""
+        super().on_train_start(trainer, pl_module)
         self._began, self._shown = time.perf_counter(), trainer.current_epoch
         if trainer.is_global_zero:
             print(device_choice(trainer), flush=True)
@@ -76,8 +83,9 @@ class EpochProgress(ProgressBar):
         """Show the metrics of the epoch that has ended; by now everything that is due at its end is done."""
         epoch, now = trainer.current_epoch, time.perf_counter()
         if epoch > self._shown and trainer.is_global_zero:
-            logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-            text = metrics_text((getattr(pl_module, "history", None) or [logged])[-1])
+            if self.at_row(trainer):
+                self.update_row(trainer)
+            text = metrics_text(self.rows[-1])
             print(f"epoch {epoch}/{trainer.max_epochs}  {text}  {now - self._began:.2f} s", flush=True)
             self._shown, self._began = epoch, now
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import os
 import platform
 import shlex
@@ -17,16 +18,15 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 
 from softmax_regression.errors import DivergedError, InputError, StorageError, format_error
 from softmax_regression.files import write
-from softmax_regression.runs.callbacks import EarlyStopping, folder_of
+from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, folder_of
 from softmax_regression.runs.processes import print_rank_zero
+from softmax_regression.runs.rows import Row, RowCallback, read_rows, rows_file, steps_done, write_rows
 from softmax_regression.runs.trust import path_of, refused
-
-Row = Mapping[str, float]
 
 
 def check_there(run: Path) -> None:
@@ -50,8 +50,19 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 
 def update_manifest(run: Path, **entries: Any) -> None:
-    """Add entries to run.json, or replace them."""
-    write(json.dumps(read_manifest(run) | entries, indent=2, default=str).encode(), run / "run.json")
+    """Add entries to run.json, or replace them; NaN and infinity, which JSON does not have, become null."""
+    manifest = _finite(read_manifest(run) | entries)
+    write(json.dumps(manifest, indent=2, default=str, allow_nan=False).encode(), run / "run.json")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return value
 
 
 def environment() -> dict[str, Any]:
@@ -69,19 +80,43 @@ def environment() -> dict[str, Any]:
     return {"git": commit, "versions": versions, "machine": machine, "command": command}
 
 
-def best_epoch(history: Sequence[Row], monitor: str = "val/loss", mode: str = "min") -> Row:
-    """Return the row with the best value of a metric, the first of equals; nothing if no row has one."""
-    sign = 1 if mode == "min" else -1
-    return min((row for row in history if monitor in row), key=lambda row: sign * row[monitor], default={})
+def results(trainer: Trainer) -> dict[str, dict[str, Any]]:
+    """Return the last row of a run, `final`, and what its best.ckpt holds, `best`; neither where there is none."""
+    rows: list[Row] = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RunRecord):
+            rows = callback.rows
+    best = None
+    for checkpoint in trainer.checkpoint_callbacks:
+        if isinstance(checkpoint, BestCheckpoint):
+            best = checkpoint.best
+    return _results(rows, best)
 
 
-def results(trainer: Trainer, history: Sequence[Row] = ()) -> dict[str, Row]:
-    """Return the row of the last epoch and that of the best checkpoint; without a history, what was logged."""
-    history = history or getattr(trainer.lightning_module, "history", ())
-    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint) and c.monitor]
-    monitor = {"monitor": str(kept[0].monitor), "mode": kept[0].mode} if kept else {}
-    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    return {"final": history[-1] if history else logged, "best": best_epoch(history, **monitor)}
+def saved_results(run: Path, saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what `results` does, of a run that has ended with the content of a checkpoint."""
+    best = None
+    for state in saved["callbacks"].values():
+        best = state.get("best", best)
+    return _results(rows_until(read_rows(run), saved), best)
+
+
+def _results(rows: Sequence[Row], best: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    if rows:
+        found["final"] = dict(rows[-1])
+    if best:
+        found["best"] = dict(best)
+        for row in rows:
+            if row["step"] == best["step"]:
+                found["best"] = {**row, **best}
+    return found
+
+
+def rows_until(rows: Sequence[Row], saved: Mapping[str, Any]) -> list[Row]:
+    """Return the rows that a run had when it saved a checkpoint."""
+    step = saved.get("run", {}).get("step", saved["global_step"])
+    return [row for row in rows if row["step"] <= step]
 
 
 def stop_reason(trainer: Trainer) -> str:
@@ -122,8 +157,8 @@ def _described(trainer: Trainer, pl_module: LightningModule) -> str:
     return yaml.safe_dump(json.loads(json.dumps(parts, default=str)), sort_keys=False)
 
 
-class RunRecord(Callback):
-    """Keep run.json and config.yaml in the run's folder, and in each checkpoint what a command needs of it.
+class RunRecord(RowCallback):
+    """Keep run.json, metrics.csv and config.yaml in the run's folder, and in each checkpoint what commands need.
 
     Args:
         config: The configuration of the run, as YAML; None to take it from model, data and Trainer.
@@ -131,16 +166,24 @@ class RunRecord(Callback):
     """
 
     def __init__(self, config: str | None = None, seed: int | None = None) -> None:
+        super().__init__()
         self.config, self.seed = config, seed
         self.run: Path | None = None  # on the first process, if there is a logger
+        self._saved: Mapping[str, Any] | None = None  # the checkpoint that the run goes on from
+        self._best: dict[str, Any] | None = None  # as run.json has it
 
     def _update(self, **entries: Any) -> None:
         if self.run:
             check_there(self.run)
             update_manifest(self.run, **entries)
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember which rows a run that goes on has."""
+        self._saved = {"run": checkpoint.get("run", {}), "global_step": checkpoint["global_step"]}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record everything that is known before the first step."""
+        super().on_train_start(trainer, pl_module)
         self._start, folder = time.perf_counter(), folder_of(trainer)
         self.run = folder if trainer.is_global_zero else None
         self.config = self.config or _described(trainer, pl_module)
@@ -156,20 +199,54 @@ class RunRecord(Callback):
         if self.run:
             self._update(**known, threads=torch.get_num_threads(), **environment())
             write(str(self.config).encode(), self.run / "config.yaml")
+        if folder and self._saved and trainer.ckpt_path:
+            self._go_on(trainer, folder, self._saved)
+
+    def _go_on(self, trainer: Trainer, folder: Path, saved: Mapping[str, Any]) -> None:
+        """Take up the rows up to the checkpoint, also from the folder of another run that this one goes on with."""
+        path = Path(str(trainer.ckpt_path))
+        for before in (folder, path.parent, path.parent.parent):
+            rows = rows_until(read_rows(before), saved)
+            if rows:
+                self.start_with(trainer, rows)
+                break
+        if self.run:
+            write_rows(self.rows, rows_file(self.run, trainer.loggers))
+
+    def update_row(self, trainer: Trainer) -> bool:
+        """Collect the row of this step, and write it."""
+        changed = super().update_row(trainer)
+        ends_here = trainer.validating and trainer.is_last_batch  # then the epoch's end writes it
+        if changed and self.run and not ends_here:
+            check_there(self.run)
+            write_rows(self.rows, rows_file(self.run, trainer.loggers))
+        return changed
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Record what the epoch before has kept as the best."""
+        found = results(trainer)
+        if self.run and found.get("best") != self._best:
+            self._best = found["best"]
+            self._update(**found)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the results."""
+        if self.at_row(trainer):
+            self.update_row(trainer)  # what the module logged at the end of the epoch, after the callbacks
         seconds = round(time.perf_counter() - self._start, 3)
         self._update(status="finished", stopped=stop_reason(trainer), seconds=seconds, **results(trainer))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the configuration, the classes of model and data, and what was trained on."""
+        """Add the configuration, the classes of model and data, what was trained on, and how far the run is."""
         if self.run:
             check_there(self.run)
+        if self.at_row(trainer):
+            self.update_row(trainer)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         known = {"config": self.config, "threads": torch.get_num_threads(), "model": path_of(type(pl_module))}
         known["data"] = path_of(type(datamodule)) if datamodule else None
         known["sha256"] = getattr(getattr(datamodule, "loaded", None), "sha256", None)
+        known["step"] = steps_done(trainer)
         checkpoint["run"] = known
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -177,4 +254,4 @@ class RunRecord(Callback):
         if self.run and (self.run / "run.json").exists():
             status = "diverged" if isinstance(exception, DivergedError) else "interrupted"
             with suppress(InputError, StorageError):  # if the disk is full, `exception` says so already
-                self._update(status=status, stopped=format_error(exception))
+                self._update(status=status, stopped=format_error(exception), **results(trainer))

@@ -115,8 +115,8 @@ class _EpochEnd(Checkpoint):
         self.ended = ended
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        row = (getattr(pl_module, "history", None) or [{}])[-1]
-        train = {name: torch.tensor([row[name]]) for name in METRICS[:2] if name in row}
+        logged = trainer.callback_metrics
+        train = {name: logged[name].cpu().float()[None] for name in METRICS[:2] if name in logged}
         logits, device = cast(Callable[[Tensor], Tensor], pl_module), pl_module.device
 
         def score(images: Tensor, labels: Tensor) -> Scores:
