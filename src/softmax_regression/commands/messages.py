@@ -121,7 +121,7 @@ def _near_options(name: str, known: Iterable[str]) -> list[str]:
             found.append(option)
     if not found:
         found = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-    if not found:
+    if not found and not group:
         last_parts = {option.rpartition(".")[2]: option for option in known}
         found = [last_parts[part] for part in difflib.get_close_matches(last, last_parts, n=2, cutoff=0.7)]
     found.sort(key=lambda option: (".max_" not in option, option))

@@ -3,7 +3,7 @@
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -66,23 +66,16 @@ class PredictionTable(Callback):
         self.photos = getattr(data, "photos", None)
         self.rows: list[dict[str, Any]] = []
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keep the rows of a batch."""
-        columns = _columns(outputs, self.names)
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *where: Any) -> None:
+        """Keep the rows of a batch; `where` is the batch, its number, and that of its loader."""
+        batch, _, loader = (*where, 0)[:3]
+        columns = columns_of(outputs, self.names)
         labels = _labels(batch)
         for i in range(max(map(len, columns.values()), default=0)):
             index = len(self.rows)
             row: dict[str, Any] = {"index": index}
             if isinstance(trainer.predict_dataloaders, Sequence) and len(trainer.predict_dataloaders) > 1:
-                row["dataloader"] = dataloader_idx
+                row["dataloader"] = loader
             if self.photos:
                 row["image"] = self.photos.paths[index]
             elif i < len(labels):
@@ -114,40 +107,47 @@ def _labels(batch: Any) -> list[int]:
     return []
 
 
-def _columns(output: Any, names: Sequence[str]) -> Columns:
-    """Return what was predicted for a batch as columns of one value for each example."""
+def columns_of(output: Any, class_names: Sequence[str]) -> Columns:
+    """Return what `predict_step` returned for a batch of n examples, as columns of n values.
+
+    Args:
+        output: A tensor (n, ...), or a dictionary, tuple or list of them; or a list of n values.
+        class_names: Names for an output of as many columns, of which the largest is then the prediction.
+    """
     if isinstance(output, Mapping) and output.keys() == {"class", "probability", "probabilities"}:  # of a Classifier
-        columns: Columns = {"predicted": [_class_name(k, names) for k in output["class"].tolist()]}
-        columns["probability"] = [f"{p:.6f}" for p in output["probability"].tolist()]
-        return columns | _numbers(output["probabilities"], names)
-    if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == len(names):
-        predicted = [names[k] for k in output.argmax(1).tolist()]
-        return {"predicted": predicted} | _numbers(output, names)
-    return _any_columns(output, "output")
+        columns: Columns = {}
+        columns["predicted"] = [_class_name(label, class_names) for label in output["class"].tolist()]
+        columns["probability"] = [f"{value:.6f}" for value in output["probability"].tolist()]
+        return columns | _numbers(output["probabilities"], class_names)
+    if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == len(class_names):
+        predicted = [class_names[label] for label in output.argmax(1).tolist()]
+        return {"predicted": predicted} | _numbers(output, class_names)
+    return _nested_columns(output, "output")
 
 
-def _any_columns(output: Any, name: str) -> Columns:
-    """Return columns of whatever `predict_step` returned: tensors, arrays, and dictionaries or tuples of them."""
+def _nested_columns(output: Any, name: str) -> Columns:
+    """Return the columns of tensors, arrays, and dictionaries, tuples or lists of them, named by where they lie."""
     if output is None:
         return {}
-    if isinstance(output, np.ndarray | np.generic):
-        output = torch.as_tensor(output)
-    if isinstance(output, Tensor):
-        if output.ndim < 2:
-            return {name: output.detach().cpu().reshape(-1).tolist()}
-        width = output[0].numel() if len(output) else 0
-        return _numbers(output.flatten(1), [f"{name}.{i}" for i in range(width)])
     if isinstance(output, Mapping):
-        parts = {f"{name}.{key}": value for key, value in output.items()}
-    elif isinstance(output, list | tuple):
-        if not any(isinstance(part, Tensor | np.ndarray | Mapping | list | tuple) for part in output):
-            return {name: list(output)}
-        parts = {f"{name}.{i}": value for i, value in enumerate(output)}
-    else:
+        return _joined_columns(output.items(), name)
+    if isinstance(output, list | tuple):
+        if output and isinstance(output[0], Tensor | np.ndarray | Mapping | list | tuple):
+            return _joined_columns(enumerate(output), name)
+        return {name: list(output)}
+    if not isinstance(output, Tensor | np.ndarray | np.generic):
         return {name: [output]}
+    values = torch.as_tensor(output).detach().cpu()
+    if values.ndim < 2:
+        return {name: values.reshape(-1).tolist()}
+    values = values.reshape(len(values), -1) if len(values) else values.flatten(1)
+    return _numbers(values, [f"{name}.{i}" for i in range(values.shape[1])])
+
+
+def _joined_columns(parts: Iterable[tuple[Any, Any]], name: str) -> Columns:
     columns: Columns = {}
-    for key, value in parts.items():
-        columns |= _any_columns(value, key)
+    for key, value in parts:
+        columns |= _nested_columns(value, f"{name}.{key}")
     return columns
 
 
@@ -161,4 +161,6 @@ def _numbers(values: Tensor, names: Sequence[str]) -> Columns:
 
 
 def _class_name(label: int, names: Sequence[str]) -> str:
-    return names[label] if 0 <= label < len(names) else str(label)
+    if 0 <= label < len(names):
+        return names[label]
+    return str(label)

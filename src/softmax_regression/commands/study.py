@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -47,6 +48,13 @@ STUDIES = {
 }
 
 
+def _chosen(args: Sequence[str]) -> str | None:
+    """Return the study that a command line begins with."""
+    if args and args[0] in STUDIES:
+        return args[0]
+    return None
+
+
 def _parameters(chosen: str | None) -> dict[str, Parameter]:
     """Return the parameters of a study, which are its options."""
     if chosen is None:
@@ -65,8 +73,10 @@ def _parser(chosen: str | None) -> ArgumentParser:
             skip: set[str | int] = set()
             if study.positional:
                 skip.add(study.positional)
-                one = _parameters(name)[study.positional].annotation is str
-                command.add_argument(study.positional, nargs=None if one else "+", type=str if one else Path)
+                if _parameters(name)[study.positional].annotation is str:
+                    command.add_argument(study.positional, type=str)
+                else:
+                    command.add_argument(study.positional, nargs="+", type=Path)
             command.add_function_arguments(study.load(), skip=skip)
         commands.add_subcommand(name, command, help=study.purpose)
     return parser
@@ -74,13 +84,18 @@ def _parser(chosen: str | None) -> ArgumentParser:
 
 def _with_switches(words: Sequence[str], parameters: dict[str, Parameter]) -> list[str]:
     """Return a command line whose switches, such as `--quick`, have the value that jsonargparse asks for."""
-    switches = [f"--{name}" for name, parameter in parameters.items() if parameter.default is False]
-    return [f"{word}=true" if word in switches else word for word in words]
+    completed = []
+    for word in words:
+        parameter = parameters.get(word.removeprefix("--"))
+        if word.startswith("--") and parameter and parameter.default is False:
+            word = f"{word}=true"
+        completed.append(word)
+    return completed
 
 
 def run(args: Sequence[str]) -> None:
     """Run a command line of `study.py`."""
-    chosen = args[0] if args and args[0] in STUDIES else None
+    chosen = _chosen(args)
     check_flags(args)
     flags = sort_flags_after_files(find_configurations(args[1:]))
     allow_classes(named_texts(flags))
@@ -99,5 +114,4 @@ def run(args: Sequence[str]) -> None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run a study and return the exit code; a mistake is a line on stderr."""
     words = sys.argv[1:] if args is None else list(args)
-    chosen = words[0] if words and words[0] in STUDIES else None
-    return run_command(lambda: run(words), lambda: _parameters(chosen))
+    return run_command(partial(run, words), lambda: _parameters(_chosen(words)))

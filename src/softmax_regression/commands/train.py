@@ -6,8 +6,9 @@ Exit codes: 0 done; 2, 3, 4, 5 see `errors`; 128 + n: interrupted by signal n, o
 import difflib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,4 @@ def main(args: Sequence[str] | None = None) -> int:
     # A default of Lightning's classes may be an Enum of strings, as Timer's is; write what it says.
     yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
 
-    def known() -> Iterable[str]:
-        return known_options(words)
-
-    return run_command(lambda: run(words), known)
+    return run_command(partial(run, words), partial(known_options, words))

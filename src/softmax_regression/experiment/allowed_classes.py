@@ -25,8 +25,9 @@ def allow_classes(texts: Iterable[str] = (), run: Path | None = None) -> None:
         texts: The flags and configurations, for the names of packages that only an import hook finds.
         run: The folder of the run, or the checkpoint, whose configuration is read.
     """
-    names = set().union(*(_TOP_LEVEL_NAME.findall(text) for text in texts))
-    names |= {module.name for module in pkgutil.iter_modules()}
+    names = {module.name for module in pkgutil.iter_modules()}
+    for text in texts:
+        names.update(_TOP_LEVEL_NAME.findall(text))
     allowed = {name for name in names if _is_allowed(name, run)}
     set_parsing_settings(
         config_read_mode_urls_enabled=False,  # LightningCLI lets configurations be read from URLs
@@ -50,6 +51,12 @@ def _is_allowed(name: str, run: Path | None) -> bool:
         return False
     if spec is None:
         return False
+    places = list(spec.submodule_search_locations or ())
+    if spec.origin:
+        places.append(spec.origin)
     folder = run.resolve()
-    places = [Path(place).resolve() for place in (spec.origin, *(spec.submodule_search_locations or ())) if place]
-    return not any(place == folder or place in folder.parents or folder in place.parents for place in places)
+    for place in places:
+        path = Path(place).resolve()
+        if path == folder or path in folder.parents or folder in path.parents:
+            return False
+    return True
