@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.files import write
@@ -87,7 +88,10 @@ def _loads(data: bytes) -> dict[str, Any]:
 
 def _not_finite(weights: dict[str, Tensor]) -> str | None:
     """Name a weight that has a NaN or an infinity, if there is one."""
-    return next((name for name, weight in weights.items() if not weight.isfinite().all()), None)
+    for name, weight in weights.items():
+        if not is_lazy(weight) and not weight.isfinite().all():
+            return name
+    return None
 
 
 class SafeCheckpointIO(TorchCheckpointIO):

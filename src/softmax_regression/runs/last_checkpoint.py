@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch.nn.parameter import is_lazy
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression.errors import InputError, Interrupted, shell_command
@@ -79,7 +80,8 @@ class LastCheckpoint(Checkpoint):
         self._handlers = install_signal_handlers([*SIGNALS, *requeue], self._on_signal)
         if requeue and self._handlers:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
-        if self.folder and not self._step:
+        lazy = any(is_lazy(weight) for weight in pl_module.parameters())  # until the first batch, and in no checkpoint
+        if self.folder and not self._step and not lazy:
             trainer.save_checkpoint(self.folder / INITIAL_CHECKPOINT, weights_only=False)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
