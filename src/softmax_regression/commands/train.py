@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule
 from softmax_regression.commands import checks, outputs, predictions, resume
 from softmax_regression.commands.help import COMMANDS, command_help, known_options, usage
 from softmax_regression.commands.messages import run_command
+from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import ExperimentCLI
 from softmax_regression.experiment.flags import check_flags, flag_value
@@ -46,6 +47,9 @@ class TrainCLI(ExperimentCLI):
             run = self.checkpoint.run
             kwargs["ckpt_path"] = str(self.checkpoint.path)
             resume.check_resumable(self.checkpoint.content, trainer, model, self.datamodule)
+        if trainer.world_size > 1 and not isinstance(self.datamodule, FashionMNISTDataModule):
+            name = type(self.datamodule).__name__
+            print_rank_zero(f"{name}: each of {trainer.world_size} processes takes minibatches of its batch size")
         loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
         folders = [run] if run else []
         if not run:

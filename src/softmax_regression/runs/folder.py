@@ -112,21 +112,31 @@ def find_run(path: Path | str) -> Path | None:
 
 
 def newest_run(which: str) -> Path:
-    """Return the newest run on real images or, if there is none, on generated ones; a line says which."""
+    """Return the newest run that has a checkpoint, one on generated images only if there is no other.
+
+    Raises:
+        InputError: There is none under logs/.
+    """
     folders = {path.parent for path in Path("logs").glob("*/*/checkpoints/*.ckpt")}
-    origins: dict[Path, str] = {}
-    for folder in sorted(folders, key=lambda folder: -folder.stat().st_mtime):
-        try:
-            origins[folder.parent] = str(read_manifest(folder.parent)["data"]["origin"])
-        except (InputError, KeyError, TypeError):
-            origins[folder.parent] = "unknown images"
-    if not origins:
+    newest_first = sorted(folders, key=lambda folder: -folder.stat().st_mtime)
+    if not newest_first:
         raise InputError(f"{which}: no run under logs/ has a checkpoint; train one with `train.py fit`")
-    newest = next(iter(origins))
-    chosen = next((run for run, origin in origins.items() if not origin.startswith("generated")), newest)
-    passed = f"; passed over {newest}, which has generated images" if chosen != newest else ""
-    print(f"{which}: the newest run is {chosen}, on {origins[chosen]}{passed}", file=sys.stderr)
-    return chosen
+    newest = newest_first[0].parent
+    for folder in newest_first:
+        run = folder.parent
+        if not data_origin(run).startswith("generated"):
+            if run != newest:
+                print(f"{which}: {newest} has generated images, so the newest run is {run}", file=sys.stderr)
+            return run
+    return newest
+
+
+def data_origin(run: Path) -> str:
+    """Return what a run was trained on, as run.json says it; `unknown data` if it does not."""
+    try:
+        return str(read_manifest(run)["data"]["origin"])
+    except (InputError, KeyError, TypeError):
+        return "unknown data"
 
 
 def open_checkpoint(which: str, prefer: str = "best") -> SavedCheckpoint:

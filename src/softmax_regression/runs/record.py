@@ -195,7 +195,11 @@ class RunRecord(RowCallback):
         known["started"] = datetime.now(UTC).isoformat(timespec="seconds")
         known["config"] = yaml.safe_load(str(self.config))
         known["device"] = {"type": str(trainer.strategy.root_device), "count": trainer.world_size}
-        known["data"] = {"origin": data.origin, "sha256": data.sha256} if data else {}
+        known["data"] = {"origin": "DataLoaders of a script"}
+        if data:
+            known["data"] = {"origin": data.origin, "sha256": data.sha256}
+        elif trainer.datamodule:  # type: ignore[attr-defined]
+            known["data"] = {"origin": type(trainer.datamodule).__name__}  # type: ignore[attr-defined]
         if self.run:
             self._update(**known, threads=torch.get_num_threads(), **environment())
             write(str(self.config).encode(), self.run / "config.yaml")
