@@ -22,6 +22,7 @@ from softmax_regression.runs.record import check_there, init_args, read_manifest
 from softmax_regression.runs.trust import find_class
 
 HPARAMS_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc")  # the metrics of TensorBoard's page HPARAMS
+NOT_IN_HPARAMS = ("dirs", "images", "device", "eval_batch_size", "watch_test", "_instantiator")
 
 
 class RunLogger(TensorBoardLogger):
@@ -68,22 +69,30 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None) -> None:
-        """List the run in HPARAMS, with the metrics of its scalars, unless it is listed already."""
-        from torch.utils.tensorboard.summary import hparams
-
-        if self._new:
-            values = {k: v if isinstance(v, int | float | str) else str(v) for k, v in dict(params).items()}
-            for summary in hparams(values, dict.fromkeys(HPARAMS_METRICS, 0.0)):
-                self.experiment._get_file_writer().add_summary(summary)
+        """Keep the hyperparameters of the model and its data until `log_graph`, which knows the model."""
+        self.hparams.update(params if isinstance(params, dict) else vars(params))
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:  # type: ignore[override]
-        """Draw the model for the page GRAPHS, after `log_hyperparams`, unless it is there already."""
+        """List the run in HPARAMS and draw the model for GRAPHS, unless both are there already."""
         if self._new:
             self._new = False
+            self._list_in_hparams(model)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
                 super().log_graph(model, input_array)
+
+    def _list_in_hparams(self, model: LightningModule) -> None:
+        """Write a row of the page HPARAMS, which shows first what differs; its metrics are the run's scalars."""
+        from torch.utils.tensorboard.summary import hparams
+
+        given = {"max_epochs": model.trainer.max_epochs, "model": type(model).__name__, **dict(self.hparams)}
+        row = {}
+        for name, value in given.items():
+            if name not in NOT_IN_HPARAMS:
+                row[name] = value if isinstance(value, int | float | str) else str(value)
+        for summary in hparams(row, dict.fromkeys(HPARAMS_METRICS, 0.0)):
+            self.experiment._get_file_writer().add_summary(summary)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
