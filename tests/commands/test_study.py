@@ -6,11 +6,11 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from torch.utils.tensorboard.writer import SummaryWriter
 
+import softmax_regression.reports.list as reports_list
+from recorded import record
 from softmax_regression.commands import study
 from softmax_regression.commands.study import STUDIES, main
-from softmax_regression.reports import report
 from softmax_regression.studies.numerics import study as numerics_study
 from softmax_regression.studies.sweep import search as sweep
 
@@ -67,10 +67,9 @@ def test_help_imports_no_study(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 def test_what_was_written_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with SummaryWriter(tmp_path) as writer:
-        writer.add_scalar("val/loss", 0.5, 1)
+    run = record(tmp_path / "run", [{"epoch": 1, "step": 1, "lr": 0.1, "val/loss": 0.5}])
     output = tmp_path / "curve.png"
-    assert main(["curve", str(tmp_path), "--output", str(output)]) == 0
+    assert main(["curve", str(run), "--output", str(output)]) == 0
     assert capsys.readouterr().out == f"{output}\n"
 
 
@@ -99,6 +98,6 @@ def test_what_lightning_says_of_srun_is_not_repeated(monkeypatch: pytest.MonkeyP
     def list_runs(logs: Path = Path("logs")) -> None:
         warnings.warn("The `srun` command is available on your system but is not used.", stacklevel=1)
 
-    monkeypatch.setattr(report, "list_runs", list_runs)
+    monkeypatch.setattr(reports_list, "list_runs", list_runs)
     with warnings.catch_warnings(action="error"):
         assert main(["list"]) == 0

@@ -4,7 +4,6 @@ Exit codes: 0 done; 2, 3, 4, 5 see `errors`; 128 + n: interrupted by signal n, o
 """
 
 import difflib
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import yaml
 from lightning.pytorch import LightningModule
 
 from softmax_regression.commands import checks, outputs, predictions, resume
@@ -190,8 +188,5 @@ def _checkpoint(command: str, flags: Sequence[str]) -> SavedCheckpoint | None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; a user's mistake is a line on stderr."""
     words = sys.argv[1:] if args is None else list(args)
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
-    # A default of Lightning's classes may be an Enum of strings, as Timer's is; write what it says.
-    yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
 
     return run_command(partial(run, words), partial(known_options, words))

@@ -1,5 +1,6 @@
 """The LightningCLI of an experiment: any model, any data module, the Trainer, and the callbacks that every run has."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ class ExperimentCLI(LightningCLI):
     """
 
     def __init__(self, command: str, flags: Sequence[str], checkpoint: SavedCheckpoint | None = None) -> None:
+        os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
+        # A default of Lightning's classes may be an Enum of strings, as Timer's is; write what it says.
+        yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
         self.command = command
         self.checkpoint = checkpoint
         self.flags = sort_flags_after_files(find_configurations(flags))

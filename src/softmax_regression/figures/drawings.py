@@ -81,8 +81,10 @@ def metrics_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def curves(rows: Sequence[Mapping[str, float]]) -> Curves:
     """Return each metric in rows of a run, at the epochs that were done when it was logged."""
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    if not rows:
+        return found
     epochs = epochs_done(rows)
-    found = {}
     for name in metrics_of(rows):
         places = [i for i, row in enumerate(rows) if row.get(name) is not None]
         values = torch.tensor([float(rows[i][name]) for i in places])
@@ -92,7 +94,14 @@ def curves(rows: Sequence[Mapping[str, float]]) -> Curves:
 
 def epochs_done(rows: Sequence[Mapping[str, float]]) -> Tensor:
     """Return how many epochs were done at each row: a fraction for a validation within an epoch."""
-    return torch.tensor([float(row["epoch"]) for row in rows])
+    ends: dict[float, float] = {0: 0}  # epoch -> the step at its last row
+    for row in rows:
+        ends[row["epoch"]] = row["step"]
+    *_, before, last = sorted(ends)
+    if before > 0:  # the last epoch may not have come to its end; it is as long as those before
+        ends[last] = max(ends[last], ends[before] + (last - before) * ends[before] / before)
+    steps = [row["step"] for row in rows]
+    return torch.from_numpy(np.interp(steps, list(ends.values()), list(ends)))
 
 
 def learning_curves(runs: Mapping[str, Curves]) -> Figure:

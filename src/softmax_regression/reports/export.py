@@ -12,14 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from softmax_regression.data.datasets import Dataset
+from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
+from softmax_regression.experiment.opening import OpenedRun, open_run
 from softmax_regression.figures.drawings import PRODUCER
 from softmax_regression.figures.page import check_output, write_page
+from softmax_regression.figures.predictions import names_of_classes
+from softmax_regression.figures.scoring import inputs_and_labels, is_logits
 from softmax_regression.files import reason, write
-from softmax_regression.runs.folder import find_run, open_data, open_model
+from softmax_regression.reports.held_out import flags_of_data, held_out_loader
 
 try:
     import onnxruntime
@@ -29,24 +34,36 @@ except ImportError as error:
     raise InputError(f'export: {error}; install it with `pip install -e ".[export]"`') from error
 
 FILES = ("model.onnx", "model-float.onnx", "index.html")
-TOLERANCE, EXAMPLES = 1e-5, 2  # of a probability; test images of each class on the page
+BATCH = 1000  # images that are compared at a time
+TOLERANCE = 1e-5  # of a probability
+EXAMPLES = 2  # test images of each class on the page
 
 
 class _Exported(nn.Module):
-    """Images (n, 28, 28), uint8 or float32 in [0, 1] -> probabilities and logits of a model, (n, k) each."""
+    """Inputs (n, ...) as a model takes them -> its probabilities and logits, (n, k) each.
 
-    def __init__(self, model: nn.Module) -> None:
+    With `grey`, inputs are images (n, 28, 28), uint8 or float32 in [0, 1], and the model takes (n, 1, 28, 28).
+    """
+
+    def __init__(self, model: nn.Module, grey: bool) -> None:
         super().__init__()
         self.model = model
+        self.grey = grey
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.model((images if images.is_floating_point() else images / 255)[:, None])
+        if not images.is_floating_point():
+            images = images / 255
+        if self.grey:
+            images = images[:, None]
+        logits = self.model(images)
         return logits.softmax(1), logits
 
 
-@torch.no_grad()
 def run(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, force: bool = False) -> Path:
-    """Write model.onnx (uint8 images), model-float.onnx (float32 in [0, 1]) and a page if that can run it.
+    """Write a classifier as ONNX, compared with its checkpoint on the test images of its data.
+
+    Of this project's data, model.onnx takes uint8 images and model-float.onnx float32 in [0, 1], and linear layers
+    have a page; of other data, model.onnx takes what the test batches hold.
 
     Args:
         which: A run's folder, a .ckpt file, or `best` or `last` of the newest run.
@@ -57,31 +74,80 @@ def run(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, 
     Raises:
         InputError: There is no such checkpoint, it cannot be exported or written, or its data cannot be had.
     """
-    path, model = open_model(which)
-    folder, kind = find_run(path), type(model).__name__
-    out = out or Path(folder or "logs", "export")
+    if out is not None:
+        check_outputs(out, force)
+    opened = open_run(which, flags=flags_of_data(dirs))
+    folder = opened.folder
+    if out is None:
+        out = Path(folder or "logs", "export")
+        check_outputs(out, force)
+    checkpoint = str(opened.checkpoint.relative_to(folder.parent)) if folder else opened.checkpoint.name
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # what is compiled cannot be exported
+        return _export(opened, out, checkpoint)
+
+
+def check_outputs(out: Path, force: bool) -> None:
+    """Refuse, before the work, a folder that cannot be written, or in which files are somebody else's."""
     for file in FILES:
         check_output(out / file, force)
-    data: Dataset | None = getattr(open_data(path, dirs), "loaded", None)
-    if data is None:
-        raise InputError(f"{path}: was trained on no data of this project to compare with; train it on them")
-    images, name = data.test_images, str(path.relative_to(folder.parent)) if folder else path.name
-    exported, given = _Exported(model).eval(), (images, images / 255)
+
+
+def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
+    """Write the files, and return the path of the page or, if there is none, of the model."""
+    model = opened.model.cpu()
+    kind = type(model).__name__
+    data = _own_images(opened)
+    if data:
+        images = data.test_images
+        inputs = {"model.onnx": images, "model-float.onnx": images / 255}
+    else:
+        images = _test_inputs(opened)
+        inputs = {"model.onnx": images}
+    exported = _Exported(model, grey=data is not None).eval()
     try:
-        expected = torch.cat([exported(part)[0] for part in images.split(1000)])
-        k = expected.shape[1]
-        names = data.class_names if len(data.class_names) == k else [str(i) for i in range(k)]
-        contents = [to_onnx(exported, each[:2], names, name) for each in given]
+        parts = [exported(part)[0] for part in images.split(BATCH)]
+        expected = torch.cat(parts)  # probabilities (n, k)
+        if not is_logits(expected, images):
+            raise InputError(f"it returns {tuple(expected.shape)} of {tuple(images.shape)}")
+        names = names_of_classes(getattr(opened.data, "class_names", ()), expected.shape[1])
+        contents = {file: to_onnx(exported, each[:2], names, checkpoint) for file, each in inputs.items()}
     except Exception as error:  # of anybody's model
         why = reason(error)[:200]
         raise InputError(f"{kind}: no classifier of images that torch.onnx can export ({why})") from error
-    for file, content, each in zip(FILES, contents, given, strict=False):
-        compare(file, content, each, expected)
+    for file, content in contents.items():
+        compare(file, content, inputs[file], expected)
         write(content, out / file)
-    if layers := layers_of(model, given[1], expected):
-        return to_page(out, layers, data, names, name)
-    print(f"no page: it runs linear layers with ReLU between, and {kind} has others", file=sys.stderr)
+    if data:
+        layers = layers_of(model, images / 255, expected)
+        if layers:
+            return to_page(out, layers, data, names, checkpoint)
+    print(
+        f"no page: it runs linear layers with ReLU between, of 28 x 28 grey pixels; {kind}\nis not of that kind",
+        file=sys.stderr,
+    )
     return out / FILES[0]
+
+
+def _own_images(opened: OpenedRun) -> Dataset | None:
+    """Return the images of this project's data module, unless a subclass makes test batches of its own."""
+    data = opened.data
+    if not isinstance(data, FashionMNISTDataModule) or is_overridden("test_dataloader", data, FashionMNISTDataModule):
+        return None
+    return data.loaded
+
+
+def _test_inputs(opened: OpenedRun) -> Tensor:
+    """Return inputs (n, ...) of the first test batches, or of validation batches where there are no others."""
+    loader = held_out_loader(opened, "test") or held_out_loader(opened, "val")
+    parts: list[Tensor] = []
+    for batch in loader or []:
+        moved = opened.trainer.strategy.batch_to_device(batch, torch.device("cpu"))
+        parts.append(inputs_and_labels(moved)[0])
+        if sum(map(len, parts)) >= BATCH:
+            break
+    if not parts:
+        raise InputError(f"{opened.checkpoint}: its data have no test batches to compare the export with")
+    return torch.cat(parts)[:BATCH]
 
 
 def to_onnx(exported: nn.Module, images: Tensor, names: Sequence[str], checkpoint: str) -> bytes:
@@ -102,11 +168,14 @@ def to_onnx(exported: nn.Module, images: Tensor, names: Sequence[str], checkpoin
 def compare(name: str, content: bytes, images: Tensor, expected: Tensor) -> None:
     """Print how far ONNX is from the expected probabilities (n, k) of images (n, 28, 28), if not far."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    outputs = (session.run(None, {"images": x.numpy()}) for x in images.split(1000))
-    found = torch.cat([torch.from_numpy(probabilities) for probabilities, _ in outputs])
-    difference, others = (found - expected).abs().max(), (found.argmax(1) != expected.argmax(1)).sum()
-    apart = f"{others} in another class than by the checkpoint, probabilities at most {difference:.1e} apart"
-    text = f"{name}: {len(images)} test images, {apart}"
+    parts = []
+    for part in images.split(BATCH):
+        probabilities, _ = session.run(None, {"images": part.numpy()})
+        parts.append(torch.from_numpy(probabilities))
+    found = torch.cat(parts)
+    difference = (found - expected).abs().max()
+    others = (found.argmax(1) != expected.argmax(1)).sum()
+    text = f"{name}: {len(images)} test images, {others} in another class, at most {difference:.0e} apart"
     if not difference <= TOLERANCE:
         raise RuntimeError(text)
     print(text, file=sys.stderr)
@@ -114,12 +183,17 @@ def compare(name: str, content: bytes, images: Tensor, expected: Tensor) -> None
 
 def layers_of(model: nn.Module, images: Tensor, expected: Tensor) -> list[nn.Linear]:
     """Return the layers of a model that predicts as they alone do, with ReLU between; of another one none."""
-    layers = [each for each in model.modules() if isinstance(each, nn.Linear) and each.bias is not None]
+    layers = []
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            layers.append(module)
     x = images.flatten(1)
     for i, layer in enumerate(layers):
         if layer.in_features != x.shape[1]:
             return []
-        x = layer(x.relu() if i else x)
+        if i > 0:
+            x = x.relu()
+        x = layer(x)
     same = x.shape == expected.shape and (x.softmax(1) - expected).abs().max() <= TOLERANCE
     return layers if same else []
 
@@ -127,7 +201,8 @@ def layers_of(model: nn.Module, images: Tensor, expected: Tensor) -> list[nn.Lin
 def to_page(out: Path, layers: Sequence[nn.Linear], data: Dataset, names: Sequence[str], checkpoint: str) -> Path:
     """Write the page, with the weights and some test images of each class in it."""
     labels = data.test_labels
-    chosen = torch.cat([(labels == k).nonzero()[:EXAMPLES, 0] for k in labels.unique()])
+    places = [(labels == k).nonzero()[:EXAMPLES, 0] for k in labels.unique()]
+    chosen = torch.cat(places)
     weights = [[_base64(layer.weight, "<f4"), _base64(layer.bias, "<f4")] for layer in layers]
     examples = {"images": _base64(data.test_images[chosen], "u1"), "labels": labels[chosen].tolist()}
     model = {"classes": names, "checkpoint": checkpoint, "layers": weights, **examples}

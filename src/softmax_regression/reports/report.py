@@ -1,39 +1,43 @@
-"""What came of a run, of several side by side, and of all that there are.
+"""A page of one run: its scores and curves, and what its best model makes of images that it was not trained on.
 
-Command: python study.py report RUN; python study.py compare RUN RUN ...; python study.py list
+Command: python study.py report RUN
 """
 
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from itertools import chain
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule
-from matplotlib.figure import Figure
+from lightning.pytorch import LightningModule
 
-from softmax_regression.errors import InputError, StorageError
+from softmax_regression.classifier import Classifier
+from softmax_regression.experiment.opening import OpenedRun, open_run
 from softmax_regression.figures.drawings import curves, learning_curves, metrics_of
 from softmax_regression.figures.page import check_output, write_page
-from softmax_regression.figures.predictions import class_scores, figures_of
-from softmax_regression.files import locked
-from softmax_regression.reports.curve import read_scalars, readable
-from softmax_regression.runs.folder import find_run, open_data, open_model
-from softmax_regression.runs.progress import NO_METRICS
-from softmax_regression.runs.record import read_manifest
-from softmax_regression.runs.rows import read_rows
+from softmax_regression.figures.predictions import LINEAR, class_scores, figures_of, names_of_classes
+from softmax_regression.figures.scoring import score
+from softmax_regression.files import reason
+from softmax_regression.model import SoftmaxRegression
+from softmax_regression.reports.held_out import flags_of_data, held_out_loader
+from softmax_regression.reports.reading import Run, cells, read_run, settings_of, state_of
+from softmax_regression.runs.rows import ROWS_FILE
 
 ON_TOP = ("seed_everything", "model", "data", "trainer.max_epochs", "early_stopping.patience")
-ASIDE = ("trainer.callbacks", "trainer.logger", "trainer.enable_", "figures", "ckpt_path", "resume", "output")
-MADE_BY = ("data", "git", "versions", "machine")
+CAPTIONS = {
+    "confusion_matrix": "Which classes are taken for which: counts, and shares of the true class.",
+    "predictions": "The most confident mistakes, framed, and some images that were classified right.",
+    "calibration": "How often the model is right, against how sure it is. The expected calibration error is the mean "
+    "distance between the two.",
+    "weights": "The weights of each class as an image: a linear model is one template a class.",
+    "worst_mistake": "The most confident mistake: what each pixel adds to the logit, pixel times weight.",
+}
 
 
 def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, force: bool = False) -> Path:
-    """Write the page of a run: its metrics and curves, and what its best model makes of images.
+    """Write the page of a run: its scores and curves, and what its best model makes of images.
 
     These are the validation images, and the test images once `train.py test` has scored them.
 
@@ -46,181 +50,89 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     Raises:
         InputError: There is no such run, its data cannot be had, or the page cannot be written.
     """
-    path, model = open_model(which)
-    run = find_run(path)
-    history = read_rows(run) if run else []
-    out = out or (run or Path("logs")) / "report"
+    opened = open_run(which, flags=flags_of_data(dirs))
+    folder = opened.folder
+    out = out or (folder or Path("logs")) / "report"
     check_output(out / "index.html", force)
-    manifest = read_manifest(run) if run else {}
-    stage = "test" if "test" in manifest else "validation"
-    figures, number, classes = _predicted(model, open_data(path, dirs, "test" if stage == "test" else "fit"), stage)
-    with suppress(InputError):  # nothing was logged
-        figures["curves"] = learning_curves({"": read_scalars(run) if run else curves(history)})
-    rows = _scores(manifest, history)
-    metrics = _metrics(rows.values())
-    config = manifest.pop("config", None) or {"model": dict(model.hparams)}
+    run = read_run(folder) if folder else Run(opened.checkpoint, {}, [], {})
+    page: dict[str, Any] = {"figures": {}, "shown": "", "classes": [], "left_out": []}
+    try:
+        with torch.compiler.set_stance("force_eager"):  # compiling takes longer than it saves here
+            page |= _predictions(opened, "test" if "test" in run.manifest else "val")
+    except Exception as error:  # of anybody's model and data
+        page["left_out"].append(f"What the model makes of images is left out: {reason(error)}.")
+    if run.rows:
+        page["figures"]["curves"] = learning_curves({"": curves(run.rows)})
+    else:
+        page["left_out"].append(f"The curves are left out: this run has no {ROWS_FILE}.")
+    rows = {"best epoch": run.best, "last epoch": run.last, "test": run.manifest.get("test")}
+    scores = {what: row for what, row in rows.items() if row}
+    metrics = metrics_of(scores.values())
+    num_classes = _classes_of_cross_entropy(opened.model)
     return write_page(
         out,
         Path(__file__).with_name("report.html"),
-        figures,
-        name=(run or path).name,
-        state=f"{_state(run, manifest)}: {manifest.get('stopped') or 'no end was recorded'}. " if run else "",
-        checkpoint=path.name,
-        origin=manifest.get("data", {}).get("origin", "unknown"),
-        options=[[k, word] for k, word in _options(config).items() if k.startswith(ON_TOP) and word != "none"],
+        name=run.folder.name,
+        end=_end(run),
+        checkpoint=opened.checkpoint.name,
+        data=run.manifest.get("data", {}).get("origin") or type(opened.data).__name__,
         metrics=metrics,
-        scores=[[what, *_cells(row, metrics)] for what, row in rows.items() if row],
-        shown=f"{number:,} {stage}",
-        classes=classes,
-        command=manifest.pop("command", "no command was recorded"),
-        config=yaml.safe_dump(config, sort_keys=False),
-        manifest=json.dumps(manifest, indent=2),
+        scores=[[what, row.get("epoch"), *cells(row, metrics)] for what, row in scores.items()],
+        num_classes=num_classes,
+        guessing=math.log(num_classes),
+        captions=CAPTIONS,
+        settings=_main_settings(opened.config),
+        command=run.manifest.get("command", "no command was recorded"),
+        config=yaml.safe_dump(opened.config, sort_keys=False),
+        manifest=json.dumps({**run.manifest, "config": "see above"}, indent=2),
+        **page,
     )
 
 
-@torch.no_grad()
-def _predicted(
-    model: LightningModule, data: LightningDataModule | None, stage: str
-) -> tuple[dict[str, Figure], int, list[list[object]]]:
-    """Return drawings of what a model makes of held out images, their number, and the scores of each class."""
-    loaders: Any = data and (data.test_dataloader() if stage == "test" else data.val_dataloader())
-    loader = loaders.get("val") if isinstance(loaders, dict) else loaders
-    parts = [(x, y, model(x)) for x, y in loader or []]
-    if not parts:
-        return {}, 0, []
-    images, labels, logits = (torch.cat(part) for part in zip(*parts, strict=True))
-    names = getattr(data, "class_names", [str(i) for i in range(logits.shape[1])])
-    drawn = figures_of(images, labels, logits, names, list(model.parameters()))
-    scores = class_scores(logits.argmax(1), labels, len(names)).tolist()
-    classes = [[name, *row] for name, row in zip(names, scores, strict=True)]
-    return {what: draw() for what, draw in drawn.items()}, len(images), classes
-
-
-def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool = False) -> Path:
-    """Write a page with the options in which runs differ, their metrics and their curves together.
-
-    Args:
-        runs: The folders of runs; one that diverged or cannot be read is left out.
-        out: Folder of the page.
-        force: Let it replace a page of somebody else's.
-
-    Raises:
-        InputError: None can be read, or the page cannot be written.
-    """
-    check_output(out / "index.html", force)
-    found = readable(runs, lambda run: (read_manifest(run), _best(run), read_scalars(run)))
-    manifests, scores, scalars = zip(*found.values(), strict=True)
-    options = [_options(manifest.get("config", {})) for manifest in manifests]
-    usual = _usual(options).items()
-    differing = [name for name, word in usual if any(of_run.get(name, word) != word for of_run in options)]
-    metrics = [metric for metric in _metrics(scores) if not metric.startswith("train")]
-    return write_page(
-        out,
-        Path(__file__).with_name("compare.html"),
-        {"curves": learning_curves(dict(zip(found, scalars, strict=True)))},
-        differing=differing,
-        metrics=metrics,
-        rows=[
-            [run, *(of_run.get(name, "") for name in differing), *_cells(row, metrics)]
-            for run, of_run, row in zip(found, options, scores, strict=True)
-        ],
-        commands={
-            run: f"{known.get('command', '')}\n\n{json.dumps({key: known.get(key) for key in MADE_BY}, indent=2)}"
-            for run, known in zip(found, manifests, strict=True)
-        },
-    )
-
-
-def list_runs(logs: Path = Path("logs")) -> str:
-    """Return a table of all runs in the order of their start: state, data, scores, what sets each apart.
-
-    Args:
-        logs: The folder of all experiments.
-
-    Raises:
-        InputError: It has no runs.
-    """
-    runs = {path.parent for name in ("run.json", "events.out.tfevents*") for path in logs.glob(f"*/*/{name}")}
-    if not runs:
-        raise InputError(f"{logs}: has no runs; train one with `train.py fit`")
-    found = sorted(((run, _manifest(run)) for run in sorted(runs)), key=lambda pair: str(pair[1].get("started", "")))
-    options = [_options(manifest.get("config", {})) for _, manifest in found]
-    usual = _usual(options)
-    table = [("run", "state", "data", "epoch", "val/loss", "val/acc", "test/acc", "what sets it apart")]
-    for (run, manifest), of_run in zip(found, options, strict=True):
-        scores: Mapping[str, Any] = {}
-        with suppress(InputError, StorageError):
-            scores = _best(run)
-        cells = map(str, _cells(scores, ["val/loss", "val/acc", "test/acc"]))
-        odd = " ".join(f"{name}={word}" for name, word in of_run.items() if word != usual[name])
-        table.append((str(run), _state(run, manifest), manifest.get("data", {}).get("origin", ""), *cells, odd))
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
-
-
-def _manifest(run: Path) -> dict[str, Any]:
-    try:
-        return read_manifest(run)
-    except InputError:
-        return {"status": "damaged"}
-
-
-def _state(run: Path, manifest: Mapping[str, Any]) -> str:
-    """Return how a run ended; one without an end is running while a process keeps its folder."""
-    if (status := manifest.get("status", "running")) != "running":
-        return str(status)
-    try:
-        with locked(run, "wait"):
-            return "interrupted"
-    except InputError:
-        return "running"
-    except StorageError:
-        return "interrupted"
-
-
-def _scores(manifest: Mapping[str, Any], history: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """Return the metrics of a run's ends, as it has recorded them, or else as its checkpoint has them."""
+def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:
+    """Return what the page shows of validation or test images: the figures that can be drawn, and why others cannot."""
+    loader = held_out_loader(opened, stage)
+    if loader is None:
+        words = "This run held out no validation images; after `train.py test`, this page shows the test images."
+        return {"left_out": [words]}
+    opened.model.to(opened.trainer.strategy.root_device)
+    scored = score(opened.trainer, opened.model, loader)
+    k = scored.logits.shape[1]
+    names = names_of_classes(getattr(opened.data, "class_names", ()), k)
+    drawn = figures_of(*scored, names, list(opened.model.parameters()))
+    left_out = []
+    if "predictions" not in drawn:
+        left_out.append("Images and their predictions are left out: the inputs are no images.")
+    if not drawn.keys() >= set(LINEAR):
+        words = "the model is not linear in the pixels of square grey images"
+        left_out.append(f"The weights as images, and what each pixel adds, are left out: {words}.")
+    scores = class_scores(scored.logits.argmax(1), scored.labels, k).tolist()
+    what = "validation" if stage == "val" else "test"
     return {
-        "last epoch": manifest.get("final") or (history[-1] if history else {}),
-        "best epoch": manifest.get("best", {}),
-        "test": manifest.get("test", {}),
+        "figures": {name: draw() for name, draw in drawn.items()},
+        "shown": f"{len(scored.labels):,} {what} images",
+        "classes": [[name, *row] for name, row in zip(names, scores, strict=True)],
+        "left_out": left_out,
     }
 
 
-def _best(run: Path) -> Mapping[str, Any]:
-    """Return the metrics of the best epoch and the test; InputError if the run has recorded none."""
-    manifest = read_manifest(run)
-    rows = _scores(manifest, read_rows(run))
-    if not any(rows.values()):
-        raise InputError(f"{run}: has recorded no metrics; give the folder of a run, such as logs/softmax/RUN")
-    return {**(rows["best epoch"] or rows["last epoch"]), **rows["test"]}
+def _classes_of_cross_entropy(model: LightningModule) -> int:
+    """Return the number of classes of a model whose loss is the mean cross-entropy, or 1."""
+    if isinstance(model, Classifier) and type(model).loss in (Classifier.loss, SoftmaxRegression.loss):
+        return model.num_classes
+    return 1
 
 
-def _metrics(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    names = metrics_of(rows)
-    return [name for name in names if name not in NO_METRICS]
+def _end(run: Run) -> str:
+    """Say how a run ended; nothing of a checkpoint without one."""
+    if not run.manifest:
+        return ""
+    state = state_of(run.folder, run.manifest)
+    stopped = run.manifest.get("stopped") or "no end was recorded"
+    return f"This run is {state}: {stopped}. "
 
 
-def _cells(row: Mapping[str, Any], metrics: Sequence[str]) -> list[object]:
-    values = [row.get(metric) for metric in metrics]
-    words = ["" if v is None else f"{v:.4f}" if abs(v) < 1e6 else f"{v:.4g}" for v in values]
-    return [row.get("epoch", ""), *words]
-
-
-def _options(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Name options of one value as on the command line, `model.lr`, and classes by their group, `model`."""
-    flat: dict[str, str] = {}
-    for name, value in config.items():
-        path = prefix[:-1] if name == "class_path" else prefix + name
-        if isinstance(value, Mapping):
-            flat |= _options(value, prefix if name == "init_args" else f"{path}.")
-        elif not isinstance(value, list) and not path.startswith(ASIDE):
-            words = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
-            flat[path] = words.rpartition(".")[2] if name == "class_path" else words
-    return flat
-
-
-def _usual(options: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return each option as most runs have it."""
-    names = dict.fromkeys(chain(*options))
-    return {name: Counter(run[name] for run in options if name in run).most_common(1)[0][0] for name in names}
+def _main_settings(config: Mapping[str, Any]) -> list[list[str]]:
+    """Return the settings of model and data, and of the length of the run, as rows."""
+    settings = settings_of(config)
+    return [[name, value] for name, value in settings.items() if name.startswith(ON_TOP) and value != "none"]

@@ -1,0 +1,152 @@
+"""What a run's folder says of it: how it ended, its settings, its rows of metrics, and what was best."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from textwrap import shorten
+from typing import Any, NamedTuple
+
+from softmax_regression.errors import InputError, StorageError
+from softmax_regression.figures.drawings import metrics_of, split_metric
+from softmax_regression.files import locked
+from softmax_regression.runs.record import read_manifest
+from softmax_regression.runs.rows import ROWS_FILE, Row, read_rows
+
+HIDDEN = ("trainer.callbacks", "trainer.logger", "trainer.enable_", "figures", "ckpt_path", "resume", "output", "force")
+
+
+class Run(NamedTuple):
+    """A run as its folder has recorded it."""
+
+    folder: Path
+    manifest: Mapping[str, Any]  # run.json
+    rows: Sequence[Row]  # metrics.csv
+    settings: Mapping[str, str]  # see `settings_of`
+
+    @property
+    def last(self) -> Row:
+        """The last row, empty where there is none."""
+        return self.rows[-1] if self.rows else {}
+
+    @property
+    def best(self) -> Mapping[str, Any]:
+        """What best.ckpt holds: its epoch, step and metrics; empty where there is none."""
+        recorded = dict(self.manifest.get("best") or {})
+        for row in self.rows:
+            if row["step"] == recorded.get("step"):
+                return row
+        for name in ("monitor", "mode", "score"):
+            recorded.pop(name, None)
+        return recorded
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The metrics of the best checkpoint, or of the last row where there is none, and of the test."""
+        return {**(self.best or self.last), **self.manifest.get("test", {})}
+
+
+def read_run(folder: Path) -> Run:
+    """Read run.json and metrics.csv.
+
+    Raises:
+        InputError: One of them holds something else.
+    """
+    manifest = read_manifest(folder)
+    return Run(folder, manifest, read_rows(folder), settings_of(manifest.get("config") or {}))
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read runs; one that diverged, cannot be read or has no metrics is left out, which stderr says.
+
+    Raises:
+        InputError: None is left.
+    """
+    found = []
+    for folder in folders:
+        try:
+            run = read_run(folder)
+            if run.manifest.get("status") == "diverged":
+                raise InputError(f"{folder}: diverged")
+            if not run.rows:
+                raise InputError(f"{folder}: has no metrics in {ROWS_FILE}; give the folder of a run of this version")
+            found.append(run)
+        except (InputError, StorageError) as error:
+            print(f"left out: {error}", file=sys.stderr)
+    if not found:
+        raise InputError("no run is left to be shown; give folders of runs, such as logs/softmax/RUN")
+    return found
+
+
+def state_of(folder: Path, manifest: Mapping[str, Any]) -> str:
+    """Return how a run ended; one without an end is running as long as a process keeps its folder."""
+    status = str(manifest.get("status", "running"))
+    if status != "running":
+        return status
+    try:
+        with locked(folder, "wait"):
+            return "interrupted"
+    except InputError:
+        return "running"
+    except StorageError:
+        return "interrupted"
+
+
+def settings_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return settings by their names on the command line, `model.lr`; a class by that of its group, `model`."""
+    found: dict[str, str] = {}
+    for name, value in config.items():
+        path = prefix + name
+        if name == "class_path":
+            found[prefix.removesuffix(".")] = str(value).rpartition(".")[2]
+        elif name == "init_args":
+            found |= settings_of(value or {}, prefix)
+        elif path.startswith(HIDDEN):
+            continue
+        elif isinstance(value, Mapping):
+            found |= settings_of(value, f"{path}.")
+        elif value is None or isinstance(value, str):
+            found[path] = value or "none"
+        else:
+            found[path] = json.dumps(value)
+    return found
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Return the names of the settings that are not the same in all runs, those of model and data first."""
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for name, value in run.settings.items():
+            values.setdefault(name, set()).add(value)
+    names = [name for name in values if len(values[name]) > 1]
+    names.sort(key=lambda name: not name.startswith(("model", "data")))  # a stable sort
+    return names
+
+
+def labels_of(runs: Sequence[Run]) -> list[str]:
+    """Name each run by what sets it apart, `model.lr=0.5`, and by its folder where that is not enough."""
+    names = differing(runs)
+    labels = []
+    for run in runs:
+        words = " ".join(f"{name}={run.settings[name]}" for name in names if name in run.settings)
+        labels.append(shorten(words, 40, placeholder=" ..."))
+    found = []
+    for run, label in zip(runs, labels, strict=True):
+        same_folder = sum(other.folder.name == run.folder.name for other in runs) > 1
+        folder = str(run.folder) if same_folder else run.folder.name
+        if not label:
+            label = folder
+        elif labels.count(label) > 1:
+            label = f"{folder}: {label}"
+        found.append(label)
+    return found
+
+
+def held_out_metrics(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the metrics that are not of the training images."""
+    return [name for name in metrics_of(scores) if split_metric(name)[0] != "train"]
+
+
+def cells(scores: Mapping[str, Any], metrics: Sequence[str]) -> list[float | None]:
+    """Return the values of metrics, None for one that is not there."""
+    return [scores.get(metric) for metric in metrics]
