@@ -50,7 +50,8 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with a module of the user's own, in which the commands are typed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for name in ("mine", "other"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     Path("mine.py").write_text(MINE)
 
 
@@ -71,6 +72,18 @@ def test_an_injected_module_layers_of_configure_model_and_data_of_ones_own_come_
     assert opened.data is not None
     (loader,) = opened.data.val_dataloader().values()
     assert sum(len(y) for _, y in loader) == 50
+
+
+def test_a_module_that_logs_no_val_loss_trains_without_what_watches_it(capsys: pytest.CaptureFixture[str]) -> None:
+    from softmax_regression.commands.train import main
+
+    Path("other.py").write_text(MINE.replace('"val/loss"', '"val_loss"').replace("class Net", "class Other"))
+    options = ("--model=other.Other", "--model.act=torch.nn.Tanh", "--data=other.Small", "--trainer.max_epochs=2")
+    assert main(["fit", *options, "--figures.every_n_epochs=0"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("no early stopping: nothing logs val/loss; choose with --early_stopping.monitor") == 1
+    assert said.count("no best.ckpt: nothing logs val/loss; choose with --best_checkpoint.monitor") == 1
+    assert [path.name for path in (only_run() / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
 def test_flags_win_over_the_configuration_of_the_run() -> None:

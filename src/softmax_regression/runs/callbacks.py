@@ -9,9 +9,11 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from softmax_regression.errors import InputError
+from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.rows import steps_done
 
 Mode = Literal["min", "max"]
+DEFAULT_MONITOR = "val/loss"  # what a Classifier logs; another module need not
 
 
 def folder_of(trainer: Trainer) -> Path | None:
@@ -21,6 +23,12 @@ def folder_of(trainer: Trainer) -> Path | None:
     dirs = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     folder = trainer.strategy.broadcast(dirs[0]) if dirs else trainer.log_dir
     return Path(folder or trainer.default_root_dir)
+
+
+def _default_is_missing(monitor: str | None, trainer: Trainer) -> bool:
+    """Whether a callback looks at the default metric, and a validation in training has not logged it."""
+    training = trainer.state.fn == "fit" and not trainer.sanity_checking
+    return training and monitor == DEFAULT_MONITOR and monitor not in trainer.callback_metrics
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -34,7 +42,7 @@ class EarlyStopping(callbacks.EarlyStopping):
     """
 
     def __init__(
-        self, monitor: str = "val/loss", patience: int = 3, min_delta: float = 0.0, mode: Mode = "min"
+        self, monitor: str = DEFAULT_MONITOR, patience: int = 3, min_delta: float = 0.0, mode: Mode = "min"
     ) -> None:
         if patience < 0:
             raise InputError(f"early_stopping.patience={patience}: must be at least 1, or 0 for never to stop")
@@ -46,6 +54,13 @@ class EarlyStopping(callbacks.EarlyStopping):
     def switch_off(self) -> None:
         """Never stop, whatever is logged."""
         self.patience, self.strict, self.check_finite = sys.maxsize, False, False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the metric, unless it is the default one and the module does not log it."""
+        if self.strict and _default_is_missing(self.monitor, trainer):
+            self.switch_off()
+            print_rank_zero(f"no early stopping: nothing logs {DEFAULT_MONITOR}; choose with --early_stopping.monitor")
+        super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score and the epochs without improvement; whether to stop is decided anew."""
@@ -65,7 +80,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     best: dict[str, Any] | None = None
 
-    def __init__(self, monitor: str | None = "val/loss", mode: Mode = "min") -> None:
+    def __init__(self, monitor: str | None = DEFAULT_MONITOR, mode: Mode = "min") -> None:
         of_training = True if monitor and monitor.startswith("train") else None
         options: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": of_training}
         super().__init__(filename="best", monitor=monitor, mode=mode, save_top_k=1 if monitor else 0, **options)
@@ -81,6 +96,13 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         elif stage == "fit":
             self.save_top_k = 0
         super().setup(trainer, pl_module, stage)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save if the metric is better, unless it is the default one and the module does not log it."""
+        if _default_is_missing(self.monitor, trainer):
+            self.switch_off()
+            print_rank_zero(f"no best.ckpt: nothing logs {DEFAULT_MONITOR}; choose with --best_checkpoint.monitor")
+        super().on_validation_end(trainer, pl_module)
 
     # It saves after validations or epochs: no call is needed at each step.
     on_train_batch_end = Callback.on_train_batch_end
