@@ -65,6 +65,9 @@ class LastCheckpoint(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep both until training goes on; with another number of processes new random numbers are drawn."""
+        if trainer.precision == "64-true":  # Lightning has loaded the weights before the module has their type
+            trainer.precision_plugin.convert_module(pl_module)
+            pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
         states = checkpoint.get("random", {})
         if len(states.get("cpu", ())) == trainer.world_size:
             mine = {name: ranks[trainer.global_rank] for name, ranks in states.items()}
