@@ -2,6 +2,7 @@
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+missing: str | None = None
 try:
     from softmax_regression.engine import lean
 except ImportError as error:  # a Lightning that names its parts in another way
@@ -24,7 +25,10 @@ class Engine(Callback):
             lean.install(trainer)
 
     def describe(self, trainer: Trainer) -> str:
-        """Say which step trains: the lean one and whom it calls, or Lightning's and why."""
-        if self.enabled and lean:
-            return lean.describe(trainer)
-        return f"Lightning's own step ({missing if self.enabled else 'engine.enabled is false'})"
+        """Say which step trains, and why if it is Lightning's own."""
+        reason = missing
+        if not self.enabled:
+            reason = "engine.enabled is false"
+        elif lean:
+            reason = lean.why_not(trainer)
+        return f"Lightning's own step ({reason})" if reason else "lean step"

@@ -1,133 +1,149 @@
 """Lightning's training step, call for call and in its order, less the calls that nobody answers.
 
-Lightning asks callbacks, module and profiler for each hook of a step. This loop looks up, as an epoch begins,
-who answers, and does what Lightning 2.6 does with those calls only. All private names it needs stand here.
+Lightning asks callbacks, module, strategy and profiler for each hook of a step. This loop knows which hooks are
+there, and does what Lightning 2.6 does with those only. Whether it may is decided in `reasons`.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
-from itertools import count, repeat
-from operator import attrgetter
 from typing import Any
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, profilers, strategies
-from lightning.pytorch.loops.fetchers import _DataFetcher, _DataLoaderIterDataFetcher
-from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult
+from lightning.pytorch import Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
+from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import Optimizer
 
-BATCH = "on_train_batch_start on_train_batch_end"  # called directly
-AFTER = "on_before_optimizer_step configure_gradient_clipping clip_gradients"  # by the precision plugin
-REST = "on_before_zero_grad on_before_backward on_after_backward optimizer_step optimizer_zero_grad backward"
-MOVES = "on_before_batch_transfer transfer_batch_to_device on_after_batch_transfer"
-NEEDED = """_logger_connector._first_loop_iter strategy._lightning_optimizers precision_plugin._wrap_closure
-    fit_loop._data_fetcher lightning_module._current_fx_name lightning_module._on_before_batch_transfer"""
-OF_LOOP = """_batches_that_stepped _build_kwargs _num_ready_batches_reached _results _should_accumulate
-    _warning_cache automatic_optimization._skip_backward batch_progress update_lr_schedulers"""
+from softmax_regression.engine.ddp import signals_of
+from softmax_regression.engine.reasons import (
+    STRATEGIES,
+    TRANSFER_HOOKS,
+    Watch,
+    answered_hooks,
+    is_plain,
+    missing_names,
+    why_not,
+)
 
-
-def why_not(trainer: Trainer) -> str | None:
-    """Say why a run takes Lightning's own step, if it does."""
-    try:
-        attrgetter(*NEEDED.split())(trainer), attrgetter(*OF_LOOP.split())(trainer.fit_loop.epoch_loop)
-    except AttributeError as error:
-        return f"of another version: {error}"
-    reasons = {
-        "another package's loop": type(trainer.fit_loop.epoch_loop) not in (LeanLoop, _TrainingEpochLoop),
-        "a profiler measures it": type(trainer.profiler) is not profilers.PassThroughProfiler,  # type: ignore[attr-defined]
-        type(trainer.strategy).__name__: type(trainer.strategy) is not strategies.SingleDeviceStrategy,
-        "dataloader_iter": isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher),
-    }
-    return next((reason for reason, holds in reasons.items() if holds), None)
-
-
-def describe(trainer: Trainer) -> str:
-    """Say which step trains: the lean one and whom it calls, or Lightning's and why."""
-    if reason := why_not(trainer):
-        return f"Lightning's own step ({reason})"
-    owners, hooks = (*trainer.callbacks, trainer.lightning_module), f"{BATCH} {AFTER} {REST}"  # type: ignore[attr-defined]
-    called = [f"{type(owner).__name__}.{hook}" for owner in owners for hook in _own(owner, hooks)]
-    return "lean step" + (f", calling {', '.join(called)}" if called else "")
+ZERO_GRAD = Optimizer.zero_grad
+ZERO_GRAD_HOOKS = {"on_before_zero_grad", "optimizer_zero_grad"}
+BACKWARD_HOOKS = {"on_before_backward", "on_after_backward", "backward"}
+STEP_HOOKS = {"on_before_optimizer_step", "configure_gradient_clipping", "clip_gradients"}
 
 
 def install(trainer: Trainer) -> None:
     """Let a Trainer train by the lean loop; the object stays, and with it counters and state."""
-    if why_not(trainer) is None:
+    if missing_names(trainer) or type(trainer.strategy) not in STRATEGIES:
+        return
+    if type(trainer.fit_loop.epoch_loop) is _TrainingEpochLoop:
         trainer.fit_loop.epoch_loop.__class__ = LeanLoop
-
-
-def _own(owner: Any, names: str) -> list[str]:
-    """Return which of these methods an object has of its own, by its class or set on the object."""
-    base = next(base for base in (Callback, LightningModule, LightningDataModule) if isinstance(owner, base))
-    known = [name for name in names.split() if callable(getattr(owner, name, None))]
-    return [n for n in known if n in vars(owner) or getattr(type(owner), n) is not getattr(base, n, None)]
 
 
 class LeanLoop(_TrainingEpochLoop):
     """Lightning's loop over an epoch with a lean `advance`."""
 
+    watch: Watch | None = None
+
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        """Look up, as an epoch begins, who answers what."""
+        """Look, as an epoch begins, who is there."""
         super().on_run_start(data_fetcher)
-        trainer, self.lean = self.trainer, why_not(self.trainer) is None
-        module, precision = trainer.lightning_module, type(trainer.precision_plugin)
-        self.module, self.fx, data = module, vars(module), data_fetcher.combined_loader
-        if self.lean and hasattr(data_fetcher.iterator, "_iterator") and data.iterables is data.flattened[0]:
-            data_fetcher.iterator = zip(data._iterator.iterators[0], count(), repeat(0))  # type: ignore[union-attr]
-        if self.lean:  # no profiler asks how long a batch takes to come
-            data_fetcher._start_profiler = data_fetcher._stop_profiler = lambda: None
-        self.answers = {h: [getattr(c, h) for c in trainer.callbacks if _own(c, h)] for h in BATCH.split()}
-        self.own = {hook: getattr(module, hook) for hook in _own(module, BATCH)}
-        moves = _own(module, MOVES) or (trainer.datamodule and _own(trainer.datamodule, MOVES))
-        self.in_place = not moves and precision in (Precision, MixedPrecision)
-        self.updates = precision is Precision and not any(_own(o, REST) for o in (*trainer.callbacks, module))
-        self.updates &= trainer.strategy.model is module and not self.automatic_optimization._skip_backward
-        self.after = any(_own(owner, AFTER) for owner in (*trainer.callbacks, module))
-        self.takes = len(self._build_kwargs(OrderedDict(), None, 0))  # arguments of training_step
+        self.watch = None
+        self._look()
 
-    def _call(self, hook: str, *args: Any) -> Any:  # callbacks first; what the module says counts
-        for answer in self.answers[hook]:
-            self._run(hook, answer, self.trainer, self.module, *args)
-        return self._run(hook, self.own[hook], *args) if hook in self.own else None
+    def teardown(self) -> None:
+        """Let go of the objects of a run."""
+        super().teardown()
+        self.watch = self.module = self.step = None
 
-    def _run(self, name: str, function: Any, *args: Any, **kwargs: Any) -> Any:  # what it logs has this name
-        before, self.fx["_current_fx_name"] = self.fx["_current_fx_name"], name
-        result = function(*args, **kwargs)
-        self.fx["_current_fx_name"] = before
-        return result
+    def _look(self) -> None:
+        """Find out which hooks are there, and what may be left out, unless all is as it was."""
+        trainer = self.trainer
+        if self.watch and self.watch.holds(trainer):
+            return
+        self.watch = Watch(trainer)
+        self.module, strategy, precision = trainer.lightning_module, trainer.strategy, trainer.precision_plugin
+        self.lean = why_not(trainer) is None
+        self.answered = answered_hooks(trainer)
+        self.several = trainer.world_size > 1
+        known = type(precision) in (Precision, MixedPrecision) and is_plain(precision, type(precision))
+        self.in_place = known and self.answered.isdisjoint(TRANSFER_HOOKS)
+        self.direct = type(strategy) is SingleDeviceStrategy and type(precision) is Precision
+        optimizers = strategy._lightning_optimizers
+        self.updates = (
+            known
+            and self.lean
+            and getattr(precision, "scaler", None) is None
+            and "optimizer_step" not in self.answered
+            and all(is_plain(optimizer, LightningOptimizer) for optimizer in optimizers)
+            and is_plain(self.automatic_optimization, _AutomaticOptimization)
+        )
+        self.step: Any = None  # whose arguments are known
+
+    def _broadcast_sigterm_tensor(self) -> None:
+        """End the run on all processes if one has received a SIGTERM; Lightning asks so at each of their steps."""
+        signals = signals_of(self.trainer)
+        signals.at_step(self.trainer, self.batch_progress.total.ready)
+        if signals.sigterm:
+            raise SIGTERMException
 
     def _should_accumulate(self) -> bool:
         return self.trainer.accumulate_grad_batches != 1 and super()._should_accumulate()
 
+    def _named(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function; what it logs has this name."""
+        module, before = self.module, self.module._current_fx_name
+        object.__setattr__(module, "_current_fx_name", name)  # that of nn.Module looks for parameters first
+        result = function(*args, **kwargs)
+        object.__setattr__(module, "_current_fx_name", before)
+        return result
+
+    def _hook(self, name: str, *args: Any) -> Any:
+        """Call a hook of each callback, then that of the module, and return what the module says."""
+        if name not in self.answered:
+            return None
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            function = getattr(callback, name)
+            if callable(function):
+                self._named(name, function, self.trainer, self.module, *args)
+        function = getattr(self.module, name)
+        answer = self._named(name, function, *args) if callable(function) else None
+        self._look()
+        return answer
+
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Take one minibatch and make one step with it."""
+        self._look()
         if not self.lean or self.restarting or self.val_loop.restarting:
             super().advance(data_fetcher)
             return
-        trainer, progress, device = self.trainer, self.batch_progress, self.trainer.strategy.root_device
+        trainer, progress, results = self.trainer, self.batch_progress, self._results
+        connector = trainer._logger_connector
+        if self.several:
+            self._broadcast_sigterm_tensor()
         batch, _, _ = next(data_fetcher)
         batch_idx = progress.current.ready
         progress.is_last_batch = data_fetcher.done
-        batch = [*batch] if type(batch) is list else batch  # a new one, as from Lightning
-        parts = batch if type(batch) in (tuple, list) else (batch,)
-        if not (self.in_place and all(type(part) is Tensor and part.device == device for part in parts)):
-            batch = trainer.precision_plugin.convert_input(batch)
-            batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
-            batch = self._run("batch_to_device", trainer.strategy.batch_to_device, batch, dataloader_idx=0)
+        batch = self._to_device(batch)
         progress.increment_ready()
-        connector, results, output, skip = trainer._logger_connector, self._results, None, False
         connector._first_loop_iter = connector._first_loop_iter is None
         results.batch, results.batch_size, results.dataloader_idx = batch, None, None
+        output, skip = None, False
         if batch is None:
-            warning = "train_dataloader yielded None. If this was on purpose, ignore this warning..."
-            self._warning_cache.warn(warning)
-        elif skip := self._call("on_train_batch_start", batch, batch_idx) == -1:
-            progress.increment_by(0, is_last_batch=True)
+            self._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
         else:
-            progress.increment_started()
-            output = self._update(batch, batch_idx)
+            skip = self._hook("on_train_batch_start", batch, batch_idx) == -1
+            if skip:
+                progress.increment_by(0, is_last_batch=True)
+            else:
+                progress.increment_started()
+                output = self._update(batch, batch_idx)
         progress.increment_processed()
         if trainer.lr_scheduler_configs:
             self.update_lr_schedulers("step", update_plateau_schedulers=False)
@@ -135,58 +151,115 @@ class LeanLoop(_TrainingEpochLoop):
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if skip:
             raise StopIteration
-        self._call("on_train_batch_end", output, batch, batch_idx)
-        if on_step := any(result.meta.on_step for result in results.values()):
+        self._hook("on_train_batch_end", output, batch, batch_idx)
+        logs_steps = any(result.meta.on_step for result in results.values())
+        if logs_steps:
             connector.on_batch_end()
         results.batch = results.batch_size = None
         progress.increment_completed()
-        if on_step:
+        if logs_steps:
             connector.update_train_step_metrics()
+
+    def _to_device(self, batch: Any) -> Any:
+        """Return a minibatch on the device of the run: itself, or a new list, if it is there and nobody moves it."""
+        strategy = self.trainer.strategy
+        in_place, device = self.in_place, strategy.root_device
+        for part in batch if type(batch) in (tuple, list) else (batch,):
+            in_place = in_place and type(part) is Tensor and part.device == device
+        if in_place:
+            return [*batch] if type(batch) is list else batch
+        batch = self.trainer.precision_plugin.convert_input(batch)
+        batch = self.module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return self._named("batch_to_device", strategy.batch_to_device, batch, dataloader_idx=0)
+
+    def _arguments(self, batch: Any, batch_idx: int) -> "OrderedDict[str, Any]":
+        """Return the arguments of `training_step`, which need not take the index."""
+        if self.step != self.module.training_step:
+            self.step = self.module.training_step
+            self.takes_index = len(self._build_kwargs(OrderedDict(), batch, batch_idx)) == 2
+        arguments = OrderedDict(batch=batch)
+        if self.takes_index:
+            arguments["batch_idx"] = batch_idx
+        return arguments
 
     def _update(self, batch: Any, batch_idx: int) -> Any:
         """Make the update of a minibatch; return what `on_train_batch_end` gets of it."""
-        trainer, module, parts = self.trainer, self.module, self.trainer.accumulate_grad_batches
-        if not module.automatic_optimization:
-            return self.manual_optimization.run(self._build_kwargs(OrderedDict(), batch, batch_idx))
-        if not self.updates:
-            kwargs = self._build_kwargs(OrderedDict(), batch, batch_idx)
-            return self.automatic_optimization.run(trainer.optimizers[0], batch_idx, kwargs)
-        optimizer = trainer.strategy._lightning_optimizers[0].optimizer
-        progress = self.automatic_optimization.optim_progress.optimizer
-
-        def training_step() -> ClosureResult:
-            output = self._run("training_step", module.training_step, *(batch, batch_idx)[: self.takes])
-            plain = type(output) is Tensor and parts == 1  # its loss need not be divided
-            return ClosureResult(output) if plain else ClosureResult.from_training_step_output(output, parts)
-
-        def zero_grad() -> None:
-            if "zero_grad" in vars(optimizer) or type(optimizer).zero_grad is not Optimizer.zero_grad:
-                self._run("optimizer_zero_grad", optimizer.zero_grad)
-            else:  # the same, less a record for profilers, which costs more
-                for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-                    parameter.grad = None
-            progress.zero_grad.increment_by(1)
-
-        backward = partial(self._run, "backward", Tensor.backward)
-        closure = Closure(training_step, backward, zero_grad if batch_idx % parts == 0 else None)
+        trainer, automatic = self.trainer, self.automatic_optimization
+        arguments = self._arguments(batch, batch_idx)
+        if not self.module.automatic_optimization:
+            return self.manual_optimization.run(arguments)
+        wrapper = trainer.strategy._lightning_optimizers[0]
+        plain = wrapper._on_before_step is wrapper._on_after_step is do_nothing_closure
+        if not self.updates or automatic._skip_backward or not plain:
+            return automatic.run(trainer.optimizers[0], batch_idx, arguments)
+        optimizer, progress = wrapper.optimizer, automatic.optim_progress.optimizer
+        zero_grad = None
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            zero_grad = partial(self._zero_grad, batch_idx)
+        closure = Closure(partial(self._training_step, arguments), self._backward, zero_grad)
         if self._should_accumulate():
-            closure()
+            with _block_parallel_sync_behavior(trainer.strategy):
+                closure()
         else:
-            whole = partial(trainer.precision_plugin._wrap_closure, module, optimizer, closure)
             progress.step.increment_ready()
-            after = self.after or trainer.gradient_clip_val
-            self._run("optimizer_step", optimizer.step, closure=whole if after else closure)
+            self._named("optimizer_step", optimizer.step, closure=partial(self._closure_for_step, closure, optimizer))
             progress.step.increment_completed()
         result = closure.consume_result()
         return {} if result.loss is None else result.asdict()
+
+    def _training_step(self, arguments: "OrderedDict[str, Any]") -> ClosureResult:
+        """Call `training_step`, through the strategy where that wraps the module or sets a precision."""
+        if not self.direct:
+            result = self.automatic_optimization._training_step(arguments)
+            self._look()
+            return result
+        output = self._named("training_step", self.module.training_step, *arguments.values())
+        self._look()
+        batches = self.trainer.accumulate_grad_batches
+        if type(output) is Tensor and batches == 1 and not vars(output):  # it need not be divided
+            return ClosureResult(output)
+        return ClosureResult.from_training_step_output(output, batches)
+
+    def _zero_grad(self, batch_idx: int) -> None:
+        """Forget the gradients of the update before."""
+        automatic, optimizer = self.automatic_optimization, self.trainer.optimizers[0]
+        method = optimizer.zero_grad
+        plain = getattr(method, "__func__", None) is ZERO_GRAD and self.answered.isdisjoint(ZERO_GRAD_HOOKS)
+        if not plain:
+            automatic._on_before_zero_grad(optimizer)
+            automatic._optimizer_zero_grad(batch_idx, optimizer)
+            return
+        for group in method.__self__.param_groups:  # what torch does, less a record for profilers, which costs more
+            for parameter in group["params"]:
+                parameter.grad = None
+        automatic.optim_progress.optimizer.zero_grad.increment_by(1)
+
+    def _backward(self, loss: Tensor) -> None:
+        """Compute the gradients of a loss."""
+        if self.updates and self.answered.isdisjoint(BACKWARD_HOOKS):
+            self.trainer.strategy.pre_backward(loss)
+            self._named("backward", loss.backward)
+            self.trainer.strategy.post_backward(loss)
+        else:
+            self.automatic_optimization._make_backward_fn(self.trainer.optimizers[0])(loss)
+
+    def _closure_for_step(self, closure: Closure, optimizer: Optimizer) -> Any:
+        """Compute loss and gradients, and clip them, for an optimizer that is about to step."""
+        loss = closure()
+        trainer = self.trainer
+        if not self.updates or trainer.gradient_clip_val or not self.answered.isdisjoint(STEP_HOOKS):
+            trainer.precision_plugin._after_closure(self.module, optimizer)
+        return loss
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
         """Validate where that is due; else there is nothing to do but to count."""
         trainer, progress = self.trainer, self.batch_progress
         ready = (progress.current if trainer.check_val_every_n_epoch else progress.total).ready
-        ends = progress.is_last_batch or trainer.should_stop or trainer.received_sigterm
-        if not self.lean or ends or ready % (trainer.val_check_batch or 1) == 0:
+        every = trainer.val_check_batch  # None where validation has the rhythm of a clock
+        may_validate = every is None or ready % every == 0 or self._num_ready_batches_reached()
+        if not self.lean or may_validate or self._skip_next_val or trainer.should_stop or trainer.received_sigterm:
             super().on_advance_end(data_fetcher)
         elif not self._should_accumulate():
             self.update_lr_schedulers("step", update_plateau_schedulers=True)
             self._batches_that_stepped += 1
+

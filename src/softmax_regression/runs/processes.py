@@ -17,26 +17,11 @@ from typing import Any
 
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
-from torch import Tensor, accelerator, distributed, set_num_threads
+from torch import accelerator, distributed, set_num_threads
 from torch.distributed import DistError
 
+from softmax_regression.engine.ddp import ExactDDP
 from softmax_regression.errors import InputError, Interrupted, LostProcessError
-
-
-class ExactDDP(DDPStrategy):
-    """Lightning's DDP, whose gradient is the mean over a minibatch even if the shares of it are uneven.
-
-    DDP takes the mean of the processes' gradients, each the mean over a share. Here a share that is smaller
-    counts for less, and an empty one for nothing: the training loader says how much, if it is `Minibatches`.
-    """
-
-    def pre_backward(self, closure_loss: Tensor) -> None:
-        """Let the gradient of a loss count for this process's share of the minibatch."""
-        super().pre_backward(closure_loss)
-        assert self.lightning_module is not None
-        share = getattr(self.lightning_module.trainer.train_dataloader, "share", 1.0)
-        if share != 1.0 and closure_loss.requires_grad:
-            closure_loss.register_hook(lambda gradient: gradient * share)
 
 
 print_rank_zero = rank_zero_only(print)  # for all processes together

@@ -1,0 +1,89 @@
+"""What the processes of a run share at its steps: the exact gradient of a minibatch, and signals."""
+
+import time
+from weakref import WeakKeyDictionary
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+
+SECONDS = 0.5  # between two exchanges of signals
+MAX_STEPS = 1000  # between two exchanges of signals, if a step takes less than half a millisecond
+
+
+class ExactDDP(DDPStrategy):
+    """Lightning's DDP, whose gradient is the mean over a minibatch even if the shares of it are uneven.
+
+    DDP takes the mean of the processes' gradients, each the mean over a share. Here a share that is smaller
+    counts for less, and an empty one for nothing: the training loader says how much, if it is `Minibatches`.
+    """
+
+    def pre_backward(self, closure_loss: Tensor) -> None:
+        """Let the gradient of a loss count for this process's share of the minibatch."""
+        super().pre_backward(closure_loss)
+        assert self.lightning_module is not None
+        share = getattr(self.lightning_module.trainer.train_dataloader, "share", 1.0)
+        if share != 1.0 and closure_loss.requires_grad:
+            closure_loss.register_hook(lambda gradient: gradient * share)
+
+
+class SharedSignals:
+    """Which signal has reached any process of a run, known to all of them at the same step.
+
+    To find out costs an exchange, for which the CPU waits on a GPU. The processes exchange about twice a second, at
+    steps that all of them know beforehand: the first one measures its steps, and tells the others how many there
+    are until the next exchange. A process alone knows at once.
+
+    Attributes:
+        received: The number of the first signal that this process has received, 0 for none.
+        wants_save: Whether this process asks for a checkpoint.
+        agreed: The highest number that any process had received at the last exchange.
+        save: Whether any process had asked for a checkpoint then.
+        sigterm: Whether Lightning had noted a SIGTERM in any process then.
+    """
+
+    def __init__(self) -> None:
+        self.received, self.wants_save = 0, False
+        self.agreed, self.save, self.sigterm = 0, False, False
+        self._batch = -1  # the last one of which `at_step` was told
+        self._steps = 0  # since the last exchange
+        self._interval = 1  # steps between the last exchange and the next one
+        self._exchanged_at = time.monotonic()
+
+    def at_step(self, trainer: Trainer, batch: int) -> None:
+        """Exchange if it is time to; to be called by every process for each minibatch, counted over the run."""
+        if trainer.world_size == 1:
+            self.agreed, self.save = self.received, self.wants_save
+            return
+        if batch == self._batch:  # the engine and LastCheckpoint both call
+            return
+        self._batch = batch
+        self._steps += 1
+        if self._steps >= self._interval:
+            self.exchange(trainer)
+
+    def exchange(self, trainer: Trainer) -> None:
+        """Tell the other processes what has come, and hear what they know; all of them take part."""
+        elapsed = max(time.monotonic() - self._exchanged_at, 1e-6)
+        wanted = int(self._steps * SECONDS / elapsed)
+        # At most twice as many as before: the first steps of a run, or those after a validation, tell little.
+        wanted = max(1, min(wanted, 2 * self._interval, MAX_STEPS))
+        if not trainer.is_global_zero:
+            wanted = 0
+        mine = [float(self.received), float(self.wants_save), float(trainer.received_sigterm), float(wanted)]
+        tensor = torch.tensor(mine, device=trainer.strategy.root_device)
+        reduced = trainer.strategy.reduce(tensor, reduce_op="max")
+        agreed, save, sigterm, interval = reduced.tolist()
+        self.agreed, self.save, self.sigterm = int(agreed), save > 0, sigterm > 0
+        self._interval, self._steps, self._exchanged_at = int(interval), 0, time.monotonic()
+
+
+_SIGNALS: WeakKeyDictionary[Trainer, SharedSignals] = WeakKeyDictionary()
+
+
+def signals_of(trainer: Trainer) -> SharedSignals:
+    """Return the one object for the signals of a Trainer's runs."""
+    if trainer not in _SIGNALS:
+        _SIGNALS[trainer] = SharedSignals()
+    return _SIGNALS[trainer]

@@ -1,0 +1,171 @@
+"""Whether the lean step may train a run, and which hooks it has to call.
+
+The lean step does the work of some of Lightning's methods without calling them. Where an object of a run has
+such a method of its own, that one is called, or the run is left to Lightning.
+"""
+
+from collections.abc import Sized
+from operator import attrgetter
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
+from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from softmax_regression.engine.ddp import ExactDDP
+
+BATCH_HOOKS = (
+    *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"),
+    *("on_after_backward", "on_before_optimizer_step"),
+)
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+UPDATE_HOOKS = ("optimizer_step", "optimizer_zero_grad", "backward", "configure_gradient_clipping", "clip_gradients")
+STRATEGY_METHODS = (
+    *("training_step", "post_training_step", "backward", "optimizer_step", "batch_to_device"),
+    "on_train_batch_start",
+)
+PRECISION_METHODS = (
+    *("convert_input", "train_step_context", "forward_context", "pre_backward", "backward", "post_backward"),
+    "optimizer_step",
+)
+# What the lean step does without a call, and what Lightning has under these names.
+LEFT_OUT: dict[type, tuple[str, ...]] = {
+    Callback: BATCH_HOOKS,
+    LightningModule: (*BATCH_HOOKS, *TRANSFER_HOOKS, *UPDATE_HOOKS),
+    LightningDataModule: TRANSFER_HOOKS,
+    SingleDeviceStrategy: STRATEGY_METHODS,
+    DDPStrategy: STRATEGY_METHODS,
+    ExactDDP: STRATEGY_METHODS,
+    Precision: PRECISION_METHODS,
+    MixedPrecision: PRECISION_METHODS,
+    LightningOptimizer: ("step", "optimizer"),
+    _AutomaticOptimization: ("run", "_make_closure", "_optimizer_step"),
+}
+STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ExactDDP)
+LIGHTNINGS = {(owner, name): getattr(owner, name) for owner, names in LEFT_OUT.items() for name in names}
+PRIVATE = (  # names that another version of Lightning may not have
+    "_logger_connector._first_loop_iter",
+    "strategy._lightning_optimizers",
+    "precision_plugin._after_closure",
+    "fit_loop._data_fetcher",
+    "fit_loop.epoch_loop._batches_that_stepped",
+    "fit_loop.epoch_loop._broadcast_sigterm_tensor",
+    "fit_loop.epoch_loop._build_kwargs",
+    "fit_loop.epoch_loop._num_ready_batches_reached",
+    "fit_loop.epoch_loop._results",
+    "fit_loop.epoch_loop._should_accumulate",
+    "fit_loop.epoch_loop._skip_next_val",
+    "fit_loop.epoch_loop._warning_cache",
+    "fit_loop.epoch_loop.automatic_optimization._make_backward_fn",
+    "fit_loop.epoch_loop.automatic_optimization._on_before_zero_grad",
+    "fit_loop.epoch_loop.automatic_optimization._optimizer_zero_grad",
+    "fit_loop.epoch_loop.automatic_optimization._skip_backward",
+    "fit_loop.epoch_loop.automatic_optimization._training_step",
+    "lightning_module._current_fx_name",
+    "lightning_module._on_before_batch_transfer",
+)
+
+
+def answers_by_itself(thing: Any, base: type) -> bool:
+    """Whether what an object has cannot be seen from its class: a duck type, a mock, its own `__getattribute__`."""
+    return not issubclass(type(thing), base) or type(thing).__getattribute__ is not object.__getattribute__
+
+
+def own_methods(thing: Any, base: type) -> set[str]:
+    """Return which methods in `LEFT_OUT` an object has of its own, by its class or set on the object."""
+    if answers_by_itself(thing, base):
+        return set(LEFT_OUT[base])
+    own = set()
+    for name in LEFT_OUT[base]:
+        if name in vars(thing) or getattr(type(thing), name) is not LIGHTNINGS[base, name]:
+            own.add(name)
+    return own
+
+
+def is_plain(thing: Any, base: type) -> bool:
+    """Whether an object has no method in `LEFT_OUT` of its own."""
+    return not own_methods(thing, base)
+
+
+def missing_names(trainer: Trainer) -> str | None:
+    """Say which private name this Lightning does not have, if there is one."""
+    for name in PRIVATE:
+        try:
+            attrgetter(name)(trainer)
+        except AttributeError as error:
+            return f"of another version: {error}"
+    return None
+
+
+def why_not(trainer: Trainer) -> str | None:
+    """Say why Lightning's own step trains, if it does."""
+    if missing := missing_names(trainer):
+        return missing
+    strategy = trainer.strategy
+    if type(strategy) not in STRATEGIES:
+        return type(strategy).__name__
+    for name in own_methods(strategy, type(strategy)):
+        return f"{type(strategy).__name__} with its own {name}"
+    if getattr(strategy, "_model_averager", None):
+        return "the strategy averages the model"
+    if not issubclass(type(trainer.fit_loop.epoch_loop), _TrainingEpochLoop):
+        return "another package's loop"
+    if type(trainer.profiler) is not PassThroughProfiler:  # type: ignore[attr-defined]
+        return "a profiler measures it"
+    if isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher):
+        return "dataloader_iter"
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if answers_by_itself(callback, Callback):
+            return f"{type(callback).__name__} is not a plain Callback"
+    if answers_by_itself(trainer.lightning_module, LightningModule):
+        return f"{type(trainer.lightning_module).__name__} is not a plain LightningModule"
+    return None
+
+
+def answered_hooks(trainer: Trainer) -> set[str]:
+    """Return the hooks that a callback, the module or the data module has, by their names."""
+    answered = own_methods(trainer.lightning_module, LightningModule)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        answered |= own_methods(callback, Callback)
+    if trainer.datamodule is not None:  # type: ignore[attr-defined]
+        answered |= own_methods(trainer.datamodule, LightningDataModule)  # type: ignore[attr-defined]
+    return answered
+
+
+class Watch:
+    """Tells at little cost whether an object, or a method of one, may have come, gone or changed since it was made.
+
+    A method that is set on an object or added to its class makes a dictionary longer. One that replaces another
+    does not; the lean step looks up what it calls at each call.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.objects = self._objects(trainer)
+        self.spaces: list[Sized] = []
+        for thing in (*self.objects, trainer.lightning_module, trainer.datamodule):  # type: ignore[attr-defined]
+            if hasattr(thing, "__dict__"):
+                self.spaces.append(vars(thing))
+            for owner in type(thing).__mro__:
+                if owner.__module__.partition(".")[0] not in ("lightning", "torch", "builtins"):
+                    self.spaces.append(vars(owner))
+        self.sizes = [*map(len, self.spaces)]
+
+    @staticmethod
+    def _objects(trainer: Trainer) -> list[Any]:
+        strategy = trainer.strategy
+        others = (
+            trainer.profiler,
+            strategy,
+            strategy.precision_plugin,
+            trainer.fit_loop.epoch_loop.automatic_optimization,
+        )  # type: ignore[attr-defined]
+        return [*others, *strategy._lightning_optimizers, *trainer.callbacks]  # type: ignore[attr-defined]
+
+    def holds(self, trainer: Trainer) -> bool:
+        """Whether everything is as it was."""
+        return [*map(len, self.spaces)] == self.sizes and self._objects(trainer) == self.objects
