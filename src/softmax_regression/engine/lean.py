@@ -50,6 +50,8 @@ class LeanLoop(_TrainingEpochLoop):
     """Lightning's loop over an epoch with a lean `advance`."""
 
     watch: Watch | None = None
+    module: Any = None  # the LightningModule
+    known_step: Any = None  # a `training_step` whose arguments are known
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Look, as an epoch begins, who is there."""
@@ -60,7 +62,7 @@ class LeanLoop(_TrainingEpochLoop):
     def teardown(self) -> None:
         """Let go of the objects of a run."""
         super().teardown()
-        self.watch = self.module = self.step = None
+        self.watch = self.module = self.known_step = None
 
     def _look(self) -> None:
         """Find out which hooks are there, and what may be left out, unless all is as it was."""
@@ -82,9 +84,9 @@ class LeanLoop(_TrainingEpochLoop):
             and getattr(precision, "scaler", None) is None
             and "optimizer_step" not in self.answered
             and all(is_plain(optimizer, LightningOptimizer) for optimizer in optimizers)
+            and type(self.automatic_optimization) is _AutomaticOptimization
             and is_plain(self.automatic_optimization, _AutomaticOptimization)
         )
-        self.step: Any = None  # whose arguments are known
 
     def _broadcast_sigterm_tensor(self) -> None:
         """End the run on all processes if one has received a SIGTERM; Lightning asks so at each of their steps."""
@@ -108,7 +110,7 @@ class LeanLoop(_TrainingEpochLoop):
         """Call a hook of each callback, then that of the module, and return what the module says."""
         if name not in self.answered:
             return None
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+        for callback in self.trainer.callbacks:
             function = getattr(callback, name)
             if callable(function):
                 self._named(name, function, self.trainer, self.module, *args)
@@ -174,8 +176,8 @@ class LeanLoop(_TrainingEpochLoop):
 
     def _arguments(self, batch: Any, batch_idx: int) -> "OrderedDict[str, Any]":
         """Return the arguments of `training_step`, which need not take the index."""
-        if self.step != self.module.training_step:
-            self.step = self.module.training_step
+        if self.known_step != self.module.training_step:
+            self.known_step = self.module.training_step
             self.takes_index = len(self._build_kwargs(OrderedDict(), batch, batch_idx)) == 2
         arguments = OrderedDict(batch=batch)
         if self.takes_index:
@@ -192,17 +194,18 @@ class LeanLoop(_TrainingEpochLoop):
         plain = wrapper._on_before_step is wrapper._on_after_step is do_nothing_closure
         if not self.updates or automatic._skip_backward or not plain:
             return automatic.run(trainer.optimizers[0], batch_idx, arguments)
-        optimizer, progress = wrapper.optimizer, automatic.optim_progress.optimizer
-        zero_grad = None
+        optimizer, progress = trainer.optimizers[0], automatic.optim_progress.optimizer
+        backward, zero_grad = partial(self._backward, automatic, optimizer), None
         if batch_idx % trainer.accumulate_grad_batches == 0:
-            zero_grad = partial(self._zero_grad, batch_idx)
-        closure = Closure(partial(self._training_step, arguments), self._backward, zero_grad)
+            zero_grad = partial(self._zero_grad, automatic, batch_idx, optimizer)
+        closure = Closure(partial(self._training_step, arguments), backward, zero_grad)
         if self._should_accumulate():
             with _block_parallel_sync_behavior(trainer.strategy):
                 closure()
         else:
             progress.step.increment_ready()
-            self._named("optimizer_step", optimizer.step, closure=partial(self._closure_for_step, closure, optimizer))
+            whole = partial(self._closure_for_step, closure, wrapper.optimizer)
+            self._named("optimizer_step", wrapper.optimizer.step, closure=whole)
             progress.step.increment_completed()
         result = closure.consume_result()
         return {} if result.loss is None else result.asdict()
@@ -220,10 +223,9 @@ class LeanLoop(_TrainingEpochLoop):
             return ClosureResult(output)
         return ClosureResult.from_training_step_output(output, batches)
 
-    def _zero_grad(self, batch_idx: int) -> None:
+    def _zero_grad(self, automatic: _AutomaticOptimization, batch_idx: int, optimizer: Optimizer) -> None:
         """Forget the gradients of the update before."""
-        automatic, optimizer = self.automatic_optimization, self.trainer.optimizers[0]
-        method = optimizer.zero_grad
+        method: Any = optimizer.zero_grad
         plain = getattr(method, "__func__", None) is ZERO_GRAD and self.answered.isdisjoint(ZERO_GRAD_HOOKS)
         if not plain:
             automatic._on_before_zero_grad(optimizer)
@@ -234,19 +236,21 @@ class LeanLoop(_TrainingEpochLoop):
                 parameter.grad = None
         automatic.optim_progress.optimizer.zero_grad.increment_by(1)
 
-    def _backward(self, loss: Tensor) -> None:
+    def _backward(self, automatic: _AutomaticOptimization, optimizer: Optimizer, loss: Tensor) -> None:
         """Compute the gradients of a loss."""
         if self.updates and self.answered.isdisjoint(BACKWARD_HOOKS):
             self.trainer.strategy.pre_backward(loss)
             self._named("backward", loss.backward)
             self.trainer.strategy.post_backward(loss)
         else:
-            self.automatic_optimization._make_backward_fn(self.trainer.optimizers[0])(loss)
+            call_backward = automatic._make_backward_fn(optimizer)
+            assert call_backward  # `_skip_backward` was False as the step began
+            call_backward(loss)
 
     def _closure_for_step(self, closure: Closure, optimizer: Optimizer) -> Any:
         """Compute loss and gradients, and clip them, for an optimizer that is about to step."""
-        loss = closure()
-        trainer = self.trainer
+        loss, trainer = closure(), self.trainer
+        self._look()
         if not self.updates or trainer.gradient_clip_val or not self.answered.isdisjoint(STEP_HOOKS):
             trainer.precision_plugin._after_closure(self.module, optimizer)
         return loss
@@ -262,4 +266,3 @@ class LeanLoop(_TrainingEpochLoop):
         elif not self._should_accumulate():
             self.update_lr_schedulers("step", update_plateau_schedulers=True)
             self._batches_that_stepped += 1
-

@@ -73,7 +73,8 @@ PRIVATE = (  # names that another version of Lightning may not have
 
 def answers_by_itself(thing: Any, base: type) -> bool:
     """Whether what an object has cannot be seen from its class: a duck type, a mock, its own `__getattribute__`."""
-    return not issubclass(type(thing), base) or type(thing).__getattribute__ is not object.__getattribute__
+    lookup: Any = type(thing).__getattribute__
+    return not issubclass(type(thing), base) or lookup is not object.__getattribute__
 
 
 def own_methods(thing: Any, base: type) -> set[str]:
@@ -157,14 +158,11 @@ class Watch:
 
     @staticmethod
     def _objects(trainer: Trainer) -> list[Any]:
-        strategy = trainer.strategy
-        others = (
-            trainer.profiler,
-            strategy,
-            strategy.precision_plugin,
-            trainer.fit_loop.epoch_loop.automatic_optimization,
-        )  # type: ignore[attr-defined]
-        return [*others, *strategy._lightning_optimizers, *trainer.callbacks]  # type: ignore[attr-defined]
+        any_trainer: Any = trainer
+        strategy = any_trainer.strategy
+        loop = any_trainer.fit_loop.epoch_loop.automatic_optimization
+        objects = [any_trainer.profiler, strategy, strategy.precision_plugin, loop]
+        return [*objects, *strategy._lightning_optimizers, *any_trainer.callbacks]
 
     def holds(self, trainer: Trainer) -> bool:
         """Whether everything is as it was."""

@@ -23,7 +23,6 @@ from torch.distributed import DistError
 from softmax_regression.engine.ddp import ExactDDP
 from softmax_regression.errors import InputError, Interrupted, LostProcessError
 
-
 print_rank_zero = rank_zero_only(print)  # for all processes together
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # that end a command, and save what it has
 TIMEOUT = timedelta(seconds=60)  # how long to wait for a process that does not come, or does not answer
