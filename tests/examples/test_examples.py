@@ -132,7 +132,7 @@ def test_the_metric_is_that_of_the_predictions() -> None:
     assert manifest(only_run())["test"]["test/f1"] == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_a_callback_at_each_step_is_called_so_often_and_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_callback_at_each_step_is_called_so_often(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(CHANGES["own_callback"], "--trainer.log_every_n_steps=1") == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("training on"))
     assert line.endswith("lean step")
