@@ -32,7 +32,6 @@ from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.runs import processes
 from softmax_regression.runs.rows import RowCallback
 from softmax_regression.studies.stacked import Stack
-from softmax_regression.studies.sweep.trials import open_storage
 
 ROOT = Path(__file__).parents[1]
 UNIX = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
@@ -97,13 +96,6 @@ def test_a_child_of_ddp_asks_nothing_of_a_system_that_is_not_linux(monkeypatch: 
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("no such library"))
     with processes.distributed_session():
         pass
-
-
-def test_a_sweep_keeps_its_journal_where_no_links_can_be_made(elsewhere: None, tmp_path: Path) -> None:
-    storage = open_storage(None, tmp_path)
-    study = storage.create_new_study([], "study")
-    storage.create_new_trial(study)
-    assert open_storage(None, tmp_path).get_n_trials(study) == 1
 
 
 class AppleGPU(TorchDispatchMode):

@@ -12,7 +12,7 @@ from recorded import record
 from softmax_regression.commands import study
 from softmax_regression.commands.study import STUDIES, main
 from softmax_regression.studies.numerics import study as numerics_study
-from softmax_regression.studies.sweep import search as sweep
+from softmax_regression.studies.sweep import study as sweep
 
 MISTAKES = [
     ("", "expected"),

@@ -7,21 +7,23 @@ from pathlib import Path
 import pytest
 import torch
 from examples.mlp import MLP
-from torch import Tensor
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
+from softmax_regression.studies.folders import own_name
 from softmax_regression.studies.overfit import measurements as overfit
 from softmax_regression.studies.overfit import page as overfit_page
-from softmax_regression.studies.overfit.measurements import FULL, Curves, Design, Size, choose_arms, early_stop
+from softmax_regression.studies.overfit import study
+from softmax_regression.studies.overfit.measurements import FULL, Curves, Design, Size, choose_remedies, early_stop
 from softmax_regression.studies.stacked import METRICS, Scores, Stack
 
 SIZE = Size(100, 4, 1)
+ORDER = ("train_size", "dropout", "weight_decay", "seed", "epoch")
 TINY = Design((Size(30, 4, 2), Size(60, 2, 1)), (0.0, 0.5), (0.0, 0.1), 2)
-
-# Lightning's, where SLURM is installed and not used.
-pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available on your system")
 
 
 @pytest.fixture(autouse=True)
@@ -50,20 +52,19 @@ FLAT, RISING, LOW = [1.0, 0.9, 0.9, 0.9], [1.0, 0.8, 0.9, 1.1], [1.0, 0.8, 0.7, 
 def test_remedies_are_chosen_by_validation_loss_and_not_by_test_loss() -> None:
     plain = runs(0.0, [RISING, FLAT, LOW], [RISING, LOW, FLAT])
     dropped = runs(0.5, [FLAT, FLAT, [1.0, 0.6, 0.6, 0.6]], [FLAT, FLAT, FLAT])
-    arms = {arm.name: arm for arm in choose_arms({**plain, **dropped})}
-    assert list(arms) == ["none", "weight decay", "dropout", "early stopping", "combination"]
-    assert (arms["weight decay"].decay, arms["dropout"].dropout) == (0.1, 0.5)
-    assert (arms["combination"].dropout, arms["combination"].decay) == (0.5, 0.1)
-    assert arms["none"].stop.tolist() == [3, 3, 3]
-    assert arms["early stopping"].stop.tolist() == [1, 1, 1]
-    assert arms["early stopping"].taken("test/loss") == pytest.approx([0.799, 0.8, 0.801])
+    none, decay, dropout, early, combination = choose_remedies({**plain, **dropped})
+    assert [none.name, decay.name, dropout.name] == ["none", "weight decay", "dropout"]
+    assert [early.name, combination.name] == ["early stopping", "combination"]
+    assert (decay.decay, dropout.dropout) == (0.1, 0.5)
+    assert (combination.dropout, combination.decay) == (0.5, 0.1)
+    assert none.stop.tolist() == [3, 3, 3]
+    assert early.stop.tolist() == [1, 1, 1]
+    assert early.taken("test/loss") == pytest.approx([0.799, 0.8, 0.801])
 
 
 def test_a_model_without_remedies_has_early_stopping_alone() -> None:
-    assert [arm.name for arm in choose_arms({(0.0, 0.0): curves(RISING, RISING)})] == [
-        "none",
-        "early stopping",
-    ]
+    none, early = choose_remedies({(0.0, 0.0): curves(RISING, RISING)})
+    assert (none.name, early.name) == ("none", "early stopping")
 
 
 def test_early_stopping_waits_no_longer_than_its_patience() -> None:
@@ -76,7 +77,7 @@ def conclusion(folder: Path, arms: Curves) -> str:
     """What the page says first of these runs."""
     plan = overfit.plan(TINY, SoftmaxRegression, "")
     manifest = {"data": "none", "command": "none"}
-    page = overfit_page.write(folder, {SIZE: choose_arms(arms)}, plan, manifest).read_text()
+    page = overfit_page.write(folder, {SIZE: choose_remedies(arms)}, plan, manifest).read_text()
     return " ".join(page[page.index("<p>") : page.index("</p>")].split())
 
 
@@ -85,31 +86,30 @@ def test_the_conclusion_says_what_helps_what_hurts_and_what_is_noise(tmp_path: P
     spread = torch.tensor([0.3, -0.3, 0.0], dtype=torch.float64)
     noisy[0.5, 0.0][:, METRICS.index("test/loss"), -1] += spread
     text = conclusion(tmp_path, {**runs(0.0, [RISING] * 3, [RISING, [2.0] * 4, RISING]), **noisy})
-    assert "100 images. With no remedy the validation loss is least at epoch 2" in text
-    assert "to epoch 4 the test loss rises by 0.3000 ± 0.0000" in text
-    assert "the test accuracy stays within noise (+0.0000 ± 0.0000). Lower" in text
-    assert "Lower the test loss at the end: early stopping (-0.3000 ± 0.0000)" in text
-    assert "Raise it: weight decay (+0.9000 ± 0.0000). Change it within noise: dropout" in text
-    assert text.count("dropout") == 1
+    assert "Without a remedy the validation loss is lowest after epoch 2. From there to epoch 4" in text
+    assert "the test loss rises by 0.3000 ± 0.0000, and the test accuracy makes no clear difference (+0.0000" in text
+    assert "Early stopping lowered the test loss at the end by 0.3000 ± 0.0000." in text
+    assert "Weight decay raised the test loss at the end by 0.9000 ± 0.0000." in text
+    assert "Dropout made no clear difference to the test loss at the end" in text
+    assert text.count("Dropout") == 1
 
 
 def test_a_loss_that_still_falls_is_not_called_overfitting(tmp_path: Path) -> None:
     falling = [[4.0, 3.0, 2.0, 1.0]] * 3
     text = conclusion(tmp_path, {**runs(0.0, falling, falling), **runs(0.5, falling, falling)})
-    assert "at the end, epoch 4: nothing is overfitted yet" in text
+    assert "the validation loss is lowest at the end, after epoch 4: the model does not overfit yet." in text
 
 
 def table(folder: Path) -> list[dict[str, str]]:
-    """The rows of runs.csv, in a fixed order, without what names the process."""
-    order, own = ("train_size", "dropout", "weight_decay", "seed", "epoch"), ("machine", "trial")
+    """The rows of runs.csv, in a fixed order."""
     with (folder / "runs.csv").open() as file:
-        rows = [{k: v for k, v in row.items() if k not in own} for row in csv.DictReader(file)]
-    return sorted(rows, key=lambda row: [row.get(name, "") for name in order])
+        rows = list(csv.DictReader(file))
+    return sorted(rows, key=lambda row: [row.get(name, "") for name in ORDER])
 
 
 def test_the_page_has_curves_tables_and_conclusions_and_workers_do_not_matter(tmp_path: Path) -> None:
-    text = overfit_page.run(tmp_path, source="synthetic", quick=True, workers=1).read_text()
-    assert "30 images. With no remedy the validation loss is least" in text
+    text = study.run(tmp_path, source="synthetic", quick=True, workers=1).read_text()
+    assert "<b>30 images.</b> Without a remedy" in text
     assert {path.stem for path in tmp_path.glob("*.png")} == {
         f"images-{n}{name}" for n in (30, 60) for name in ("", "-remedies")
     }
@@ -119,37 +119,37 @@ def test_the_page_has_curves_tables_and_conclusions_and_workers_do_not_matter(tm
     assert scored == {("30", "2"), ("30", "4"), ("60", "1"), ("60", "2")}
     assert rows[0].keys() > {"test/acc", "train/loss"}
     assert len({row["val/loss"] for row in rows}) == len(rows)  # seeds differ
-    overfit_page.run(tmp_path / "two", source="synthetic", quick=True, workers=2)
+    study.run(tmp_path / "two", source="synthetic", quick=True, workers=2)
     assert table(tmp_path / "two") == rows
     assert not list(tmp_path.glob("unfinished/*"))
-
-
-class Stopped(BaseException):
-    """What ends a process from outside."""
 
 
 def test_what_was_finished_before_an_interruption_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overfit_page.run(tmp_path / "whole", source="synthetic", quick=True, workers=1)
-    train_epoch, calls = Stack.train_epoch, list[int]()
+    study.run(tmp_path / "whole", source="synthetic", quick=True, workers=1)
+    train_epoch = Stack.train_epoch
+    trained: list[Stack] = []
 
-    def counted(self: Stack, limit: int = 15) -> Scores:
-        if len(calls) == limit:
-            raise Stopped
-        calls.append(1)
+    def stopped(self: Stack) -> Scores:
+        if len(trained) == 15:
+            raise SystemExit
+        trained.append(self)
         return train_epoch(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Stack, "train_epoch", counted)
-        with pytest.raises(Stopped):
-            overfit_page.run(tmp_path, source="synthetic", quick=True, workers=1)
-        assert not (tmp_path / "index.html").exists()
-        capsys.readouterr()
-        patch.setattr(Stack, "train_epoch", lambda self: counted(self, 1000))
-        overfit_page.run(tmp_path, source="synthetic", quick=True, workers=1)
+    def counted(self: Stack) -> Scores:
+        trained.append(self)
+        return train_epoch(self)
+
+    monkeypatch.setattr(Stack, "train_epoch", stopped)
+    with pytest.raises(SystemExit):
+        study.run(tmp_path, source="synthetic", quick=True, workers=1)
+    assert not (tmp_path / "index.html").exists()
+    capsys.readouterr()
+    monkeypatch.setattr(Stack, "train_epoch", counted)
+    study.run(tmp_path, source="synthetic", quick=True, workers=1)
     assert "8/8 trials" in capsys.readouterr().err
-    assert len(calls) < 15 + 2 * 2 * (4 + 2)  # dropouts x seeds x epochs, all of it
+    assert len(trained) < 15 + 2 * 2 * (4 + 2)  # dropouts x seeds x epochs, all of it
     assert table(tmp_path) == table(tmp_path / "whole")
 
 
@@ -157,16 +157,16 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
     out = tmp_path / "file"
     out.write_text("mine\n")
     with pytest.raises((InputError, StorageError), match="file"):
-        overfit_page.run(out / "pages", source="synthetic", quick=True)
+        study.run(out / "pages", source="synthetic", quick=True)
     with pytest.raises((InputError, StorageError), match="file"):
-        overfit_page.run(out, source="synthetic", quick=True)
+        study.run(out, source="synthetic", quick=True)
     assert out.read_text() == "mine\n"
     (tmp_path / "index.html").write_text("mine\n")
     with pytest.raises(InputError, match=r"index\.html: exists and was not written by this project.*--force"):
-        overfit_page.run(tmp_path, source="synthetic", quick=True)
+        study.run(tmp_path, source="synthetic", quick=True)
     (tmp_path / "index.html").unlink()
     with locked(tmp_path, ""), pytest.raises(InputError, match=r"another process is at work there.*--out"):
-        overfit_page.run(tmp_path, source="synthetic", quick=True)
+        study.run(tmp_path, source="synthetic", quick=True)
 
 
 def test_a_page_that_cannot_be_written_in_the_end_costs_no_result(
@@ -178,18 +178,26 @@ def test_a_page_that_cannot_be_written_in_the_end_costs_no_result(
     with monkeypatch.context() as patch:
         patch.setattr(overfit_page, "write_page", full)
         with pytest.raises(StorageError):
-            overfit_page.run(tmp_path, source="synthetic", quick=True)
-        patch.undo()
-        monkeypatch.setattr(overfit, "QUICK", TINY)
+            study.run(tmp_path, source="synthetic", quick=True)
+    with monkeypatch.context() as patch:
         patch.delattr(Stack, "train_epoch")
-        overfit_page.run(tmp_path, source="synthetic", quick=True)
+        study.run(tmp_path, source="synthetic", quick=True)
     assert (tmp_path / "index.html").exists()
 
 
 def test_too_few_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overfit, "QUICK", FULL)
     with pytest.raises(InputError, match="need 55000"):
-        overfit_page.run(tmp_path, source="synthetic", quick=True)
+        study.run(tmp_path, source="synthetic", quick=True)
+
+
+def test_each_kind_of_study_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(overfit, "FULL", TINY)
+    page = study.run(source="synthetic", quick=True)
+    assert page == Path("logs/overfit-synthetic-quick/index.html")
+    assert study.run(source="synthetic") == Path("logs/overfit-synthetic/index.html")
+    assert own_name("overfit", model=MLP) == "overfit-MLP"
 
 
 class Bare(MLP):
@@ -199,11 +207,43 @@ class Bare(MLP):
         super().__init__(hidden)
 
 
-@pytest.mark.parametrize(("model", "arms"), [(MLP, 5), (Bare, 2)])
+@pytest.mark.parametrize(("model", "remedies"), [(MLP, 5), (Bare, 2)])
 def test_another_model_has_the_remedies_that_it_has_parameters_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: type[MLP], arms: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: type[MLP], remedies: int
 ) -> None:
     monkeypatch.setattr(overfit, "QUICK", TINY._replace(sizes=TINY.sizes[:1]))
-    text = overfit_page.run(tmp_path, model, source="synthetic", quick=True).read_text()
-    assert text.count("<tr>") == 1 + arms
-    assert len(table(tmp_path)) == {5: 2 * 2, 2: 1}[arms] * 2 * 2
+    text = study.run(tmp_path, model, source="synthetic", quick=True).read_text()
+    assert text.count("<tr>") == 2 * (1 + remedies)  # a table of losses and one of accuracies
+    assert len(table(tmp_path)) == {5: 2 * 2, 2: 1}[remedies] * 2 * 2
+
+
+class Foreign(LightningModule):
+    """A module that knows nothing of this project, and keeps a part of it out of training mode."""
+
+    def __init__(self, lr: float = 0.1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Dropout(dropout), nn.Linear(784, 10))
+        self.lr = lr
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        return cross_entropy(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val_loss", cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), self.lr)
+
+
+def test_a_model_of_anybody_is_scored_by_its_own_validation_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overfit, "QUICK", TINY._replace(sizes=TINY.sizes[:1]))
+    with pytest.raises(InputError, match="monitor=val/loss: Foreign logs val_loss; give --monitor one of them"):
+        study.run(tmp_path, Foreign, source="synthetic", quick=True)
+    text = study.run(tmp_path, Foreign, monitor="val_loss", source="synthetic", quick=True).read_text()
+    assert text.count("<tr>") == 1 + 4  # it logs no accuracy: one table, without weight decay
+    rows = table(tmp_path)
+    assert len(rows) == 2 * 2 * 2
+    losses = [float(row["train/loss"]) for row in rows if (row["dropout"], row["seed"]) == ("0.0", "0")]
+    assert losses == sorted(losses, reverse=True)

@@ -1,7 +1,7 @@
 """A sweep loses and repeats nothing when killed, survives failing trials, and tests the winner alone."""
 
-import contextlib
 import csv
+import html
 import json
 import os
 import random
@@ -12,42 +12,37 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import optuna
 import pytest
 import torch
-import yaml
 from examples.mlp import MLP
-from lightning.pytorch import Trainer, seed_everything
-from optuna.storages.journal import JournalFileBackend
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
 from optuna.trial import TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError, Interrupted
 from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.rows import RowCallback
-from softmax_regression.studies.learning import pool
-from softmax_regression.studies.stacked import METRICS, Scores, Stack
-from softmax_regression.studies.sweep import search as sweep
-from softmax_regression.studies.sweep.plan import Plan, Range, Value, describe
-from softmax_regression.studies.sweep.search import Sweep
-from softmax_regression.studies.sweep.trials import is_lost
+from softmax_regression.studies.stacked import Scores, Stack
+from softmax_regression.studies.sweep import study as sweep
+from softmax_regression.studies.sweep.search import Search, number_of_workers
+from softmax_regression.studies.sweep.space import Plan, Range, Value, describe
+from softmax_regression.studies.sweep.training import LightningTraining, StackTraining
 
 ROOT = Path(__file__).parents[2]
-SPACE: dict[str, list[Value] | Range] = {"batch_size": [16, 64], "lr": [0.1, 0.5, 0.01], "epochs": [1, 3]}
-Result = tuple[TrialState, Any]
-# Lightning's, where SLURM is installed and not used.
-pytestmark = pytest.mark.filterwarnings("ignore:The `srun` command is available on your system")
-
-# The thread that gives signs of life dies, too.
-DEAD_THREADS = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+Space = dict[str, list[Value] | Range]
+SPACE: Space = {"batch_size": [16, 64], "lr": [0.1, 0.5, 0.01], "epochs": [1, 3]}
+QUIET: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+OPENED: list[Search] = []
 
 
 @pytest.fixture(scope="module")
@@ -58,257 +53,237 @@ def data() -> FashionMNISTDataModule:
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
+    yield
+    while OPENED:
+        OPENED.pop().close()
 
 
-class Killed(BaseException):
-    """What a kill looks like from within."""
+def opened(data: FashionMNISTDataModule, name: str, plan: Plan, **options: Any) -> Search:
+    """Open a search in a folder of this name."""
+    Path(name).mkdir(exist_ok=True)
+    training: Any = StackTraining(plan, {}, data)
+    if not plan.is_stackable:
+        own = {"val_size": 100, "source": "synthetic", "synthetic_size": 300}
+        training = LightningTraining(plan, own, data)
+    search = Search(plan, Path(name), training.train, **options)
+    OPENED.append(search)
+    return search
 
 
-def plan(
-    space: Mapping[str, Sequence[Value] | Range] = SPACE,
-    sampler: str = "grid",
-    trials: int = 1,
-    **options: Any,
-) -> Plan:
-    return Plan(space, sampler, trials, [0, 1], 0, "tiny", **options)
+def searched(data: FashionMNISTDataModule, name: str, plan: Plan, workers: int = 1, **options: Any) -> Search:
+    search = opened(data, name, plan, **options)
+    search.run(workers)
+    return search
 
 
-def search(data: FashionMNISTDataModule, name: str, plan: Plan, workers: int = 1) -> Sweep:
-    folder = Path(name)
-    folder.mkdir(exist_ok=True)
-    found = Sweep(plan, folder, partial(sweep.train, plan, data, "val"))
-    with pool(plan.model, workers) as threads:
-        found.search(threads)
-    return found
+def histories(search: Search) -> dict[str, dict[str, list[list[float]]]]:
+    return {describe(result.params): result.history for result in search.results()}
 
 
-def search_until(write: int, data: FashionMNISTDataModule, name: str, plan: Plan) -> None:
-    """Search, and die in the middle of a write to the journal, with its lock held."""
-    append_logs, count, dead = JournalFileBackend.append_logs, iter(range(write)), threading.Event()
-
-    def append(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
-        path = Path(self._file_path)
-        if not dead.is_set() and next(count, None) is None:
-            dead.set()
-            path.with_name(f"{path.name}.lock").touch()
-            with path.open("a") as file:
-                file.write('{"op_code": 5, "tri')
-        if dead.is_set():
-            raise Killed
-        append_logs(self, logs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(JournalFileBackend, "append_logs", append)
-        with contextlib.suppress(Killed):  # or done before that
-            search(data, name, plan)
+def states(search: Search) -> list[TrialState]:
+    return [trial.state for trial in search.study.get_trials(deepcopy=False)]
 
 
-def results(found: Sweep) -> dict[str, Result]:
-    trials = [trial for trial in found.study.trials if not is_lost(trial)]
-    assert len(trials) == len({describe(trial.params) for trial in trials})
-    return {describe(trial.params): (trial.state, trial.user_attrs.get("history")) for trial in trials}
+class LastLogged(Checkpoint):
+    """Lightning calls it last in an epoch."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rows.append({name: value.item() for name, value in trainer.callback_metrics.items()})
 
 
-def same(results: Mapping[str, Result], expected: Mapping[str, Result]) -> bool:
-    """Compare within float32 rounding: what is left of a group makes a narrower matrix product."""
-    return results.keys() == expected.keys() and all(
-        state == expected[name][0]
-        and all(
-            row == pytest.approx(other, rel=1e-5)
-            for metric in history
-            for row, other in zip(history[metric], expected[name][1][metric], strict=True)
-        )
-        for name, (state, history) in results.items()
-    )
+def fitted(module: LightningModule, data: LightningDataModule, epochs: int) -> list[dict[str, float]]:
+    """Train by a plain Trainer; return what was logged in each epoch."""
+    last = LastLogged()
+    Trainer(max_epochs=epochs, callbacks=[last], logger=False, accelerator="cpu", **QUIET).fit(module, data)
+    return last.rows
 
 
 def test_a_trial_is_what_fit_trains(data: FashionMNISTDataModule) -> None:
-    found = results(search(data, "fit", plan({"lr": [0.1, 0.5], "batch_size": [16], "epochs": [1, 3]})))
+    plan = Plan({"lr": [0.1, 0.5], "batch_size": [16], "epochs": [1, 3]}, seeds=[0, 1])
+    found = histories(searched(data, "fit", plan))["lr=0.5, batch_size=16, epochs=3"]
     for seed in (0, 1):
         seed_everything(seed, verbose=False)
         module = SoftmaxRegression(lr=0.5)
-        collected = RowCallback()
-        trainer = Trainer(
-            max_epochs=3, callbacks=[collected], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, num_sanity_val_steps=0,
-        )  # fmt: skip
         own = FashionMNISTDataModule(16, val_size=100, source="synthetic", synthetic_size=300, seed=seed)
-        trainer.fit(module, own)
-        for name in METRICS[:4]:
-            expected = [row[name] for row in collected.rows]
-            history = found["lr=0.5, batch_size=16, epochs=3"][1]
-            assert history[name][seed] == pytest.approx(expected, rel=1e-4)
+        rows = fitted(module, own, epochs=3)
+        for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
+            assert found[name][seed] == pytest.approx([row[name] for row in rows], rel=1e-4)
 
 
-@DEAD_THREADS
-def test_a_sweep_killed_at_random_points_equals_an_uninterrupted_one(data: FashionMNISTDataModule) -> None:
-    expected = results(search(data, "whole", plan()))
-    assert {state for state, _ in expected.values()} == {TrialState.COMPLETE}
-    rng = random.Random(0)
-    for _ in range(10):
-        search_until(rng.randrange(30), data, "killed", plan())
-    found = Sweep(plan(), Path("killed"), partial(sweep.train, plan(), data, "val"))
-    ended = {t.number: t.datetime_complete for t in found.study.trials if t.state.is_finished() and not is_lost(t)}
-    found = search(data, "killed", plan())
-    assert ended.items() <= {t.number: t.datetime_complete for t in found.study.trials}.items()
-    assert same(results(found), expected)
-
-
-def test_an_interrupted_sweep_gives_its_trials_back_and_goes_on(
-    data: FashionMNISTDataModule, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train_epoch, calls = Stack.train_epoch, iter(range(10))
-
-    def interrupted(self: Stack) -> Scores:
-        if next(calls, None) is None:
-            raise Interrupted(signal.SIGINT, "nothing was saved")
-        return train_epoch(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Stack, "train_epoch", interrupted)
-        with pytest.raises(Interrupted, match="SIGINT: the same command goes on where it was") as error:
-            search(data, "stopped", plan())
-    assert error.value.code == 130
-    storage = optuna.storages.JournalStorage(JournalFileBackend("stopped/trials.jsonl"))
-    left = optuna.load_study(study_name="stopped", storage=storage).get_trials()
-    assert TrialState.RUNNING not in {trial.state for trial in left}
-    assert same(results(search(data, "stopped", plan())), results(search(data, "whole", plan())))
-
-
-def test_workers_share_the_groups(data: FashionMNISTDataModule) -> None:
-    assert same(results(search(data, "two", plan(), workers=2)), results(search(data, "one", plan())))
+def test_workers_share_the_trials_and_change_no_bit(data: FashionMNISTDataModule) -> None:
+    plan = Plan(SPACE, seeds=[0, 1])
+    two = searched(data, "two", plan, workers=2)
+    assert histories(two) == histories(searched(data, "one", plan))
+    assert states(two) == [TrialState.COMPLETE] * 4  # two batch sizes with two seeds
 
 
 def test_a_short_run_is_the_beginning_of_a_long_one(data: FashionMNISTDataModule) -> None:
-    both = results(search(data, "both", plan({"batch_size": [32], "epochs": [1, 3]})))
-    alone = results(search(data, "alone", plan({"batch_size": [32], "epochs": [1]})))
+    both = histories(searched(data, "both", Plan({"batch_size": [32], "epochs": [1, 3]}, [0])))
+    alone = histories(searched(data, "alone", Plan({"batch_size": [32], "epochs": [1]}, [0])))
     assert both["batch_size=32, epochs=1"] == alone["batch_size=32, epochs=1"]
-    assert [len(seed) for seed in both["batch_size=32, epochs=3"][1]["val/acc"]] == [3, 3]
+    assert len(both["batch_size=32, epochs=3"]["val/acc"][0]) == 3
+
+
+def interrupt_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Let an event come once so many epochs are trained."""
+    train_epoch = Stack.train_epoch
+    reached = threading.Event()
+    calls: list[Stack] = []
+
+    def counted(self: Stack) -> Scores:
+        calls.append(self)
+        if len(calls) > epochs:
+            reached.set()
+            time.sleep(0.1)  # so that the signal is there before the search is done
+        return train_epoch(self)
+
+    monkeypatch.setattr(Stack, "train_epoch", counted)
+    return reached
+
+
+def test_an_interrupted_sweep_goes_on_where_it_was(
+    data: FashionMNISTDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(SPACE, seeds=[0, 1])
+    with monkeypatch.context() as patch:
+        reached = interrupt_after(4, patch)
+
+        def interrupted(*_: object) -> None:
+            raise Interrupted(signal.SIGINT, "nothing was saved")
+
+        def send() -> None:
+            reached.wait(60)
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+        before = signal.signal(signal.SIGUSR2, interrupted)
+        sender = threading.Thread(target=send)
+        sender.start()
+        with pytest.raises(Interrupted, match="SIGINT: the same command goes on where it was") as error:
+            searched(data, "stopped", plan)
+        sender.join()
+        signal.signal(signal.SIGUSR2, before)
+    assert error.value.code == 130
+    stopped = opened(data, "stopped", plan)
+    done = [trial.number for trial in stopped.finished]
+    assert 0 < len(done) < 4
+    stopped.run()
+    assert [trial.number for trial in stopped.finished][: len(done)] == done
+    assert histories(stopped) == histories(searched(data, "whole", plan))
 
 
 def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(data: FashionMNISTDataModule) -> None:
-    found = search(data, "failing", plan({"batch_size": [16, 9999], "lr": [0.1, 1e38], "epochs": [2]}))
-    errors = {describe(t.params): t.user_attrs.get("error", "") for t in found.study.trials}
-    assert errors["batch_size=16, lr=0.1, epochs=2"] == ""
-    assert "DivergedError: val/loss=" in errors["batch_size=16, lr=1e+38, epochs=2"]
-    assert "batch_size=9999" in errors["batch_size=9999, lr=0.1, epochs=2"]
-    assert [t.state for t in found.study.trials].count(TrialState.FAIL) == 3
-    hopeless = search(data, "hopeless", plan({"batch_size": [9999]}))
-    with pytest.raises(InputError, match="failed: InputError: batch_size=9999: must be at most the 200"):
-        hopeless.complete()
-    diverged = search(data, "diverged", plan({"lr": [1e38], "batch_size": [16]}))
-    with pytest.raises(DivergedError, match="all trials failed: DivergedError: val/loss="):
-        diverged.complete()
+    search = searched(data, "failing", Plan({"batch_size": [16, 9999], "lr": [0.1, 1e38], "epochs": [2]}, [0]))
+    assert [result.params["lr"] for result in search.results()] == [0.1]
+    errors = dict(search.failures())
+    assert errors["batch_size=16, lr=1e+38, epochs=2, seed=0"].startswith("DivergedError: val/loss=")
+    message = "InputError: batch_size=9999: must be at most the 200 training images"
+    assert errors["batch_size=9999, seed=0"] == message
+
+
+def test_if_all_trials_fail_one_line_says_why(data: FashionMNISTDataModule) -> None:
+    hopeless = searched(data, "hopeless", Plan({"batch_size": [9999]}, [0]))
+    with pytest.raises(InputError, match=r"^all trials failed: InputError: batch_size=9999: must be at most the 200"):
+        hopeless.results()
+    diverged = searched(data, "diverged", Plan({"lr": [1e38], "batch_size": [16]}, [0]))
+    with pytest.raises(DivergedError, match=r"^all trials failed: DivergedError: val/loss="):
+        diverged.results()
 
 
 @pytest.mark.parametrize("model", [SoftmaxRegression, MLP])
 def test_the_winner_alone_is_tested_and_once(
     data: FashionMNISTDataModule, monkeypatch: pytest.MonkeyPatch, model: type[SoftmaxRegression]
 ) -> None:
-    from softmax_regression.studies import learning, stacked
+    plan = Plan({"batch_size": [16], "lr": [0.1, 0.5], "epochs": [1, 2]}, [0, 1], model=model)
+    search = searched(data, "tested", plan)
+    tested = []
 
-    tested, mean_scores = [], stacked.mean_scores
+    def test(params: dict[str, Value], seed: int) -> dict[str, float]:
+        tested.append((params, seed))
+        return {"test/acc": seed / 2}
 
-    def spy(log_probs: Any, images: Tensor, labels: Tensor) -> Scores:
-        scores = mean_scores(log_probs, images, labels)
-        if torch.equal(images, data.loaded.test_images):
-            tested.append(scores.loss.tolist())
-        return scores
-
-    for module in (learning, stacked):
-        monkeypatch.setattr(module, "mean_scores", spy)
-    wanted = plan({"batch_size": [16], "lr": [0.1, 0.5], "epochs": [1, 2]}, model=model)
-    found = search(data, "tested", wanted)
-    assert tested == []
-    test = partial(sweep.train, wanted, data, "test")
-    first = found.test(test)
-    assert [[loss] for loss in first["test/loss"]] == tested
-    assert len(first["test/acc"]) == 2
-    assert search(data, "tested", wanted).test(test) == first
-    assert len(tested) == 2
+    best = search.results()[0].params
+    assert search.test(test) == {"test/acc": [0.0, 0.5]}
+    assert search.test(test) == {"test/acc": [0.0, 0.5]}
+    assert opened(data, "tested", plan).test(test) == {"test/acc": [0.0, 0.5]}
+    assert tested == [(best, 0), (best, 1)]
 
 
-@DEAD_THREADS
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
-def test_random_and_tpe_draw_from_ranges_and_go_on(data: FashionMNISTDataModule, sampler: str) -> None:
-    space: dict[str, list[Value] | Range]
-    space = {"lr": Range(0.01, 1.0, log=True), "batch_size": Range(16, 64), "epochs": [1]}
-    wanted = plan(space, sampler, 18)
-    search_until(80, data, sampler, wanted)
-    found = search(data, sampler, wanted)
-    trials = [trial for trial in found.study.trials if not is_lost(trial)]
-    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 18
-    for trial in trials:
-        assert 0.01 <= trial.params["lr"] <= 1
-        assert trial.params["batch_size"] in range(16, 65)
-    assert len({trial.params["lr"] for trial in trials}) == 18
-    assert len(found.test(partial(sweep.train, wanted, data, "test"))["test/acc"]) == 2
+def test_the_test_scores_are_those_of_a_stack_or_of_the_trainer(data: FashionMNISTDataModule) -> None:
+    params: dict[str, Value] = {"lr": 0.1, "batch_size": 16, "epochs": 2}
+    stacked = StackTraining(Plan({"lr": [0.1]}, [0]), {}, data).test(params, seed=3)
+    own = {"val_size": 100, "source": "synthetic", "synthetic_size": 300}
+    alone = LightningTraining(Plan({"lr": [0.1]}, [0]), own, data).test(params, seed=3)
+    assert alone == pytest.approx(stacked, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("space", "message"),
-    [
-        ({"learning_rate": [0.1]}, r"space\.learning_rate: unknown; expected one of batch_size"),
-        ({"lr": []}, r"space\.lr: has no values"),
-        ({"lr": Range(0.1, 1)}, r"space\.lr: a range has no grid"),
-        ({"lr": [0.1, "fast"]}, r"space\.lr: .*Expected a <class 'float'>\. Got value: fast"),
-        ({"lr": [0.1, -1.0]}, r"space\.lr: lr=-1.0: must be above 0"),
-        ({"schedule": ["cosinus"]}, r"space\.schedule: .*'constant', 'cosine'.*Got value: cosinus"),
-        ({"epochs": [0]}, r"space\.epochs: expected a whole number, at least 1. Got value: 0"),
-        ({"batch_size": [16.5]}, r"space\.batch_size: expected a whole number"),
-        ({}, "need at least one"),
-    ],
-)
-def test_a_space_that_cannot_be_searched_is_refused_before_anything_is_kept(
-    space: dict[str, Any], message: str
+@pytest.mark.parametrize("sampler", [optuna.samplers.RandomSampler(0), optuna.samplers.TPESampler(seed=0)])
+def test_random_and_tpe_draw_from_ranges_and_go_on(
+    data: FashionMNISTDataModule, sampler: optuna.samplers.BaseSampler
 ) -> None:
-    with pytest.raises(InputError, match=message):
-        sweep.run(space, source="synthetic", quick="epochs" not in space and bool(space))
-    assert not Path("logs").exists()
-
-
-@pytest.mark.parametrize("ends", [Range(1.0, 0.1), Range(0, 1, log=True), Range(-1.0, 1.0)])
-def test_a_range_that_nothing_can_be_drawn_from_is_refused(ends: Range) -> None:
-    with pytest.raises(InputError, match=r"space\.lr: "):
-        plan({"lr": ends}, "random")
-
-
-@pytest.mark.parametrize("seeds", [[1, 1], [-1], [2**32]])
-def test_seeds_that_say_too_little_are_refused(seeds: list[int]) -> None:
-    with pytest.raises(InputError, match=re.escape(f"seeds={seeds}: must be different numbers from 0")):
-        Plan(SPACE, "grid", 1, seeds, 0, "")
+    space: Space = {"lr": Range(0.01, 1.0, log=True), "batch_size": Range(16, 64), "epochs": [1]}
+    searched(data, "drawn", Plan(space, [0, 1], sampler="some", trials=5), sampler=sampler)
+    half = opened(data, "drawn", Plan(space, [0, 1], sampler="some", trials=5), sampler=sampler)
+    half.plan = Plan(space, [0, 1], sampler="some", trials=12)
+    half.run(workers=2)
+    assert states(half) == [TrialState.COMPLETE] * 12
+    results = half.results()
+    assert len({result.params["lr"] for result in results}) == 12  # none is proposed again
+    for result in results:
+        assert 0.01 <= result.params["lr"] <= 1  # type: ignore[operator]
+        assert result.params["batch_size"] in range(16, 65)
+        assert len(result.history["val/loss"]) == 2
 
 
 def test_a_folder_keeps_one_plan_and_one_sweep_at_a_time(data: FashionMNISTDataModule) -> None:
-    search(data, "mine", plan({"lr": [0.1], "epochs": [1]}))
+    searched(data, "mine", Plan({"lr": [0.1], "epochs": [1]}, [0]))
     with pytest.raises(InputError, match="another plan"):
-        search(data, "mine", plan({"lr": [0.2], "epochs": [1]}))
+        opened(data, "mine", Plan({"lr": [0.2], "epochs": [1]}, [0]))
     folder = Path("logs/sweep/mine-quick")
     folder.mkdir(parents=True)
     with locked(folder, ""), pytest.raises(InputError, match=r"another process is at work there.* --name"):
         sweep.run({"lr": [0.1]}, name="mine", source="synthetic", quick=True)
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_the_work() -> None:
+def test_bad_input_is_refused_before_anything_is_kept() -> None:
+    with pytest.raises(InputError, match=r"space\.lr: "):
+        sweep.run({"lr": ["fast"]}, source="synthetic", quick=True)
+    with pytest.raises(InputError, match="workers=0: must be at least 1"):
+        sweep.run({"lr": [0.1]}, source="synthetic", quick=True, workers=0)
+    with pytest.raises(InputError, match="source=synthetic: Rows has no parameter of this name"):
+        sweep.run({"lr": [0.1]}, data=Rows, source="synthetic")
+    assert not Path("logs").exists()
     Path("logs").write_text("a file\n")
     with pytest.raises(InputError, match=r"logs/sweep/mine: cannot be written"):
         sweep.run({"lr": [0.1]}, name="mine", source="synthetic")
 
 
-def test_the_page_the_table_and_tensorboard_have_every_trial(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["study.py", "sweep", "--space", '{"lr": [0.1]}', "--quick"])
-    space: dict[str, list[Value] | Range] = {"batch_size": [64, 9999], "lr": [0.1, 0.5], "epochs": [5]}
-    page = sweep.run(space, name="page", source="synthetic", quick=True)
-    text = page.read_text()
-    assert "Of 4 configurations, with 2 seeds each" in text
-    assert "has the least validation loss" in text
-    assert "InputError: batch_size=9999" in text
+def test_there_are_as_many_workers_as_cores_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softmax_regression.studies.sweep.search.cores", lambda: 6)
+    asked = [number_of_workers(workers, True) for workers in (None, 2, 100)]
+    assert asked == [6, 2, 6]
+    assert number_of_workers(4, False) == 1
+
+
+def table(page: Path) -> list[dict[str, str]]:
     with (page.parent / "trials.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 2 * 2 * (1 + 2)  # learning rates x seeds x epochs of the two lengths
-    assert rows[0]["machine"] in text
+        return list(csv.DictReader(file))
+
+
+def test_the_page_the_table_and_tensorboard_have_every_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["study.py", "sweep", "--space", '{"lr": [0.1]}', "--quick"])
+    page = sweep.run({"batch_size": [64, 9999], "lr": [0.1, 0.5], "epochs": [5]}, source="synthetic", quick=True)
+    assert page == Path("logs/sweep/batch-lr-epochs-synthetic-quick/index.html")
+    text = html.unescape(page.read_text())
+    assert "came out best of 4 configurations" in text
+    assert "InputError: batch_size=9999" in text
+    assert '"configurations": 8' in text
+    assert '"trials": 4,' in text  # two batch sizes with two seeds
+    assert len(table(page)) == 2 * 2 * (1 + 2)  # learning rates x seeds x epochs of the two lengths
     runs = sorted((page.parent / "tensorboard").iterdir())
     assert len(runs) == 4
     events = EventAccumulator(str(runs[0]))
@@ -316,126 +291,224 @@ def test_the_page_the_table_and_tensorboard_have_every_trial(monkeypatch: pytest
     assert "val/loss" in events.Tags()["scalars"]
     assert "_hparams_/session_start_info" in events.PluginTagToContent("hparams")
     assert {path.name for path in page.parent.glob("*.png")} == {"trials.png", "curves.png"}
-    search_command, fit_command = _commands(text)
-    assert search_command == ["python", "study.py", "sweep", "--space", '{"lr": [0.1]}', "--quick"]
-    options = dict(zip(fit_command[2::2], fit_command[3::2], strict=True))
-    assert options["--data.synthetic_size"] == "1500"
-    assert (options["--data.train_size"], options["--data.val_size"]) == ("1000", "500")
-    assert (options["--data.source"], options["--early_stopping.patience"]) == ("synthetic", "0")
-    _check_fit(options, text)
 
 
-def _commands(page: str) -> list[list[str]]:
-    import html
-
-    found = re.search(r"(python study\.py.*)\n(softmax-regression fit.*?)<", html.unescape(page))
+def test_the_commands_on_the_page_repeat_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["study.py", "sweep", "--space", '{"lr": [0.1]}', "--quick"])
+    page = sweep.run({"batch_size": [64], "lr": [0.1, 0.5]}, source="synthetic", quick=True)
+    text = html.unescape(page.read_text())
+    found = re.search(r"(python study\.py.*)\n(softmax-regression fit.*?)<", text)
     assert found
-    return [shlex.split(command) for command in found.groups()]
+    assert shlex.split(found[1]) == ["python", "study.py", "sweep", "--space", '{"lr": [0.1]}', "--quick"]
+    words = shlex.split(found[2])
+    options = dict(zip(words[2::2], words[3::2], strict=True))
+    assert options.pop("--early_stopping.patience") == "0"
+    assert options.pop("--data.source") == "synthetic"
+    seed = seed_everything(int(options.pop("--seed_everything")), verbose=False)
+    epochs = int(options.pop("--trainer.max_epochs"))
+    groups: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
+    for option, value in options.items():
+        group, name = option[2:].split(".")
+        groups[group][name] = json.loads(value)
+    own = FashionMNISTDataModule(**groups["data"], source="synthetic", seed=seed)
+    rows = fitted(SoftmaxRegression(**groups["model"]), own, epochs)
+    assert f"ends with val/loss {rows[-1]['val/loss']:.4f}" in " ".join(text.split())
 
 
-def _check_fit(options: Mapping[str, str], page: str) -> None:
-    """Train what a page's command names, and see that it comes to the validation loss of the page."""
-    seed = seed_everything(int(options["--seed_everything"]), verbose=False)
-    groups: dict[str, dict[str, Any]] = {"model": {}, "data": {}, "trainer": {}, "early_stopping": {}}
-    for name, value in options.items():
-        group, _, option = name[2:].partition(".")
-        if option:
-            groups[group][option] = value if option == "source" else json.loads(value)
-    module, own = SoftmaxRegression(**groups["model"]), FashionMNISTDataModule(**groups["data"], seed=seed)
-    trainer = Trainer(
-        **groups["trainer"], logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
-    trainer.fit(module, own)
-    assert f"comes to the validation loss {float(trainer.callback_metrics['val/loss']):.4f}" in page
+def test_one_configuration_with_one_seed_is_called_so() -> None:
+    page = sweep.run({"lr": [0.1], "epochs": [1]}, seeds=[5], name="one", source="synthetic")
+    text = " ".join(page.read_text().split("</style>")[1].split())
+    assert "lr=0.1, epochs=1</code> came out best: its val/loss is the lowest, " in text
+    assert "(one seed)" in text
+    assert "inf" not in text.split("<h2>Learning curves")[0]
 
 
-def test_one_trial_with_one_seed_is_called_so() -> None:
-    page = sweep.run({"lr": [0.1]}, seeds=[5], name="one", source="synthetic", quick=True)
-    text = page.read_text()
-    assert "Of 2 configurations, with one seed: " in text
-    assert "inf" not in text.split("<h2>All trials")[0].split("</style>")[1]
-    found = search(FashionMNISTDataModule(source="synthetic"), "x", plan({"lr": [0.1], "epochs": [1]}))
-    assert found.plan.size == 1
-
-
-def test_a_model_that_cannot_be_stacked_is_swept_as_fit_trains_it(data: FashionMNISTDataModule) -> None:
-    space: dict[str, list[Value] | Range] = {"lr": [0.1, 0.3], "hidden": [16], "batch_size": [64]}
-    page = sweep.run(space, seeds=[0, 3], name="mlp", model=MLP, source="synthetic", quick=True)
-    text = page.read_text()
-    assert "--model examples.mlp.MLP" in text
-    with (page.parent / "trials.csv").open() as file:
-        rows = list(csv.DictReader(file))
+def test_a_model_that_cannot_be_stacked_is_swept_as_fit_trains_it() -> None:
+    space: Space = {"lr": [0.1, 0.3], "hidden": [16], "batch_size": [64]}
+    page = sweep.run(space, seeds=[0, 3], model=MLP, source="synthetic", quick=True)
+    assert page == Path("logs/sweep/batch-lr-epochs-MLP-synthetic-quick/index.html")
+    assert "--model examples.mlp.MLP" in page.read_text()
+    rows = table(page)
     assert len(rows) == 2 * 2 * (1 + 2)
-    row = next(r for r in rows if (r["lr"], r["epochs"], r["seed"], r["epoch"]) == ("0.3", "2", "3", "2"))
+    (row,) = [r for r in rows if (r["lr"], r["epochs"], r["seed"], r["epoch"]) == ("0.3", "2", "3", "2")]
     seed_everything(3, verbose=False)
-    module = MLP(16, lr=0.3)
-    trainer = Trainer(
-        max_epochs=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0,
-    )  # fmt: skip
-    sizes = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
-    trainer.fit(module, FashionMNISTDataModule(64, source="synthetic", seed=3, **sizes))  # type: ignore[arg-type]
-    for name in METRICS[:4]:
-        assert float(row[name]) == pytest.approx(float(trainer.callback_metrics[name]), rel=1e-5)
+    sizes: Any = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
+    expected = fitted(MLP(16, lr=0.3), FashionMNISTDataModule(64, source="synthetic", seed=3, **sizes), epochs=2)
+    for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
+        assert float(row[name]) == expected[-1][name]
 
 
-def test_the_configuration_covers_what_the_exercise_asks_for() -> None:
-    config = yaml.safe_load((ROOT / "conf" / "sweep.yaml").read_text())
-    wanted = Plan(config["space"], "grid", 1, config["seeds"], 0, "")
-    assert wanted.size >= 100
-    assert len(wanted.seeds) == 3
-    for name, low, high in (("batch_size", 16, 4096), ("lr", 0.001, 1), ("epochs", 1, 50)):
-        assert (min(config["space"][name]), max(config["space"][name])) == (low, high)
+class Net(LightningModule):
+    """A module that knows nothing of this project, and calls its metrics by its own names."""
+
+    def __init__(self, act: nn.Module, lr: float = 0.1) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 8), act, nn.Linear(8, 3))
+        self.lr = lr
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        loss = cross_entropy(self.net(batch[0]), batch[1])
+        self.log("train_loss", loss, on_epoch=True)
+        return loss
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        logits = self.net(batch[0])
+        self.log("val_loss", cross_entropy(logits, batch[1]))
+        self.log("val_hits", (logits.argmax(1) == batch[1]).float().mean())
+
+    def test_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        self.log("test_loss", cross_entropy(self.net(batch[0]), batch[1]))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), self.lr)
+
+
+class Rows(LightningDataModule):
+    """Rows of four numbers in three classes, in an ordinary DataLoader."""
+
+    def __init__(self, batch_size: int = 10) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        x = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+        self.rows = TensorDataset(x, x[:, :3].argmax(1))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.rows, self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.rows, 60)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.rows, 60)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+class TestAnybodysModel:
+    SPACE: ClassVar[Space] = {
+        "act": ["torch.nn.ReLU", "torch.nn.Tanh"],
+        "lr": [0.1, 0.5],
+        "batch_size": [20],
+        "epochs": [3],
+    }
+
+    def test_is_searched_by_what_it_logs_itself(self) -> None:
+        page = sweep.run(self.SPACE, seeds=[0, 1], model=Net, data=Rows, monitor="val_loss")
+        rows = table(page)
+        assert len(rows) == 2 * 2 * 2 * 3  # activations x rates x seeds x epochs
+        (row,) = [
+            row
+            for row in rows
+            if (row["act"], row["lr"], row["seed"], row["epoch"]) == ("torch.nn.Tanh", "0.5", "1", "3")
+        ]
+        seed_everything(1, verbose=False)
+        expected = fitted(Net(nn.Tanh(), 0.5), Rows(20), epochs=3)[-1]
+        assert {name: float(row[name]) for name in expected} == expected
+        text = page.read_text()
+        assert "test_loss" in text
+        assert "book" not in text
+
+    def test_may_be_searched_for_the_highest_value(self) -> None:
+        page = sweep.run(self.SPACE, seeds=[0], model=Net, data=Rows, monitor="val_hits", mode="max")
+        last = [float(row["val_hits"]) for row in table(page) if row["epoch"] == "3"]
+        assert last == sorted(last, reverse=True)
+        assert "its val_hits is the highest" in " ".join(page.read_text().split())
+
+    def test_that_logs_no_such_metric_is_refused_before_anything_is_kept(self) -> None:
+        logged = "train_loss, train_loss_epoch, train_loss_step, val_hits, val_loss"
+        with pytest.raises(InputError, match=f"monitor=val/loss: Net logs {logged}; give --monitor one of them"):
+            sweep.run(self.SPACE, seeds=[0], model=Net, data=Rows)
+        assert not Path("logs").exists()
+
+    def test_may_fail_in_one_configuration(self) -> None:
+        space: Space = {**self.SPACE, "lr": [0.1, "high"]}
+        with pytest.raises(InputError, match=r"space\.lr"):
+            sweep.run(space, seeds=[0], model=Net, data=Rows, monitor="val_loss")
+        page = sweep.run({**self.SPACE, "lr": [0.1, -1.0]}, seeds=[0], model=Net, data=Rows, monitor="val_loss")
+        assert "ValueError: Invalid learning rate: -1.0" in page.read_text()
+
+    def test_quick_does_a_few_minibatches(self) -> None:
+        page = sweep.run(self.SPACE, model=Net, data=Rows, monitor="val_loss", quick=True)
+        assert page == Path("logs/sweep/batch-lr-epochs-Net-Rows-quick/index.html")
 
 
 @pytest.mark.parametrize("model", [SoftmaxRegression, MLP])
 def test_hopeless_trials_are_given_up_on_request(data: FashionMNISTDataModule, model: type[SoftmaxRegression]) -> None:
-    rates: list[Value] = [0.1, 0.2, 0.05, 0.3, 0.15, 1e-6]
-    sizes: list[Value] = [32, 16] if model is SoftmaxRegression else [64]
-    space: dict[str, list[Value] | Range] = {"batch_size": sizes, "lr": rates, "epochs": [2]}
-    pruned = search(data, "pruned", plan(space, prune=True, model=model))
-    whole = search(data, "whole", plan(space, model=model))
-    assert {trial.state for trial in whole.study.trials} == {TrialState.COMPLETE}
+    space: Space = {"init_std": [0.01], "dropout": [0.0, 0.1, 0.2, 0.3, 0.4, 0.99], "lr": [0.1], "epochs": [3]}
+    plan = Plan({**space, "batch_size": [64]}, seeds=[0, 1], pruner="median", model=model)
+    pruner = optuna.pruners.MedianPruner(n_startup_trials=3)
+    pruned = searched(data, "pruned", plan, pruner=pruner)
     given_up = [trial.params for trial in pruned.study.trials if trial.state == TrialState.PRUNED]
-    if model is SoftmaxRegression:  # trained by groups, and the first one has nothing before it
-        assert {params["batch_size"] for params in given_up} == {16}
-    assert 1e-6 in {params["lr"] for params in given_up}
-    assert pruned.study.best_value == pytest.approx(whole.study.best_value)
+    assert any(params["dropout"] == 0.99 for params in given_up)
+    assert all(len(result.history["val/loss"]) == 2 for result in pruned.results())
+    whole = searched(data, "whole", Plan({**space, "batch_size": [64]}, seeds=[0, 1], model=model))
+    assert histories(pruned).items() <= histories(whole).items()
 
 
-@pytest.mark.chaos
-@pytest.mark.timeout(900)
-def test_ten_sigkills_lose_nothing(tmp_path: Path) -> None:
+def test_progress_says_what_is_best_so_far_in_80_columns(
+    data: FashionMNISTDataModule, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched(data, "lines", Plan(SPACE, seeds=[0, 1]))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    assert re.fullmatch(r"4/4 trials, best val/loss \d\.\d{4} with batch_size=16, lr=0\.\d+, epochs=3", lines[-1])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    searched(data, "bar", Plan(SPACE, seeds=[0, 1]))
+    shown = capsys.readouterr().err
+    assert "best so far: val/loss" in shown
+    assert "4/4" in shown
+
+
+@pytest.mark.filterwarnings("ignore:.* is experimental")
+def test_optuna_s_own_figures_can_be_drawn_of_the_study(data: FashionMNISTDataModule) -> None:
+    searched(data, "drawn", Plan(SPACE, seeds=[0, 1])).close()
+    storage = optuna.storages.RDBStorage("sqlite:///drawn/trials.db")
+    study = optuna.load_study(study_name="drawn", storage=storage)
+    assert isinstance(study.best_value, float)
+    assert study.best_params["batch_size"] == 16
+    assert study.trials_dataframe is not None
+    axes: Any = optuna.visualization.matplotlib.plot_slice(study)
+    assert len(axes) == 2  # batch size and seed
+    storage.engine.dispose()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_killed_twice_and_interrupted_once_it_ends_equal(tmp_path: Path) -> None:
     command = [
-        sys.executable, str(ROOT / "study.py"), "sweep", "--name", "chaos", "--quick",
-        "--source", "synthetic",
-        "--space", '{"batch_size": [8, 16], "lr": [0.1, 0.3, 1.0], "epochs": [2]}', "--workers", "1",
+        sys.executable, str(ROOT / "study.py"), "sweep", "--source", "synthetic", "--seeds", "[0, 1, 2]",
+        "--space", '{"batch_size": [16, 32, 64], "lr": [0.1, 0.3], "train_size": [2000], "epochs": [3, 9]}',
     ]  # fmt: skip
-    journal = tmp_path / "logs" / "sweep" / "chaos-quick" / "trials.jsonl"
+    database = tmp_path / "logs" / "sweep" / "killed" / "trials.db"
     rng = random.Random(0)
-    for _ in range(10):
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        size, deadline = _size(journal), time.monotonic() + 60
-        while _size(journal) == size and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.01)  # imports take seconds, and are not what is tested
-        time.sleep(rng.uniform(0, 0.3))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    whole = [*command[:4], "whole", *command[5:]]
-    for finish in (command, whole):
-        assert subprocess.run(finish, cwd=tmp_path, capture_output=True, timeout=300).returncode == 0
-    killed, expected = (_stored(tmp_path / "logs" / "sweep" / f"{name}-quick") for name in ("chaos", "whole"))
-    assert same(killed, expected)
+    for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
+        before = finished_trials(database)
+        process = subprocess.Popen([*command, "--name", "killed"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 90
+        while finished_trials(database) == before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)  # imports take seconds, and are not what is tested
+        time.sleep(rng.uniform(0, 0.2))
+        process.send_signal(number)
+        error = process.communicate()[1]
+        assert process.returncode in (-number, 128 + number)
+    assert error.splitlines()[-1] == "interrupted by SIGINT: the same command goes on where it was"
+    for name in ("killed", "whole"):
+        subprocess.run([*command, "--name", name], cwd=tmp_path, check=True, capture_output=True, timeout=200)
+    killed, whole = (tmp_path / "logs" / "sweep" / name / "trials.csv" for name in ("killed", "whole"))
+    assert killed.read_text() == whole.read_text()
 
 
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+def finished_trials(database: Path) -> int:
+    """Count the trials that have ended, as another process sees them."""
+    import sqlite3
 
-
-def _stored(folder: Path) -> dict[str, Result]:
-    storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / "trials.jsonl")))
-    study = optuna.load_study(study_name=folder.name, storage=storage)
-    trials = [trial for trial in study.trials if not is_lost(trial)]
-    assert len(trials) == len({describe(trial.params) for trial in trials})
-    return {describe(trial.params): (trial.state, trial.user_attrs.get("history")) for trial in trials}
+    if not database.exists():
+        return 0
+    connection = sqlite3.connect(database, timeout=30)
+    try:
+        return int(connection.execute("SELECT count(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0])
+    except sqlite3.OperationalError:  # the tables are being made
+        return 0
+    finally:
+        connection.close()

@@ -1,4 +1,4 @@
-"""Machines that share a database share the trials, and take over those of one that is killed."""
+"""Machines that share a database share the trials, and repeat those of one that is killed."""
 
 import os
 import re
@@ -8,168 +8,86 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.files import locked
-from softmax_regression.model import SoftmaxRegression
-from softmax_regression.studies.learning import pool
-from softmax_regression.studies.sweep import search as sweep
-from softmax_regression.studies.sweep import trials as sweep_trials
-from softmax_regression.studies.sweep.plan import Plan, Range, describe
-from softmax_regression.studies.sweep.search import Sweep
-from softmax_regression.studies.sweep.trials import Trials, is_lost, open_storage, shown
+from softmax_regression.studies.sweep import study as sweep
+from softmax_regression.studies.sweep.search import Search
+from softmax_regression.studies.sweep.space import Plan, describe
+from softmax_regression.studies.sweep.storage import open_storage, shown
+from softmax_regression.studies.sweep.training import StackTraining
 
 CONTEXT = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["softmax_regression.commands.train", "softmax_regression.studies.sweep"])
-GRID = Plan({"batch_size": [16, 64], "lr": [0.1, 0.5], "epochs": [1]}, "grid", 1, [0], 0, "tiny")
-TPE = Plan({"lr": Range(0.01, 1.0), "epochs": [1]}, "tpe", 18, [0], 0, "tiny")
+CONTEXT.set_forkserver_preload(["softmax_regression.commands.train", "softmax_regression.studies.sweep.study"])
+GRID = Plan({"batch_size": [16, 64], "lr": [0.1, 0.5], "epochs": [1]}, seeds=[0, 1])
+LONG = Plan({"batch_size": [8, 16, 32, 64], "lr": [0.1, 0.5], "epochs": [60]}, seeds=[0])
+RANDOM = Plan({"batch_size": [16, 64], "lr": [0.1, 0.5], "epochs": [1]}, seeds=[0], sampler="random", trials=5)
 SQLITE = "sqlite:///trials.db"
 
 
 @pytest.fixture(autouse=True)
-def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Work in a folder of the test's own, and close the connections left, as a process's end does."""
-    opened: list[RDBStorage] = []
-
-    def opening(*arguments: Any) -> RDBStorage:
-        opened.append(RDBStorage(*arguments))
-        return opened[-1]
-
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sweep_trials, "RDBStorage", opening)
-    yield
-    for storage in opened:
-        storage.engine.dispose()
 
 
-def images() -> FashionMNISTDataModule:
+def opened(plan: Plan, url: str = SQLITE) -> Search:
+    """What one machine sees of a search."""
     data = FashionMNISTDataModule(1, val_size=100, source="synthetic", synthetic_size=300)
-    data.setup()
-    return data
+    sampler = None
+    if plan.sampler == "random":
+        sampler = optuna.samplers.RandomSampler()
+    return Search(plan, Path("shared"), StackTraining(plan, {}, data).train, url, sampler)
 
 
-def trials(plan: Plan, silence: float = 60.0, url: str = SQLITE) -> Trials:
-    """What one machine sees of the trials."""
-    machine = Trials(open_storage(url, Path()), "shared", plan, silence)
-    machine.study.sampler = optuna.samplers.RandomSampler()
-    return machine
+def histories(search: Search) -> dict[str, dict[str, list[list[float]]]]:
+    return {describe(result.params): result.history for result in search.results()}
 
 
-def finish(machine: Trials) -> list[dict[str, Any]]:
-    """Take and finish what this machine gets, without training it; return its parameters."""
-    done = []
-    with machine:
-        for group in machine.groups():
-            for trial in group:
-                machine.finish(trial, 0.5, history={})
-                done.append(trial.params)
-    return done
+def test_what_a_killed_machine_had_begun_is_made_by_the_others() -> None:
+    killed, other = opened(GRID), opened(GRID)
+    trial = killed.study.ask()  # and no more is heard of it
+    assert killed._suggest(trial)["batch_size"] in (16, 64)
+    other.run()
+    assert len(other.finished) == 4
+    assert len(histories(other)) == 4
+    killed.close()
+    other.close()
 
 
-def complete(machine: Trials) -> list[str]:
-    """The parameters of the trials that came to their end; none twice."""
-    found = [describe(trial.params) for trial in machine.live(TrialState.COMPLETE)]
-    assert len(found) == len(set(found))
-    return found
+def test_of_a_trial_that_two_machines_have_run_the_first_result_counts() -> None:
+    late, other = opened(GRID), opened(GRID)
+    trial = late.study.ask()
+    late._suggest(trial)
+    other.run()
+    expected = histories(other)
+    trial.set_user_attr("models", [{"params": {}, "seed": 0, "scores": {"val/loss": [0.0]}}])
+    late.study.sampler = optuna.samplers.RandomSampler()  # GridSampler ends studies in `optimize` alone
+    late.study.tell(trial, 0.0)
+    assert len(other.study.trials) == 5
+    assert len(other.finished) == 4
+    assert histories(other) == expected
+    late.close()
+    other.close()
 
 
-def test_machines_take_different_groups_and_wait_for_each_other(capsys: pytest.CaptureFixture[str]) -> None:
-    mine, theirs = trials(GRID), trials(GRID)
-    with theirs:
-        theirs.study.set_user_attr(f"alive {theirs.machine}", 1.0)
-        groups = theirs.groups()
-        taken = next(groups)
-        assert {trial.params["batch_size"] for trial in taken} == {16}
-        own = mine.groups()
-        assert {trial.params["batch_size"] for trial in next(own)} == {64}
-        for frozen in mine.study.get_trials(deepcopy=False):
-            if frozen.user_attrs["machine"] == mine.machine:
-                mine.study.tell(frozen.number, 0.5)
-        assert mine._others() == {theirs.machine}
-        for trial in taken:
-            theirs.finish(trial, 0.25, history={})
-        assert list(own) == list(groups) == []
-    assert len(complete(mine)) == 4
-
-
-@pytest.mark.parametrize(("plan", "first", "second"), [(GRID, 2, 2), (TPE, 16, 2)])
-def test_machines_that_make_trials_at_the_same_moment_make_none_too_many(
-    plan: Plan, first: int, second: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mine, theirs = trials(plan), trials(plan)
-    live, outdated = theirs.live, [theirs.live()]
-    taken = next(mine.groups())
-    monkeypatch.setattr(theirs, "live", lambda *states: outdated.pop() if outdated else live(*states))
-    rest = next(theirs.groups())
-    assert (len(taken), len(rest)) == (first, second)
-    assert outdated == []
-    for machine, group in ((mine, taken), (theirs, rest)):
-        for trial in group:
-            machine.finish(trial, 0.5, history={})
-    finish(mine)
-    assert len(complete(mine)) == plan.size
-
-
-def test_what_a_silent_machine_ran_is_taken_over_and_does_not_count_when_it_comes_back() -> None:
-    theirs, mine = trials(GRID), trials(GRID, silence=0.0)
-    late = next(theirs.groups())
-    assert len(finish(mine)) == 4
-    theirs.finish(late[0], 0.0, history={"late": True})
-    assert mine.study.best_value == 0.5
-    assert len(complete(mine)) == 4
-    assert "late" not in {name for trial in mine.study.trials for name in trial.user_attrs.get("history", {})}
-
-
-def test_a_machine_that_gives_signs_of_life_is_waited_for() -> None:
-    theirs, mine = trials(GRID), trials(GRID, silence=1.0)
-    next(theirs.groups())
-    now = time.monotonic()
-    for beat in range(3):
-        theirs.study.set_user_attr(f"alive {theirs.machine}", beat)
-        assert mine._others() == {theirs.machine}
-        mine.seen = {number: (sign, since - 0.9) for number, (sign, since) in mine.seen.items()}
-        assert mine._others() == {theirs.machine}
-    assert time.monotonic() - now < 60
-    mine.seen = {number: (sign, since - 1.0) for number, (sign, since) in mine.seen.items()}
-    mine._others()
-    assert mine._others() == set()  # it has been silent since
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("plan", [GRID, TPE])
-def test_a_machine_killed_between_two_transactions_loses_no_trial(plan: Plan) -> None:
-    for kill in range(12):
-        theirs, count = trials(plan, silence=0.0), iter(range(kill))
-
-        with pytest.MonkeyPatch.context() as patch:
-            for of, name in ((theirs.storage, "create_new_trial"), (theirs.study, "ask"), (theirs.study, "tell")):
-                call = getattr(of, name)
-
-                def deadly(*args: Any, call: Any = call, count: Any = count, **options: Any) -> Any:
-                    if next(count, None) is None:
-                        raise KeyboardInterrupt
-                    return call(*args, **options)
-
-                patch.setattr(of, name, deadly)
-            with suppress(KeyboardInterrupt):  # or done before that
-                for group in theirs.groups():
-                    for trial in group:
-                        theirs.finish(trial, 0.5, history={})
-    finish(mine := trials(plan, silence=0.0))
-    assert len(complete(mine)) == plan.size
+def test_trials_beyond_the_number_that_was_asked_for_do_not_count() -> None:
+    search = opened(RANDOM)
+    search.run()
+    expected = histories(search)
+    search.study.optimize(lambda trial: trial.suggest_categorical("lr", [0.1, 0.5]), n_trials=2)  # on slower machines
+    assert len(search.study.trials) == 7
+    assert len(search.finished) == 5
+    assert histories(search) == expected
+    search.close()
 
 
 @pytest.mark.parametrize(
@@ -199,30 +117,34 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         open_storage("postgresql://me@127.0.0.1:1/x", Path())
 
 
-def test_no_form_of_a_password_is_shown() -> None:
-    for url in (
+@pytest.mark.parametrize(
+    "url",
+    [
         "postgresql://me:secret@host/x",
         "postgresql+psycopg://me:secr%40et@host/x",
         "postgresql://host/x?user=me&password=secret",
-    ):
-        assert "secr" not in shown(url)
+    ],
+)
+def test_no_form_of_a_password_is_shown(url: str) -> None:
+    assert "secr" not in shown(url)
 
 
 def test_a_database_that_is_lost_is_an_error_of_storage(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lost(self: Sweep, *args: Any) -> None:
+    def lost(*args: Any, **options: Any) -> None:
         raise optuna.exceptions.StorageInternalError("gone")
 
-    monkeypatch.setattr(Sweep, "search", lost)
+    search = opened(GRID)
+    monkeypatch.setattr(search.study, "optimize", lost)
     with pytest.raises(StorageError, match=r"storage: lost it .* start again to go on"):
-        sweep.run({"lr": [0.1]}, source="synthetic", storage=SQLITE, quick=True)
+        search.run()
+    search.close()
 
 
 def test_two_processes_that_share_a_folder_and_a_database_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["study.py", "sweep", f"--storage={SQLITE}"])
-    space: Any = {"lr": [0.1, 0.3]}
     with locked(Path(), None):  # as if the other one wrote its page elsewhere
-        first = sweep.run(space, source="synthetic", storage=SQLITE, quick=True)
-    assert first == sweep.run(space, source="synthetic", storage=SQLITE, quick=True)
+        first = sweep.run({"lr": [0.1, 0.3]}, source="synthetic", storage=SQLITE, quick=True)
+    assert first == sweep.run({"lr": [0.1, 0.3]}, source="synthetic", storage=SQLITE, quick=True)
 
 
 # On a real server
@@ -237,23 +159,19 @@ def server() -> Iterator[str]:
     programs = Path(found[0]).parent
     pytest.importorskip("psycopg")
     root = Path(tempfile.mkdtemp())
-    user: dict[str, Any] = {"user": "postgres", "group": "postgres", "extra_groups": []} if os.getuid() == 0 else {}
-    try:
-        if user:  # a server does not run as root
+    user: dict[str, Any] = {}
+    if os.getuid() == 0:  # a server does not run as root
+        user = {"user": "postgres", "group": "postgres", "extra_groups": []}
+        try:
             shutil.chown(root, "postgres")
-    except (LookupError, OSError):
-        pytest.skip("there is no user postgres here, as in a namespace of one's own")
+        except (LookupError, OSError):
+            pytest.skip("there is no user postgres here, as in a namespace of one's own")
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
 
     def run(program: str, *arguments: str) -> None:
-        subprocess.run(
-            [programs / program, "-D", root / "data", *arguments],
-            check=True,
-            cwd="/",
-            stdout=subprocess.DEVNULL,
-            **user,
-        )
+        command = [str(programs / program), "-D", str(root / "data"), *arguments]
+        subprocess.run(command, check=True, cwd="/", stdout=subprocess.DEVNULL, **user)
 
     run("initdb", "-U", "me", "-A", "trust", "--no-sync", "--encoding=UTF8", "--locale=C")
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' -c fsync=off"
@@ -276,60 +194,57 @@ def database(server: str) -> Callable[[str], str]:
     return make
 
 
-def machine(url: str, plan: Plan, at: float, silence: float) -> None:
+def machine(url: str, plan: Plan, at: float) -> None:
     """A machine: it opens the database at a moment, runs trials, and tests the winner."""
-    sweep_trials.BEAT = 0.2
-    data = images()
     time.sleep(max(0.0, at - time.time()))
-    found = Sweep(plan, Path("shared"), partial(sweep.train, plan, data, "val"), url, silence)
-    with pool(SoftmaxRegression, 1) as threads:
-        found.search(threads)
-    found.test(partial(sweep.train, plan, data, "test"))
+    search = opened(plan, url)
+    search.run()
+    search.test(lambda params, seed: {"test/loss": float(os.getpid())})
 
 
-@pytest.mark.slow
 @pytest.mark.postgres
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_machines_that_start_at_once_on_an_empty_database_work_ten_times_of_ten(
     database: Callable[[str], str],
 ) -> None:
     for i in range(10):
         url = database(f"start{i}")
-        arguments = (url, GRID, time.time() + 1.5, 60.0)
-        machines = [CONTEXT.Process(target=machine, args=arguments) for _ in range(2)]
+        machines = [CONTEXT.Process(target=machine, args=(url, GRID, time.time() + 1.5)) for _ in range(2)]
         for process in machines:
             process.start()
         for process in machines:
             process.join()
         assert [process.exitcode for process in machines] == [0, 0]
-        assert len(complete(trials(GRID, url=url))) == 4
-        tests = optuna.load_study(study_name="shared: test", storage=open_storage(url, Path())).trials
-        assert [trial.state for trial in tests if not is_lost(trial)] == [TrialState.COMPLETE]
+        search = opened(GRID, url)
+        assert len(search.finished) == 4
+        assert len(histories(search)) == 4
+        tested = search.test(lambda params, seed: pytest.fail("tested again"))
+        assert len(set(tested["test/loss"])) == 1  # by one machine
+        search.close()
 
 
 @pytest.mark.postgres
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_of_two_machines_one_killed_the_other_finishes_alone(database: Callable[[str], str]) -> None:
     url = database("killed")
-    plan = Plan({"batch_size": [8, 16, 32, 64], "lr": [0.1, 0.5], "epochs": [60]}, "grid", 1, [0], 0, "tiny")
-    machines = [CONTEXT.Process(target=machine, args=(url, plan, 0.0, 2.0)) for _ in range(2)]
+    machines = [CONTEXT.Process(target=machine, args=(url, LONG, 0.0)) for _ in range(2)]
     for process in machines:
         process.start()
-    study = trials(plan, url=url).study
-    running: set[str | None] = set()
+    search = opened(LONG, url)
     deadline = time.monotonic() + 60
-    while len(running) < 2:
+    while len(search.study.get_trials(states=(TrialState.RUNNING,))) < 2:
         assert time.monotonic() < deadline
-        running = {t.user_attrs.get("machine") for t in study.get_trials(states=(TrialState.RUNNING,))}
         time.sleep(0.01)
     machines[0].kill()
     for process in machines:
         process.join()
     assert [process.exitcode for process in machines] == [-9, 0]
-    assert len(complete(trials(plan, url=url))) == 8
-    ran = Counter(trial.user_attrs["machine"] for trial in study.trials if trial.state == TrialState.COMPLETE)
-    assert any(is_lost(trial) for trial in study.trials)
-    assert max(ran.values()) >= 6  # the survivor's
+    assert len(search.finished) == 4
+    assert len(histories(search)) == 8
+    assert len(search.study.get_trials(states=(TrialState.RUNNING,))) == 1  # of the killed one
+    search.close()
 
 
 @pytest.mark.postgres
@@ -340,7 +255,7 @@ def test_the_page_of_a_sweep_on_a_database_names_the_machine_and_no_password(
     monkeypatch.setattr(sys, "argv", ["study.py", "sweep", "--storage", url, "--quick"])
     page = sweep.run({"lr": [0.1, 0.3]}, source="synthetic", storage=url, quick=True)
     assert "postgresql+psycopg://me:***@127.0.0.1" in page.read_text()
-    assert f"{socket.gethostname()}-" in page.read_text()
+    assert f"<td>{socket.gethostname()}</td>" in page.read_text()
     for path in Path("logs").rglob("*"):
         assert path.is_dir() or not re.search(b"sec.{1,9}ret", path.read_bytes())
     assert not re.search("sec.{1,9}ret", "".join(capsys.readouterr()))

@@ -38,8 +38,8 @@ class Study(NamedTuple):
 
 STUDIES = {
     "numerics": Study("studies.numerics.study.run", "Where softmax and cross-entropy break, and what mends them."),
-    "sweep": Study("studies.sweep.search.run", "Exercise 1: search batch size, learning rate, epochs and more."),
-    "overfit": Study("studies.overfit.page.run", "Exercise 2: train for long on few images, and what helps."),
+    "sweep": Study("studies.sweep.study.run", "Exercise 1: search batch size, learning rate, epochs and more."),
+    "overfit": Study("studies.overfit.study.run", "Exercise 2: train for long on few images, and what helps."),
     "list": Study("reports.list.list_runs", "List runs: their state, data, scores, and what sets each apart."),
     "curve": Study("reports.curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
     "report": Study("reports.report.report", "Show a run: curves, mistakes, weights, calibration.", "which"),

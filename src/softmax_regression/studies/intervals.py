@@ -22,7 +22,10 @@ class Interval(NamedTuple):
     def of(cls, values: Sequence[float]) -> "Interval":
         """Return the mean of independent values and Student's interval, a little wide beyond 21 values."""
         n = len(values)
-        return cls(mean(values), T_QUANTILES[min(n - 2, 19)] * stdev(values) / sqrt(n) if n > 1 else inf)
+        if n == 1:
+            return cls(values[0], inf)
+        quantile = T_QUANTILES[min(n - 2, 19)]
+        return cls(mean(values), quantile * stdev(values) / sqrt(n))
 
     @property
     def has_zero(self) -> bool:
@@ -31,7 +34,14 @@ class Interval(NamedTuple):
 
     def __format__(self, sign: str) -> str:
         """Give four digits, `+` also the sign; of one value no interval."""
-        return f"{self.mean:{sign}.4f}" + (f" ± {self.half:.4f}" if self.half < inf else " (one seed)")
+        if self.half == inf:
+            return f"{self.mean:{sign}.4f} (one seed)"
+        return f"{self.mean:{sign}.4f} ± {self.half:.4f}"
 
     def __str__(self) -> str:
         return format(self)
+
+
+def difference(values: Sequence[float], others: Sequence[float]) -> Interval:
+    """Return by how much values exceed others, paired by seed."""
+    return Interval.of([value - other for value, other in zip(values, others, strict=True)])

@@ -5,13 +5,12 @@ its own, within float32 rounding. The gradient is written out: with respect to t
 minus the one-hot label (Dive into Deep Learning, section 4.1, equation 4.1.9).
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from softmax_regression.classifier import STAGES
 from softmax_regression.data.minibatches import Minibatches, Shuffle, to_float_images
 from softmax_regression.errors import InputError
 from softmax_regression.model import SoftmaxRegression, cosine
@@ -27,60 +26,81 @@ class Scores(NamedTuple):
     acc: Tensor
 
 
-METRICS = tuple(f"{stage}/{name}" for stage in STAGES for name in Scores._fields)
+METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
 
 
 class Stack:
     """Models with their weights in one tensor, trained together by minibatch SGD.
 
-    With dropout all of them lose the same pixels, drawn by a generator of the stack's own: those are not the
-    pixels that `fit` drops with this seed.
+    With dropout all models lose the same pixels, drawn by a generator of the stack's own: not the pixels that
+    `fit` drops with this seed.
 
-    The models, alike in `SHARED`, give their hyperparameters and initial weights; a cosine schedule needs to know
-    the number of `epochs`, and the data are on the device to train on. Models that cannot share their minibatches,
-    or want the naive loss, are an InputError.
+    Args:
+        models: They give their hyperparameters and initial weights.
+        loader: Its images are on the device to train on.
+        epochs: Number of epochs to come, which a cosine schedule needs to know.
+        seed: Of the dropped pixels.
 
     Attributes:
         weight, bias: (models * k, 784) and (models * k, 1), k consecutive rows for each model.
+
+    Raises:
+        InputError: The models differ in one of `SHARED`, or want the naive loss.
     """
 
     def __init__(self, models: Sequence[SoftmaxRegression], loader: Minibatches, epochs: int, seed: int = 0) -> None:
-        self.loader, self.epoch, self.step, self.total = loader, 0, 0, epochs * len(loader)
-        hparams, device = [model.hparams for model in models], loader.images.device
-        self.shared = {name: hparams[0][name] for name in SHARED}
-        if any(self.shared.items() - h.items() for h in hparams):
-            raise InputError(f"{', '.join(SHARED)}: must be the same in a stack; make several")
-        if self.shared["loss"] == "naive":
-            raise InputError("loss=naive: a stack has the stable gradient; train the model alone")
+        self.loader = loader
+        self.epoch = 0
+        self.step = 0
+        self.total = epochs * len(loader)
+        self.shared = _shared(models)
         self.k = self.shared["num_classes"]
-        weights, biases = zip(*(model.net.parameters() for model in models), strict=True)
+        device = loader.images.device
+        weights: list[Tensor] = []
+        biases: list[Tensor] = []
+        for model in models:
+            weight, bias = model.net.parameters()
+            weights.append(weight)
+            biases.append(bias)
         self.weight = torch.cat(weights).detach().to(device)
         self.bias = torch.cat(biases).detach()[:, None].to(device)
-        self.lr, self.weight_decay, self.momentum = (
-            torch.tensor([float(h[name]) for h in hparams], device=device).repeat_interleave(self.k)[:, None]
-            for name in ("lr", "weight_decay", "momentum")
-        )  # (models * k, 1) each
-        self.decays, self.moves = bool(self.weight_decay.any()), bool(self.momentum.any())
+        self.lr = self._column(models, "lr")
+        self.weight_decay = self._column(models, "weight_decay")
+        self.momentum = self._column(models, "momentum")
+        self.has_decay = bool(self.weight_decay.any())
+        self.has_momentum = bool(self.momentum.any())
         self.velocity = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
         self.generator = torch.Generator(device).manual_seed(seed)
+
+    def _column(self, models: Sequence[SoftmaxRegression], name: str) -> Tensor:
+        """Return a hyperparameter of each row of the weights, (models * k, 1)."""
+        values = torch.tensor([float(model.hparams[name]) for model in models], device=self.weight.device)
+        return values.repeat_interleave(self.k)[:, None]
 
     def train_epoch(self) -> Scores:
         """Train for one epoch; return the means over its minibatches, each scored before its update."""
         if isinstance(self.loader.sampler, Shuffle):
             self.loader.sampler.set_epoch(self.epoch)
-        size, order = self.loader.batch_size, self.loader.order()
-        onehot, sums = torch.eye(self.k, device=order.device), []
+        size = self.loader.batch_size
+        order = self.loader.order()
+        onehot = torch.eye(self.k, device=order.device)
+        sums = []
         for chosen in order.split(max(1, CHUNK // size) * size):  # several minibatches are gathered at once
             x, y = self.loader.gather(chosen)
-            pairs = zip(x.flatten(1).split(size), onehot[:, y].split(size, 1), strict=True)
-            sums.append(_sums(torch.cat([self._update(*pair) for pair in pairs], 2), y))
+            log_probs = []
+            for batch, labels in zip(x.flatten(1).split(size), onehot[:, y].split(size, 1), strict=True):
+                log_probs.append(self._update(batch, labels))
+            sums.append(_sums(torch.cat(log_probs, 2), y))
         self.epoch += 1
         return Scores(*torch.stack(sums).sum(0) / len(order))
 
     @torch.no_grad()
     def score(self, images: Tensor, labels: Tensor) -> Scores:
         """Score n images, (n, 28, 28) uint8, with labels (n,) int64, by every model."""
-        return mean_scores(lambda x: self._log_probs(x.flatten(1)), images, labels)
+        sums = []
+        for x, y in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+            sums.append(_sums(self._log_probs(to_float_images(x).flatten(1)), y))
+        return Scores(*torch.stack(sums).sum(0) / len(labels))
 
     def _log_probs(self, x: Tensor) -> Tensor:
         """Turn x (b, 784) into log-probabilities (models, k, b)."""
@@ -88,32 +108,46 @@ class Stack:
 
     def _update(self, x: Tensor, onehot: Tensor) -> Tensor:
         """Make one step on x (b, 784) and onehot (k, b); return the log-probabilities from before it."""
-        if p := self.shared["dropout"]:
+        p = self.shared["dropout"]
+        if p:
             x = x * torch.empty_like(x).bernoulli_(1 - p, generator=self.generator).div_(1 - p)
-        log_probs, lr = self._log_probs(x), self.lr
+        log_probs = self._log_probs(x)
+        lr = self.lr
         if self.shared["schedule"] == "cosine":
             lr = lr * cosine(self.step / self.total)
-        delta = (log_probs.exp() - onehot).view(len(lr), -1).mul_((1 if self.moves else lr) / len(x))
-        if self.moves:
-            gradients = (delta @ x, delta.sum(1, keepdim=True))
-            for w, v, gradient in zip((self.weight, self.bias), self.velocity, gradients, strict=True):
-                v.mul_(self.momentum).add_(gradient).addcmul_(w, self.weight_decay)
-                w.addcmul_(v, lr, value=-1)
-        else:  # the update, fused with the product that is the gradient
-            if self.decays:
-                self.weight.mul_(1 - lr * self.weight_decay)
-                self.bias.mul_(1 - lr * self.weight_decay)
-            self.weight.addmm_(delta, x, alpha=-1)
-            self.bias.sub_(delta.sum(1, keepdim=True))
+        delta = (log_probs.exp() - onehot).view(len(lr), -1)  # gradient of the summed loss by the logits
+        if self.has_momentum:
+            self._step_with_momentum(delta.mul_(1 / len(x)), x, lr)
+        else:
+            self._step(delta.mul_(lr / len(x)), x, lr)
         self.step += 1
         return log_probs
 
+    def _step_with_momentum(self, delta: Tensor, x: Tensor, lr: Tensor) -> None:
+        """Update by the gradient of the mean loss, `delta` (models * k, b) by the logits."""
+        gradients = (delta @ x, delta.sum(1, keepdim=True))
+        for values, velocity, gradient in zip((self.weight, self.bias), self.velocity, gradients, strict=True):
+            velocity.mul_(self.momentum).add_(gradient).addcmul_(values, self.weight_decay)
+            values.addcmul_(velocity, lr, value=-1)
 
-def mean_scores(log_probs: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor) -> Scores:
-    """Score uint8 images (n, 28, 28) by what turns (b, 1, 28, 28) in [0, 1] into (models, k, b)."""
-    chunks = zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
-    sums = torch.stack([_sums(log_probs(to_float_images(x)), y) for x, y in chunks])
-    return Scores(*sums.sum(0) / len(labels))
+    def _step(self, delta: Tensor, x: Tensor, lr: Tensor) -> None:
+        """Update by the gradient times the learning rate: one product computes it and subtracts it."""
+        if self.has_decay:
+            self.weight.mul_(1 - lr * self.weight_decay)
+            self.bias.mul_(1 - lr * self.weight_decay)
+        self.weight.addmm_(delta, x, alpha=-1)
+        self.bias.sub_(delta.sum(1, keepdim=True))
+
+
+def _shared(models: Sequence[SoftmaxRegression]) -> dict[str, Any]:
+    """Return the hyperparameters `SHARED`, or refuse models that differ in them."""
+    shared = {name: models[0].hparams[name] for name in SHARED}
+    for model in models:
+        if shared.items() - model.hparams.items():
+            raise InputError(f"{', '.join(SHARED)}: must be the same in a stack; make several")
+    if shared["loss"] == "naive":
+        raise InputError("loss=naive: a stack has the stable gradient; train the model alone")
+    return shared
 
 
 def _sums(log_probs: Tensor, labels: Tensor) -> Tensor:

@@ -1,26 +1,31 @@
-"""Long training on few images, and what keeps it from overfitting: a sweep whose trials are remedies.
+"""Long training on few images, and remedies against overfitting: a sweep over sizes, dropouts and weight decays.
 
-Exercise 2 of Dive into Deep Learning, section 4.5: why does the test accuracy fall after a while, and what
-helps? Every remedy is a choice among the same runs, made with validation data.
+Exercise 2 of Dive into Deep Learning: why does the test accuracy fall after a while, and what helps? Each remedy is
+a choice among the same runs, made with validation data.
 """
 
-import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
-from optuna.trial import FrozenTrial
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
-from softmax_regression.studies.learning import Each, held_out, learn, options
-from softmax_regression.studies.stacked import METRICS
-from softmax_regression.studies.sweep.plan import Params, Plan, count, hparams, longest
+from softmax_regression.studies import alone
+from softmax_regression.studies.learning import Labelled, Watcher, held_out, learn
+from softmax_regression.studies.stacked import CHUNK, METRICS
+from softmax_regression.studies.sweep.search import Result
+from softmax_regression.studies.sweep.space import Params, Plan
+from softmax_regression.studies.sweep.training import Scores, hyperparameters
 
-BATCH_SIZE, LR = 256, 0.1  # the book's
-PATIENCE = 5  # scorings without a lower validation loss before early stopping stops
+BATCH_SIZE = 256  # the book's
+LR = 0.1  # the book's
+PATIENCE = 5  # scorings without a lower validation loss, after which early stopping stops
+MONITOR = "val/loss"
 
 
 class Size(NamedTuple):
@@ -44,6 +49,13 @@ class Design(NamedTuple):
     decays: tuple[float, ...]
     seeds: int
 
+    def size_of(self, params: Params) -> Size:
+        """Return the size that a configuration has."""
+        for size in self.sizes:
+            if size.images == params["train_size"]:
+                return size
+        raise KeyError(params["train_size"])
+
 
 FULL = Design(
     (Size(500, 1000, 20), Size(1000, 1000, 20), Size(5000, 300, 5), Size(55_000, 75, 3)),
@@ -52,12 +64,13 @@ FULL = Design(
     5,
 )
 QUICK = Design((Size(50, 60, 6), Size(100, 40, 4)), (0.0, 0.5), (0.0, 0.01), 2)
-SMALL: dict[str, Any] = {"synthetic_size": 1000, "val_size": 500}
+QUICK_SIZES = {"synthetic_size": 1000, "val_size": 500}
 Curves = Mapping[tuple[float, float], Tensor]  # dropout, weight decay -> (seeds, METRICS, scorings) float64
 
 
-class Arm(NamedTuple):
-    """A remedy as the validation data tuned it.
+@dataclass(frozen=True)
+class Remedy:
+    """A remedy with the strength that the validation data chose.
 
     Attributes:
         stop: (s,) int64, the scoring at which the model of each seed was taken.
@@ -77,63 +90,129 @@ class Arm(NamedTuple):
         return taken
 
 
-def plan(design: Design, model: type[LightningModule], data: str) -> Plan:
-    """Return the trials of a design in what the model has parameters for, those of large sets first."""
-    names = {*vars(options(model).get_defaults().model), "train_size", "epochs"}
-    trials: list[Params] = [
-        {"train_size": n.images, "epochs": n.epochs, "lr": LR, "dropout": dropout, "weight_decay": decay}
-        for n, dropout, decay in itertools.product(design.sizes[::-1], design.dropouts, design.decays)
-    ]
-    fixed = [{k: v for k, v in trial.items() if k in names} for trial in trials]
-    space = {name: sorted({trial[name] for trial in fixed}) for name in fixed[0]}
-    return Plan(space, "grid", 1, list(range(design.seeds)), 0, data, model=model, fixed=fixed)
+def plan(design: Design, model: type[LightningModule], identity: str, monitor: str = MONITOR) -> Plan:
+    """Return every size with every remedy that the model has parameters for."""
+    known = alone.parameters_of(model)
+    space: dict[str, Any] = {"train_size": [size.images for size in design.sizes]}
+    if "dropout" in known:
+        space["dropout"] = list(design.dropouts)
+    if "weight_decay" in known:
+        space["weight_decay"] = list(design.decays)
+    return Plan(space, list(range(design.seeds)), f"{identity}/{design.sizes}/{monitor}", model=model)
 
 
-def train(
-    design: Design, model: type[LightningModule], data: FashionMNISTDataModule,
-    trials: Sequence[Params], seed: int, each: Each,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Train on images that the seed chooses, for `Sweep`."""
-    images, labels, own = data.loaded.images, data.loaded.labels, data.train_index
-    index = own[stratified_order(labels[own], seed)[: count(trials[0], "train_size")]]
-    sets = {"train": (images[index], labels[index]), **held_out(data)}
-    loader = Minibatches(images, labels, index, min(BATCH_SIZE, len(index)), seed)
-    every = {size.images: size.every for size in design.sizes}[len(index)]
-    return learn(model, [hparams(trial) for trial in trials], loader, longest(trials), seed, sets, every, each)
+class OverfitTraining:
+    """Trains on images that the seed chooses, and scores training, validation and test images as it goes.
+
+    Args:
+        design: Sizes of training sets.
+        plan: What is trained.
+        data: Has the images.
+        monitor: The loss as the model logs it in validation.
+    """
+
+    def __init__(self, design: Design, plan: Plan, data: FashionMNISTDataModule, monitor: str = MONITOR) -> None:
+        self.design = design
+        self.plan = plan
+        self.data = data
+        self.monitor = monitor
+
+    def check_monitor(self) -> None:
+        """Refuse, before anything is trained, a monitor that the model does not log."""
+        images, labels = held_out(self.data)["val"]
+        loader = Minibatches(images, labels, torch.arange(len(labels)), min(BATCH_SIZE, len(labels)))
+        model, params = self.plan.model, {"lr": LR, **hyperparameters(self.plan.first)}
+        alone.check_monitor(self.monitor, lambda: (alone.make_model(model, params, 0), loader, loader))
+
+    def train(self, configurations: Sequence[Params], seed: int, watcher: Watcher | None = None) -> list[Scores]:
+        """Return the scores of each configuration."""
+        size = self.design.size_of(configurations[0])
+        images, labels = self.data.loaded.images, self.data.loaded.labels
+        own = self.data.train_index
+        index = own[stratified_order(labels[own], seed)[: size.images]]
+        sets = {"train": (images[index], labels[index]), **held_out(self.data)}
+        loader = Minibatches(images, labels, index, min(BATCH_SIZE, len(index)), seed)
+        variants = [{"lr": LR, **hyperparameters(params)} for params in configurations]
+        if not self.plan.is_stackable:
+            return [self._train_alone(variant, loader, size, seed, sets, watcher) for variant in variants]
+        values = learn(variants, loader, size.epochs, seed, sets, size.every, watcher)
+        scores = []
+        for i in range(len(variants)):
+            scores.append({name: rows[i].tolist() for name, rows in values.items()})
+        return scores
+
+    def _train_alone(
+        self,
+        variant: Params,
+        loader: Minibatches,
+        size: Size,
+        seed: int,
+        sets: Mapping[str, Labelled],
+        watcher: Watcher | None,
+    ) -> Scores:
+        """Train one model by Lightning, and score the weights that it had by its own validation step."""
+        loaders = {}
+        for stage, (images, labels) in sets.items():
+            loaders[stage] = Minibatches(images, labels, torch.arange(len(labels)), CHUNK)
+        keeper = alone.WeightKeeper(size.every)
+        with isolate_rng():
+            module = alone.make_model(self.plan.model, variant, seed)
+            alone.train(
+                module, loader, size.epochs, watcher, val=loaders["val"], limit_val_batches=0, callbacks=[keeper]
+            )
+            return alone.score_weights(module, keeper.weights, loaders, self.monitor)
 
 
-def curves(trials: Sequence[FrozenTrial], size: Size) -> Curves:
-    """Return what came of the trials with a number of images."""
-    return {
-        (trial.params.get("dropout", 0.0), trial.params.get("weight_decay", 0.0)): torch.tensor(
-            [trial.user_attrs["history"][name] for name in METRICS], dtype=torch.float64
-        ).movedim(0, 1)
-        for trial in trials
-        if trial.params["train_size"] == size.images
-    }
+def curves(results: Sequence[Result], size: Size) -> Curves:
+    """Return what came of the configurations with a number of images."""
+    found = {}
+    for result in results:
+        if result.params["train_size"] == size.images:
+            values = torch.tensor([result.history[name] for name in METRICS], dtype=torch.float64)
+            strength = float(result.params.get("dropout") or 0), float(result.params.get("weight_decay") or 0)
+            found[strength] = values.movedim(0, 1)
+    return found
 
 
-def choose_arms(runs: Curves) -> list[Arm]:
-    """Tune each remedy, where it was run, on the validation loss, the mean over the seeds; the first arm is none."""
+def choose_remedies(runs: Curves) -> list[Remedy]:
+    """Choose the strength of each remedy by the validation loss, the mean over the seeds; the first remedy is none."""
+    decays, dropouts = [], []
+    for dropout, decay in runs:
+        if decay and not dropout:
+            decays.append(_remedy("weight decay", runs, dropout, decay))
+        if dropout and not decay:
+            dropouts.append(_remedy("dropout", runs, dropout, decay))
+    remedies = [_remedy("none", runs)]
+    for candidates in (decays, dropouts):
+        if candidates:
+            remedies.append(_best(candidates))
+    has_several = len(remedies) > 1
+    remedies.append(_stop_early("early stopping", runs))
+    if has_several:
+        remedies.append(_best([_stop_early("combination", runs, *strength) for strength in runs]))
+    return remedies
 
-    def arm(name: str, dropout: float, decay: float, early: bool = False) -> Arm:
-        curves = runs[dropout, decay]
-        val_loss = curves[:, METRICS.index("val/loss")]
-        last = torch.full((len(val_loss),), val_loss.shape[1] - 1)
-        stop = torch.tensor([early_stop(losses) for losses in val_loss.tolist()]) if early else last
-        return Arm(name, dropout, decay, stop, curves)
 
-    def best(arms: Sequence[Arm]) -> list[Arm]:
-        return sorted(arms, key=lambda arm: sum(arm.taken("val/loss")))[:1]
+def _remedy(name: str, runs: Curves, dropout: float = 0.0, decay: float = 0.0) -> Remedy:
+    """Take the models at the end of their training."""
+    found = runs[dropout, decay]
+    last = torch.full((len(found),), found.shape[2] - 1)
+    return Remedy(name, dropout, decay, last, found)
 
-    tuned = best([arm("weight decay", p, d) for p, d in runs if d and not p])
-    tuned += best([arm("dropout", p, d) for p, d in runs if p and not d])
-    both = best([arm("combination", p, d, early=True) for p, d in runs]) if tuned else []
-    return [arm("none", 0.0, 0.0), *tuned, arm("early stopping", 0.0, 0.0, early=True), *both]
+
+def _stop_early(name: str, runs: Curves, dropout: float = 0.0, decay: float = 0.0) -> Remedy:
+    """Take each model where early stopping takes it."""
+    found = runs[dropout, decay]
+    stops = [early_stop(losses) for losses in found[:, METRICS.index(MONITOR)].tolist()]
+    return Remedy(name, dropout, decay, torch.tensor(stops), found)
+
+
+def _best(remedies: Sequence[Remedy]) -> Remedy:
+    return min(remedies, key=lambda remedy: sum(remedy.taken(MONITOR)))
 
 
 def early_stop(losses: Sequence[float], patience: int = PATIENCE) -> int:
-    """Return the position of the least loss before there is none lower for `patience` places."""
+    """Return the position of the lowest loss before there is none lower for `patience` places."""
     best = 0
     for i, loss in enumerate(losses):
         if loss < losses[best]:

@@ -1,132 +1,142 @@
-"""What long training on few images came to, on one page, with the conclusions that the numbers support.
+"""What long training on few images came to, on one page, with the conclusions that the numbers support."""
 
-Command: python study.py overfit
-"""
-
-import hashlib
 import json
-import shutil
+import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Literal
 
-from lightning.pytorch import LightningModule
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
 
-from softmax_regression.data.module import FashionMNISTDataModule
-from softmax_regression.errors import InputError
-from softmax_regression.figures.drawings import Curves, learning_curves
-from softmax_regression.figures.page import check_output, write_csv, write_page
-from softmax_regression.files import locked
-from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.record import environment
-from softmax_regression.studies.intervals import Interval
-from softmax_regression.studies.learning import pool
-from softmax_regression.studies.overfit import measurements as overfit
-from softmax_regression.studies.overfit.measurements import BATCH_SIZE, LR, PATIENCE, Arm, Size
+from softmax_regression.figures.drawings import PALETTE, Curves, learning_curves
+from softmax_regression.figures.page import write_page
+from softmax_regression.studies.intervals import Interval, difference
+from softmax_regression.studies.overfit.measurements import BATCH_SIZE, LR, MONITOR, PATIENCE, Remedy, Size
 from softmax_regression.studies.stacked import METRICS
-from softmax_regression.studies.sweep.page import difference, rows
-from softmax_regression.studies.sweep.plan import Plan
-from softmax_regression.studies.sweep.search import Sweep
+from softmax_regression.studies.sweep.space import Plan
+
+TESTED = {"test/loss": "test loss (nats)", "test/acc": "test accuracy"}
 
 
-def run(
-    out: Path = Path("logs/overfit"),
-    model: type[LightningModule] = SoftmaxRegression,
-    data: type[FashionMNISTDataModule] = FashionMNISTDataModule,
-    source: Literal["files", "synthetic"] = "files",
-    dirs: Sequence[str] | None = None,
-    workers: int | None = None,
-    force: bool = False,
-    quick: bool = False,
-) -> Path:
-    """Train with and without remedies, on few images and on all, or go on with it; return the page.
-
-    Args:
-        out: Folder of the page.
-        model: Class of what is trained, with the remedies that it has parameters for.
-        data: Class of the data set.
-        source: `files`, or `synthetic` for generated stand-ins.
-        dirs: Folders to look for the files in.
-        workers: Stacks trained at the same time, at most one a core; None for one a core.
-        force: Let it replace a page of somebody else's.
-        quick: 50 and 100 images for a few epochs, to see that it works.
-
-    Raises:
-        InputError: There are too few images, or the page cannot be written.
-    """
-    check_output(out / "index.html", force)
-    design = overfit.QUICK if quick else overfit.FULL
-    with pool(model, workers) as threads:
-        images = data(source=source, dirs=dirs, **(overfit.SMALL if quick else {}))
-        plan = overfit.plan(design, model, images.loaded.sha256)
-        if len(images.train_index) < (needed := design.sizes[-1].images):
-            raise InputError(f"{len(images.train_index)} training images: need {needed}; use all")
-        unfinished = out / "unfinished" / hashlib.sha256(plan.identity().encode()).hexdigest()[:12]
-        unfinished.mkdir(parents=True, exist_ok=True)
-        with locked(out, "choose another --out"):
-            sweep = Sweep(plan, unfinished, partial(overfit.train, design, model, images))
-            sweep.search(threads)
-            trials, every = sweep.complete(), {size.images: size.every for size in design.sizes}
-            table = [row for trial in trials for row in rows(plan, trial, every[trial.params["train_size"]])]
-            write_csv(out / "runs.csv", table)
-            arms = {size: overfit.choose_arms(overfit.curves(trials, size)) for size in design.sizes}
-            manifest = {"data": images.loaded.origin, "design": design._asdict(), **environment()}
-            page = write(out, arms, plan, manifest)
-            shutil.rmtree(unfinished)
-    return page
+def write(folder: Path, remedies: Mapping[Size, Sequence[Remedy]], plan: Plan, manifest: Mapping[str, object]) -> Path:
+    """Write the page of the remedies of each size and its figures, and return the path of the page."""
+    figures = {}
+    sizes = []
+    for size, of_size in remedies.items():
+        name = f"images-{size.images}"
+        figures[name] = learning_curves({"none": _curves(size, of_size[0])})
+        figures[f"{name}-remedies"] = _remedies_figure(size, of_size)
+        sizes.append({"figure": name, **_values(size, of_size)})
+    return write_page(
+        folder,
+        Path(__file__).with_name("overfit.html"),
+        figures,
+        sizes=sizes,
+        plan=plan,
+        lr=LR,
+        batch_size=BATCH_SIZE,
+        patience=PATIENCE,
+        manifest=manifest,
+        record=json.dumps(manifest, indent=2),
+    )
 
 
-def write(folder: Path, arms: Mapping[Size, Sequence[Arm]], plan: Plan, manifest: Mapping[str, object]) -> Path:
-    """Write the page of the arms of each size and its figures, and return the path of the page."""
-    figures, sizes = {}, []
-    for size, of_size in arms.items():
-        none, name = of_size[0], f"images-{size.images}"
-        figures[name] = learning_curves({"none": _curves(size, none)})
-        remedies: dict[tuple[float, float], tuple[str, Curves]] = {}
-        for arm in of_size:  # early stopping is a point on none
-            remedies.setdefault((arm.dropout, arm.decay), (_label(arm), _curves(size, arm, METRICS[2:])))
-        figures[f"{name}-remedies"] = learning_curves(dict(remedies.values()))
-        changes = [(arm.name, difference(arm.taken("test/loss"), none.taken("test/loss"))) for arm in of_size[1:]]
-        least = _best(none)
-        since = {m: none.curves[:, METRICS.index(m), [-1, least]].T.tolist() for m in ("test/loss", "test/acc")}
-        values = {
-            "images": f"{size.images:,}",
-            "epochs": size.epochs,
-            "least": int(size.scored[least]),
-            "moved": {metric: difference(*ends) for metric, ends in since.items()},
-            "changes": sorted(changes, key=lambda change: change[1].mean),
-            "rows": [_row(size, arm, none) for arm in of_size],
-            "figure": name,
-        }
-        sizes.append(values)
-    settings = {"lr": LR, "batch_size": BATCH_SIZE, "patience": PATIENCE, "plan": plan}
-    record = json.dumps(manifest, indent=2)
-    template = Path(__file__).with_name("overfit.html")
-    return write_page(folder, template, figures, sizes=sizes, manifest=manifest, record=record, **settings)
+def _values(size: Size, remedies: Sequence[Remedy]) -> dict[str, object]:
+    """Return what the template says of one size."""
+    none = remedies[0]
+    lowest = _lowest(none)
+    since = {}
+    for metric in _tested(none):
+        values = none.curves[:, METRICS.index(metric)]
+        since[metric] = difference(values[:, -1].tolist(), values[:, lowest].tolist())
+    changes = []
+    losses = []
+    for remedy in remedies:
+        loss = remedy.taken("test/loss")
+        change = difference(loss, none.taken("test/loss"))
+        gap = difference(loss, remedy.taken("train/loss"))
+        losses.append([*_row(remedy, none, "test/loss"), gap, str(int(size.scored[_lowest(remedy)]))])
+        if remedy is not none:
+            changes.append((remedy.name, change))
+    accuracies = []
+    if "test/acc" in since:
+        accuracies = [_row(remedy, none, "test/acc") for remedy in remedies]
+    return {
+        "images": f"{size.images:,}",
+        "epochs": size.epochs,
+        "lowest": int(size.scored[lowest]),
+        "since": since,
+        "changes": sorted(changes, key=lambda change: change[1].mean),
+        "losses": losses,
+        "accuracies": accuracies,
+    }
 
 
-def _best(arm: Arm) -> int:
-    """The scoring with the least validation loss, the mean over the seeds."""
-    return int(arm.curves[:, METRICS.index("val/loss")].mean(0).argmin())
+def _row(remedy: Remedy, none: Remedy, metric: str) -> list[object]:
+    """Return a remedy, a metric of it, and the difference from no remedy."""
+    values = remedy.taken(metric)
+    change = ""
+    if remedy is not none:
+        change = f"{difference(values, none.taken(metric)):+}"
+    return [_label(remedy), Interval.of(values), change]
 
 
-def _row(size: Size, arm: Arm, none: Arm) -> list[object]:
-    gap = difference(arm.taken("test/loss"), arm.taken("train/loss"))
-    columns: list[object] = [_label(arm), str(int(size.scored[_best(arm)])), gap]
-    for metric in ("test/loss", "test/acc"):
-        against = "" if arm is none else f"{difference(arm.taken(metric), none.taken(metric)):+}"
-        columns += [Interval.of(arm.taken(metric)), against]
-    return columns
+def _tested(none: Remedy) -> dict[str, str]:
+    """Return the metrics of the test images that were logged, with what is written at their axes."""
+    if math.isnan(sum(none.taken("test/acc"))):
+        return {"test/loss": TESTED["test/loss"]}
+    return TESTED
 
 
-def _label(arm: Arm) -> str:
-    """Name an arm with what it was tuned to, if anything."""
-    if arm.name == "combination":
-        return f"{arm.name}: decay {arm.decay:g}, dropout {arm.dropout:g}"
-    value = arm.decay or arm.dropout
-    return f"{arm.name} {value:g}" if value else arm.name
+def _lowest(remedy: Remedy) -> int:
+    """Return the scoring with the lowest validation loss, the mean over the seeds."""
+    return int(remedy.curves[:, METRICS.index(MONITOR)].mean(0).argmin())
 
 
-def _curves(size: Size, arm: Arm, metrics: Sequence[str] = METRICS) -> Curves:
-    return {metric: (size.scored, arm.curves[:, METRICS.index(metric)]) for metric in metrics}
+def _label(remedy: Remedy) -> str:
+    """Name a remedy with the strength that was chosen, if it has one."""
+    if remedy.name == "combination":
+        return f"combination ({remedy.decay:g}, {remedy.dropout:g})"
+    strength = remedy.decay or remedy.dropout
+    if strength:
+        return f"{remedy.name} {strength:g}"
+    return remedy.name
+
+
+def _curves(size: Size, remedy: Remedy) -> Curves:
+    """Return each metric by epoch, (seeds, scorings)."""
+    curves = {}
+    for i, metric in enumerate(METRICS):
+        curves[metric] = (size.scored, remedy.curves[:, i])
+    return curves
+
+
+def _remedies_figure(size: Size, remedies: Sequence[Remedy]) -> Figure:
+    """Draw test loss and accuracy, a column of panels for each remedy, against those of no remedy."""
+    none = remedies[0]
+    drawn = [remedy for remedy in remedies[1:] if remedy.curves is not none.curves]
+    columns = max(1, len(drawn))
+    tested = _tested(none)
+    figure = Figure(figsize=(3 * columns + 1, 3 * len(tested)), layout="constrained")
+    panels = figure.subplots(len(tested), columns, squeeze=False, sharex=True, sharey="row")
+    for row, (metric, words) in zip(panels, tested.items(), strict=True):
+        row[0].set_ylabel(words)
+        for axes in row:
+            _draw(axes, size.scored, none.curves[:, METRICS.index(metric)], "0.4", "none")
+            axes.grid(alpha=0.3)
+        for i, remedy in enumerate(drawn):
+            _draw(row[i], size.scored, remedy.curves[:, METRICS.index(metric)], PALETTE[i], _label(remedy))
+    for axes in panels[0]:
+        axes.legend(fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
+    return figure
+
+
+def _draw(axes: Axes, epochs: Tensor, values: Tensor, colour: str, label: str) -> None:
+    """Draw the mean over the seeds of values (seeds, scorings), and a few error bars to the lowest and highest."""
+    mean = values.mean(0)
+    ends = (mean - values.amin(0), values.amax(0) - mean)
+    apart = max(1, len(epochs) // 8)
+    axes.errorbar(epochs, mean, ends, color=colour, label=label, errorevery=apart, capsize=2, lw=1.5)

@@ -1,161 +1,266 @@
-"""What a sweep found: a page, a CSV with all epochs, and the trials in TensorBoard's HPARAMS."""
+"""What a sweep found: a page, a CSV with all epochs, and the configurations in TensorBoard's HPARAMS."""
 
 import itertools
 import json
+import math
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from inspect import signature
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 from torch.utils.tensorboard.summary import hparams, scalar
 from torch.utils.tensorboard.writer import FileWriter
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import shell_command
-from softmax_regression.figures.drawings import PALETTE, Curves, learning_curves
+from softmax_regression.figures.drawings import PALETTE, Curves, learning_curves, split_metric
 from softmax_regression.figures.page import write_csv, write_page
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
-from softmax_regression.runs.trust import path_of
-from softmax_regression.studies.intervals import Interval
-from softmax_regression.studies.sweep.plan import BOOK, COUNTS, Params, Plan, Value, count, describe
+from softmax_regression.studies.alone import defaults_of, parameters_of, path_of
+from softmax_regression.studies.intervals import Interval, difference
+from softmax_regression.studies.sweep.search import Result, Search
+from softmax_regression.studies.sweep.space import BOOK, Plan, Value, count, describe, sort_key, sorted_values
+from softmax_regression.studies.sweep.training import LightningTraining, StackTraining
 
-History = dict[str, list[list[float]]]  # metric -> seed -> epoch -> value
+SHOWN = 5  # configurations in the table of the best
+COLUMNS = 3  # panels in a row
 
 
 def write(
     folder: Path,
-    plan: Plan,
-    trials: Sequence[FrozenTrial],
-    test: dict[str, list[float]],
-    data: FashionMNISTDataModule,
+    search: Search,
+    test: Mapping[str, Sequence[float]],
+    training: StackTraining | LightningTraining,
     command: str,
 ) -> Path:
-    """Write everything about finished trials, at least one of them complete, and return the path of the page.
+    """Write everything about a search that has ended, and return the path of the page.
 
-    `test` has `test/loss` and `test/acc` of the best trial, a value for each seed; `command` repeats the search.
+    Args:
+        folder: Of the sweep.
+        search: At least one of its configurations came to its end.
+        test: Metrics of the best configuration on the test set, a value for each seed.
+        training: How it was trained, and on what.
+        command: Repeats the search.
     """
-    complete = sorted((t for t in trials if t.state == TrialState.COMPLETE), key=lambda t: t.value or 0.0)
-    best, is_grid = complete[0], plan.sampler == "grid"
-    write_csv(folder / "trials.csv", [row for trial in complete for row in rows(plan, trial)])
-    _write_hparams(folder / "tensorboard", complete)
-    books = [(rank, trial) for rank, trial in enumerate(complete, 1) if _is_book(trial) and trial is not best]
-    curves = {f"best: {describe(best.params)}": _curves(best)}
-    curves |= {f"book: {describe(book.params)}": _curves(book) for _, book in books}
-    varied = {name: len({trial.params[name] for trial in complete}) for name in plan.space}
-    names = sorted((name for name, n in varied.items() if n > 1), key=lambda name: -varied[name])
-    trials_figure = {"trials": _landscape(names, complete, is_grid)} if names else {}
-    manifest = {"data": data.loaded.origin, "plan": json.loads(plan.identity()), **environment(), "command": command}
+    plan = search.plan
+    results = search.results()
+    best = results[0]
+    books = _book_recipes(results)
+    write_csv(folder / "trials.csv", [row for result in results for row in rows(plan.seeds, result)])
+    _write_hparams(folder / "tensorboard", results)
+    figures = {"curves": learning_curves(_labelled_curves(best, books))}
+    metrics = _top_metrics(plan, best)
+    names = _varied(plan, results)
+    if names:
+        figures["trials"] = _landscape(names, results, plan)
+    others = [difference(result.last(plan.monitor), best.last(plan.monitor)) for result in results[1:]]
+    data = plan.data.__name__
+    if training.images:
+        data = training.images.loaded.origin
+    manifest = {
+        "data": data,
+        "configurations": plan.configurations,
+        "trials": plan.size,
+        "plan": json.loads(plan.to_json()),
+        **environment(),
+        "command": command,
+    }
     return write_page(
         folder,
         Path(__file__).with_name("sweep.html"),
-        {**trials_figure, "curves": learning_curves(curves)},
+        figures,
         logdir=folder,
         plan=plan,
         data=data,
-        trials=len(complete),
-        level=sum(_above(trial, best).has_zero for trial in complete[1:]),
-        books=[(rank, describe(book.params), book.value, _above(book, best)) for rank, book in books],
-        top=[[describe(t.params), Interval.of(_last(t)), Interval.of(_last(t, "val/acc"))] for t in complete[:5]],
-        test={name: Interval.of(values) for name, values in test.items()},
-        failed=[[describe(t.params), t.user_attrs["error"]] for t in trials if "error" in t.user_attrs],
-        machines=list(Counter(trial.user_attrs["machine"] for trial in complete).items()),
-        first_seed=_last(best)[0],
-        commands=f"{command}\n{_fit_command(plan, best.params, data)}",
+        loaded=training.images,
+        describe=describe,
+        difference=difference,
+        trained=len(results),
+        level=sum(other.has_zero for other in others),
+        best=best,
+        books=books,
+        top=_top_rows(results[:SHOWN], metrics),
+        columns=metrics,
+        test=[(name, Interval.of(values)) for name, values in test.items()],
+        failed=search.failures(),
+        machines=_machines(search),
+        first_seed=best.last(plan.monitor)[0],
+        commands=f"{command}\n{_fit_command(plan, best, training)}",
         manifest=json.dumps(manifest, indent=2),
     )
 
 
-def difference(values: Sequence[float], others: Sequence[float]) -> Interval:
-    """Return by how much values exceed others, paired by seed."""
-    return Interval.of([a - b for a, b in zip(values, others, strict=True)])
+def rows(seeds: Sequence[int], result: Result, every: int = 1) -> Iterator[dict[str, object]]:
+    """Yield rows of a CSV, one a seed and epoch, of what was scored after every so many epochs."""
+    names = list(result.history)
+    for i, seed in enumerate(seeds):
+        columns = [result.history[name][i] for name in names]
+        for number, values in enumerate(zip(*columns, strict=True), 1):
+            scores = dict(zip(names, values, strict=True))
+            yield {**result.params, "seed": seed, "epoch": number * every, **scores}
 
 
-def _last(trial: FrozenTrial, metric: str = "val/loss") -> list[float]:
-    """Scores after the last epoch, one a seed."""
-    return [scores[-1] for scores in trial.user_attrs["history"][metric]]
+def _book_recipes(results: Sequence[Result]) -> list[tuple[int, Result]]:
+    """Return the book's recipe with its rank, unless it is the best or was not searched."""
+    return [(rank, result) for rank, result in enumerate(results, 1) if rank > 1 and _is_book(result)]
 
 
-def _above(trial: FrozenTrial, best: FrozenTrial) -> Interval:
-    return difference(_last(trial), _last(best))
+def _is_book(result: Result) -> bool:
+    usual = {**defaults_of(SoftmaxRegression), **BOOK}
+    return all(usual.get(name) == value for name, value in result.params.items())
 
 
-def _curves(trial: FrozenTrial) -> Curves:
-    history: History = trial.user_attrs["history"]
-    return {m: (torch.arange(1, len(values[0]) + 1), torch.tensor(values)) for m, values in history.items()}
+def _labelled_curves(best: Result, books: Sequence[tuple[int, Result]]) -> dict[str, Curves]:
+    """Return what is drawn by epoch: the best configuration and the book's."""
+    labelled = {f"best: {describe(best.params)}": curves_of(best)}
+    for _, book in books:
+        labelled[f"book: {describe(book.params)}"] = curves_of(book)
+    return labelled
 
 
-def _is_book(trial: FrozenTrial) -> bool:
-    return BOOK.items() <= (BOOK | trial.params).items()
+def curves_of(result: Result) -> Curves:
+    """Return each metric by epoch, (seeds, epochs)."""
+    curves = {}
+    for name, values in result.history.items():
+        curves[name] = (torch.arange(1, len(values[0]) + 1), torch.tensor(values))
+    return curves
 
 
-def _landscape(names: Sequence[str], complete: Sequence[FrozenTrial], is_grid: bool) -> Figure:
-    """Validation loss against each hyperparameter; of a grid in a line for each value of another one."""
-    n = -(-len(names) // 3)
-    figure = Figure(figsize=(9, 4.2 * n), layout="constrained")
+def _varied(plan: Plan, results: Sequence[Result]) -> list[str]:
+    """Return the hyperparameters that have several values, those with most of them first."""
+    counts = {}
+    for name in plan.space:
+        values = {result.params[name] for result in results}
+        if len(values) > 1:
+            counts[name] = len(values)
+    return sorted(counts, key=lambda name: -counts[name])
+
+
+def _top_metrics(plan: Plan, best: Result) -> list[str]:
+    """Return what the table of the best shows: the monitor, and what else was scored on the same images."""
+    stage, _ = split_metric(plan.monitor)
+    names = [plan.monitor]
+    for name in best.history:
+        if split_metric(name)[0] == stage and name != plan.monitor:
+            names.append(name)
+    return names[:3]
+
+
+def _top_rows(results: Sequence[Result], metrics: Sequence[str]) -> list[list[object]]:
+    table = []
+    for result in results:
+        row: list[object] = [describe(result.params)]
+        for name in metrics:
+            row.append(Interval.of(result.last(name)))
+        table.append(row)
+    return table
+
+
+def _machines(search: Search) -> list[tuple[str, int]]:
+    """Return how many trials each machine has run, if several machines may have shared them."""
+    if not search.is_shared:
+        return []
+    trials = [trial for trial in search.finished if trial.state == TrialState.COMPLETE]
+    return list(Counter(trial.user_attrs["machine"] for trial in trials).items())
+
+
+def _landscape(names: Sequence[str], results: Sequence[Result], plan: Plan) -> Figure:
+    """Draw the score against each hyperparameter; of a grid in a line for each value of another one."""
+    rows = math.ceil(len(names) / COLUMNS)
+    figure = Figure(figsize=(9, 4.2 * rows), layout="constrained")
     for i, name in enumerate(names):
-        first = figure.axes[0] if i else None
-        axes = figure.add_subplot(n, min(3, len(names)), i + 1, sharey=first, xlabel=name, yscale="log")
-        colour = next((other for other in names if other != name), "") if is_grid else ""
-        lines: dict[Value, dict[tuple[Value, int], list[float]]] = {}
-        for trial in reversed(complete):  # of a grid, the better ones of a place replace the others
-            place = trial.params[name], 0 if is_grid else trial.number
-            lines.setdefault(trial.params.get(colour, ""), {})[place] = _last(trial)
-        for (label, line), shade in zip(sorted(lines.items()), itertools.cycle(PALETTE)):
-            x, losses = [value for value, _ in sorted(line)], np.array([line[place] for place in sorted(line)])
-            middle = losses.mean(1)  # (points, seeds) -> (points,)
-            ends, style = (middle - losses.min(1), losses.max(1) - middle), "o-" if is_grid else "o"
-            axes.errorbar(x, middle, ends, fmt=style, ms=4, color=shade, label=label)
-        axes.yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+        first = None
+        if i:
+            first = figure.axes[0]
+        axes = figure.add_subplot(rows, min(COLUMNS, len(names)), i + 1, sharey=first, xlabel=name)
+        others = [other for other in names if other != name]
+        colour = ""
+        if plan.sampler == "grid" and others:
+            colour = others[0]
+        _draw_scores(axes, name, colour, results, plan)
         axes.grid(alpha=0.3)
-        values = sorted({trial.params[name] for trial in complete})
-        if not isinstance(values[0], str):
-            axes.set_xscale("log" if 0 < 10 * values[0] < values[-1] else "linear")
-            axes.xaxis.set(major_formatter="{x:g}", minor_formatter="")
-            if is_grid:
-                axes.set_xticks(values, [f"{value:g}" for value in values], rotation=45)
-        if colour:
-            axes.legend(title=colour, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=4, fontsize=8)
-    figure.axes[0].set_ylabel("validation loss (nats)")
+        _set_ticks(axes, sorted_values(result.params[name] for result in results), plan.sampler == "grid")
+    figure.axes[0].set_ylabel(plan.monitor)
+    if plan.monitor.endswith("loss"):
+        figure.axes[0].set_yscale("log")
+        figure.axes[0].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
     return figure
 
 
-def _fit_command(plan: Plan, params: Params, data: FashionMNISTDataModule) -> str:
-    """Return the command that trains a trial alone, with the first seed."""
+def _draw_scores(axes: Axes, name: str, colour: str, results: Sequence[Result], plan: Plan) -> None:
+    """Draw mean and range over the seeds; of a grid, for each value of `name` and `colour` the best result."""
+    lines: dict[Value, dict[object, Result]] = {}
+    for number, result in enumerate(reversed(results)):  # the better ones replace the others
+        place: object = number
+        if plan.sampler == "grid":
+            place = result.params[name]
+        lines.setdefault(result.params.get(colour, ""), {})[place] = result
+    style = "o"
+    if plan.sampler == "grid":
+        style = "o-"
+    for label, shade in zip(sorted_values(lines), itertools.cycle(PALETTE)):
+        points = sorted(lines[label].values(), key=lambda result: sort_key(result.params[name]))
+        scores = np.array([result.last(plan.monitor) for result in points])  # (points, seeds)
+        middle = scores.mean(1)
+        ends = (middle - scores.min(1), scores.max(1) - middle)
+        x: list[Any] = [result.params[name] for result in points]
+        axes.errorbar(x, middle, ends, fmt=style, ms=4, color=shade, label=str(label))
+    if colour:
+        axes.legend(title=colour, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=4, fontsize=8)
+
+
+def _set_ticks(axes: Axes, values: Sequence[Any], is_grid: bool) -> None:
+    """Let the axis of a hyperparameter be logarithmic where its values span more than a factor of ten."""
+    if not all(isinstance(value, int | float) for value in values):
+        return
+    if 0 < 10 * values[0] < values[-1]:
+        axes.set_xscale("log")
+    axes.xaxis.set(major_formatter="{x:g}", minor_formatter="")
+    if is_grid:
+        axes.set_xticks(values, [f"{value:g}" for value in values], rotation=45)
+
+
+def _fit_command(plan: Plan, best: Result, training: StackTraining | LightningTraining) -> str:
+    """Return the command that trains the best configuration alone, with the first seed."""
     options: dict[str, object] = {"seed_everything": plan.seeds[0]}
-    options |= {"model": path_of(plan.model)} if plan.model is not SoftmaxRegression else {}
-    options |= {"data": path_of(type(data))} if type(data) is not FashionMNISTDataModule else {}
-    usual = {name: p.default for name, p in signature(FashionMNISTDataModule).parameters.items()}
-    options |= {f"data.{k}": v for k, v in data.hparams.items() if v != usual[k] and k not in params}
-    for name, value in params.items():
-        group = "data" if name in COUNTS else "model"
-        options["trainer.max_epochs" if name == "epochs" else f"{group}.{name}"] = value
+    if plan.model is not SoftmaxRegression:
+        options["model"] = path_of(plan.model)
+    if plan.data is not FashionMNISTDataModule:
+        options["data"] = path_of(plan.data)
+    for name, value in training.options.items():
+        if name not in best.params:
+            options[f"data.{name}"] = value
+    for name, value in best.params.items():
+        if name in parameters_of(plan.model):
+            options[f"model.{name}"] = value
+        if name in parameters_of(plan.data):
+            options[f"data.{name}"] = value
+    options["trainer.max_epochs"] = count(best.params, "epochs")
     options["early_stopping.patience"] = 0
-    words = [[f"--{k}", v if isinstance(v, str) else json.dumps(v)] for k, v in options.items()]
-    return shell_command("train.py", "fit", *itertools.chain(*words))
+    words = []
+    for name, value in options.items():
+        words.append(f"--{name}")
+        words.append(value if isinstance(value, str) else json.dumps(value))
+    return shell_command("train.py", "fit", *words)
 
 
-def rows(plan: Plan, trial: FrozenTrial, every: int = 1) -> Iterator[dict[str, object]]:
-    """Yield rows of a CSV, one a seed and epoch, of a trial that was scored after every so many epochs."""
-    history: History = trial.user_attrs["history"]
-    own = {"trial": trial.number, "machine": trial.user_attrs["machine"], **trial.params}
-    for i, seed in enumerate(plan.seeds):
-        for row, values in enumerate(zip(*(of_seed[i] for of_seed in history.values()), strict=True), 1):
-            yield {**own, "seed": seed, "epoch": row * every, **dict(zip(history, values, strict=True))}
-
-
-def _write_hparams(folder: Path, complete: Sequence[FrozenTrial]) -> None:
-    """List every trial in TensorBoard's HPARAMS, with its last metrics, the means over the seeds."""
+def _write_hparams(folder: Path, results: Sequence[Result]) -> None:
+    """List every configuration in TensorBoard's HPARAMS, with its last metrics, the means over the seeds."""
     shutil.rmtree(folder, ignore_errors=True)
-    for trial in complete:
-        last = {name: mean(_last(trial, name)) for name in trial.user_attrs["history"]}
-        writer = FileWriter(str(folder / f"{trial.number:04}"))
-        for summary in (*hparams(trial.params, last), *(scalar(name, v) for name, v in last.items())):
-            writer.add_summary(summary, count(trial.params, "epochs"))
+    for number, result in enumerate(results, 1):
+        last = {name: mean(result.last(name)) for name in result.history}
+        writer = FileWriter(str(folder / f"{number:04}"))
+        epochs = count(result.params, "epochs")
+        for summary in hparams(result.params, last):
+            writer.add_summary(summary, epochs)
+        for name, value in last.items():
+            writer.add_summary(scalar(name, value), epochs)
         writer.close()

@@ -1,249 +1,354 @@
-"""A search over hyperparameters, on Optuna: stacked trials, on one machine or several; it survives kills.
+"""A search as a study of Optuna, which goes on where it was killed, on one machine or several.
 
-Exercise 1 of Dive into Deep Learning, section 4.5: change the batch size, the number of epochs and the
-learning rate. A trial is a configuration; its value is its last validation loss, the mean over the seeds.
-Command: python study.py sweep
+A trial of a grid trains, with one seed, all models that can share its minibatches (see `stacked`); a trial of
+another sampler trains one model with every seed. The value of a trial is its best model's. What each model
+scored is in the trial's attribute `models`.
 """
 
+import json
 import math
-import secrets
+import socket
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, NoReturn, cast
 
 import optuna
-from lightning.pytorch import LightningModule
+import torch
 from optuna.exceptions import StorageInternalError
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler, GridSampler
+from optuna.study import MaxTrialsCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
-from softmax_regression.data.minibatches import Minibatches
-from softmax_regression.data.module import FashionMNISTDataModule
-from softmax_regression.errors import DivergedError, InputError, StorageError, format_error
-from softmax_regression.files import check_writable, locked
-from softmax_regression.model import SoftmaxRegression
+from softmax_regression.errors import DivergedError, InputError, Interrupted, StorageError, format_error
 from softmax_regression.runs.processes import cores
-from softmax_regression.runs.record import environment
-from softmax_regression.studies.learning import Each, held_out, learn, pool
-from softmax_regression.studies.stacked import METRICS
-from softmax_regression.studies.sweep import page as sweep_page
-from softmax_regression.studies.sweep.page import History
-from softmax_regression.studies.sweep.plan import Params, Plan, Range, Value, count, describe, hparams, longest
-from softmax_regression.studies.sweep.trials import SILENCE, Trials, open_storage, shown
+from softmax_regression.studies.learning import Watcher
+from softmax_regression.studies.sweep.space import Params, Plan, Range, describe, is_better
+from softmax_regression.studies.sweep.storage import open_storage
+from softmax_regression.studies.sweep.training import Scores, longest
 
-Train = Callable[[Sequence[Params], int, Each], dict[str, Tensor]]
-QUICK: dict[str, Any] = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
+FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+Train = Callable[[Sequence[Params], int, Watcher], list[Scores]]  # configurations and seed -> scores of each
 
 
-def run(
-    space: dict[str, list[Value] | Range],
-    sampler: Literal["grid", "random", "tpe"] = "grid",
-    trials: int = 100,
-    seeds: Sequence[int] = (0, 1, 2),
-    name: str = "batch-lr-epochs",
-    workers: int | None = None,
-    storage: str | None = None,
-    model: type[LightningModule] = SoftmaxRegression,
-    data: type[FashionMNISTDataModule] = FashionMNISTDataModule,
-    source: Literal["files", "synthetic"] = "files",
-    dirs: Sequence[str] | None = None,
-    seed: int = 0,
-    prune: bool = False,
-    quick: bool = False,
-) -> Path:
-    """Search, or go on with a search that was interrupted; then test the winner and return its page.
+class Result(NamedTuple):
+    """What came of a configuration: metric -> a list for each seed, one value a scoring."""
 
-    Args:
-        space: What to search: `lr`, `batch_size`, `epochs`, ... -> a list of values, or a range to draw from.
-        sampler: `grid` for all combinations, `random`, or `tpe`, which learns from the trials before.
-        trials: Number of trials of `random` and `tpe`.
-        seeds: Every trial is trained with each of them.
-        name: Everything is kept in logs/sweep/NAME.
-        workers: Stacks trained at the same time, at most one a core; None for one a core.
-        storage: URL of a PostgreSQL database that several machines share; its password may be in PGPASSWORD.
-        model: Class of what is trained; what cannot be stacked is trained alone, as `fit` does it.
-        data: Class of the data set.
-        source: `files`, or `synthetic` for generated stand-ins.
-        dirs: Folders to look for the files in.
-        seed: Seed of the sampler.
-        prune: Give up trials whose first seed does worse than the median of the finished ones at that epoch.
-        quick: First and middle values, two epochs, two seeds and 1,000 images, to see that it works.
+    params: Params
+    history: dict[str, list[list[float]]]
 
-    Raises:
-        InputError: The space cannot be searched, the folder has or does another sweep, or every trial failed.
-    """
-    images = data(source=source, dirs=dirs, **(QUICK if quick else {}))
-    if quick:
-        space = {k: v if isinstance(v, Range) else [*v[:1], *v[len(v) // 2 :][:1]] for k, v in space.items()}
-        space, seeds, trials, name = {**space, "epochs": [1, 2]}, seeds[:2], min(trials, 4), f"{name}-quick"
-    plan = Plan(space, sampler, trials, list(seeds), seed, "", prune, model)
-    return _run(plan, images, Path("logs/sweep", name), workers, storage)
+    @classmethod
+    def of(cls, params: Params, scores: Sequence[Scores]) -> "Result":
+        """Gather the scores of each seed."""
+        history: dict[str, list[list[float]]] = {}
+        for of_seed in scores:
+            for name, values in of_seed.items():
+                history.setdefault(name, []).append(values)
+        return cls(params, history)
+
+    def last(self, metric: str) -> list[float]:
+        """Return a metric at the end, one value a seed."""
+        return [of_seed[-1] for of_seed in self.history[metric]]
 
 
-def _run(plan: Plan, data: FashionMNISTDataModule, folder: Path, workers: int | None, storage: str | None) -> Path:
-    check_writable(folder)
-    alone = locked(folder, "choose another --name") if storage is None else nullcontext()
-    with pool(plan.model, workers) as threads:
-        plan = replace(plan, data=f"{data.loaded.sha256}/{len(data.train_index)}")
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with alone:
-                sweep = Sweep(plan, folder, partial(train, plan, data, "val"), storage)
-                sweep.search(threads)
-                test = sweep.test(partial(train, plan, data, "test"))
-        except (StorageInternalError, SQLAlchemyError) as error:
-            raise StorageError(f"storage: lost it ({format_error(error)}); start again to go on") from error
-    with locked(folder):
-        command = str(environment()["command"])
-        if storage:  # a quotation mark stands there as a shell takes it
-            command = command.replace(storage.replace("'", "'\"'\"'"), shown(storage))
-        return sweep_page.write(folder, plan, sweep.study.trials, test, data, command)
-
-
-def train(
-    plan: Plan, data: FashionMNISTDataModule, stage: str, trials: Sequence[Params], seed: int, each: Each
-) -> dict[str, Tensor]:
-    """Train on the images that `fit` trains on; score `val` after every epoch, `test` after the last."""
-    images, size, epochs = len(data.train_index), count(trials[0], "batch_size"), longest(trials)
-    n = int(trials[0].get("train_size", images))
-    for name, value, most in (("train_size", n, images), ("batch_size", size, n)):
-        if value > most:
-            raise InputError(f"{name}={value}: must be at most the {most} training images")
-    loader = Minibatches(data.loaded.images, data.loaded.labels, data.train_index[:n], size, seed)
-    sets = {name: part for name, part in held_out(data).items() if name in ("val", stage)}
-    every = 1 if stage == "val" else epochs
-    return learn(plan.model, [hparams(trial) for trial in trials], loader, epochs, seed, sets, every, each)
-
-
-class Sweep:
-    """The trials of a plan, and what becomes of them.
+class Search:
+    """The study of a plan.
 
     Args:
         plan: What to search.
-        folder: Locked for this process, unless there is a database.
-        train: Trains a group of trials with a seed; returns their scores, metric -> (trials, scorings), see `learn`.
-        storage: URL of a database, or None for a journal in the folder.
-        silence: Seconds without a sign of life after which the trials of another machine are taken over.
+        folder: Where the study is kept; locked for this process, unless there is a storage.
+        train: Trains configurations together with a seed.
+        storage: URL of a database that several machines share; None for a file in the folder.
+        sampler: Optuna's; None for every point of the grid.
+        pruner: Optuna's; None to let every trial come to its end.
 
     Raises:
-        InputError: The folder or the database has a sweep with another plan, or cannot be reached.
+        InputError: The folder or the database has a sweep with another plan, or cannot be opened.
     """
 
     def __init__(
-        self, plan: Plan, folder: Path, train: Train, storage: str | None = None, silence: float = SILENCE
+        self,
+        plan: Plan,
+        folder: Path,
+        train: Train,
+        storage: str | None = None,
+        sampler: BaseSampler | None = None,
+        pruner: BasePruner | None = None,
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        silence = silence if storage else 0.0  # in a locked folder, what runs already was killed
-        self.plan, self.name, self.train = plan, folder.name, train
-        self.trials = Trials(open_storage(storage, folder), folder.name, plan, silence)
-        self.study = self.trials.study
-        if self.study.user_attrs.get("plan", plan.identity()) != plan.identity():
+        optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+        self.plan = plan
+        self.train = train
+        self.is_shared = storage is not None
+        self.storage = open_storage(storage, folder)
+        directions: dict[str, Literal["minimize", "maximize"]] = {"min": "minimize", "max": "maximize"}
+        self.study = optuna.create_study(
+            storage=self.storage,
+            study_name=folder.name,
+            load_if_exists=True,
+            sampler=sampler or GridSampler(plan.grid),
+            pruner=pruner or optuna.pruners.NopPruner(),
+            direction=directions[plan.mode],
+        )
+        if self.study.user_attrs.get("plan", plan.to_json()) != plan.to_json():
             raise InputError(f"{folder}: has a sweep with another plan; choose another --name, or delete it")
-        self.study.set_user_attr("plan", plan.identity())
-        # Another seed each time it goes on, and on each machine, or TPE would propose the same trials again.
-        seed = plan.seed + len(self.study.trials) + (secrets.randbelow(2**16) if storage else 0)
-        self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+        self.study.set_user_attr("plan", plan.to_json())
+        if self.study.get_trials(deepcopy=False):
+            self.study.sampler.reseed_rng()  # or it would propose what it has proposed before
+        self.stop = threading.Event()
 
-    def complete(self) -> list[FrozenTrial]:
-        """Return the trials that came to their end, at least one, those of least validation loss first."""
-        if trials := self.trials.live(TrialState.COMPLETE):
-            return sorted(trials, key=lambda trial: trial.value or 0.0)
-        errors = sorted({t.user_attrs["error"] for t in self.study.trials if "error" in t.user_attrs})
-        kind = DivergedError if all(e.startswith("DivergedError") for e in errors) else InputError
+    def close(self) -> None:
+        """Close the connections to the database, so that its file can be removed."""
+        self.storage.engine.dispose()
+
+    @property
+    def finished(self) -> list[FrozenTrial]:
+        """The trials that count: of a grid the first one of each point, of another sampler the first ones."""
+        trials = self.study.get_trials(deepcopy=False, states=FINISHED)
+        trials.sort(key=_end_of)
+        if self.plan.sampler != "grid":
+            return trials[: self.plan.size]
+        first: dict[str, FrozenTrial] = {}
+        for trial in trials:
+            first.setdefault(json.dumps(trial.params), trial)
+        return list(first.values())
+
+    def run(self, workers: int = 1) -> None:
+        """Run the trials that are left, so many of them at a time.
+
+        Raises:
+            Interrupted: A signal came; the same command goes on.
+            StorageError: The database was lost.
+        """
+        torch.set_num_threads(1)  # for each worker; with another number sums are rounded in another order
+        background = ThreadPoolExecutor(1)  # so that a signal finds this thread waiting
+        with ProgressLine(self) as progress:
+            try:
+                while len(self.finished) < self.plan.size:
+                    background.submit(self._optimize, workers, progress).result()
+            except (StorageInternalError, SQLAlchemyError) as error:
+                raise StorageError(f"storage: lost it ({format_error(error)}); start again to go on") from error
+            except Interrupted as error:
+                raise Interrupted(error.exit_code - 128, "the same command goes on where it was") from error
+            finally:
+                self.stop.set()
+                background.shutdown()
+
+    def _optimize(self, workers: int, progress: "ProgressLine") -> None:
+        """Let Optuna run trials until all are done, or, on one machine, as many as are left."""
+        callbacks: list[Callable[[optuna.Study, FrozenTrial], None]] = [progress.after_trial]
+        if self.plan.sampler != "grid":  # GridSampler itself ends a study
+            callbacks.append(MaxTrialsCallback(self.plan.size, FINISHED))
+        left = None
+        if not self.is_shared:
+            left = self.plan.size - len(self.finished)
+        self.study.optimize(self._objective, left, n_jobs=workers, catch=(Exception,), callbacks=callbacks)
+
+    def _objective(self, trial: Trial) -> float:
+        """Train the models of a trial and keep their scores; return the score of the best."""
+        trial.set_user_attr("machine", socket.gethostname())
+        try:
+            runs = self._train(trial, self._suggest(trial))
+            value, params = self._best_of(runs)
+        except optuna.TrialPruned:
+            raise
+        except Exception as error:  # of whoever wrote the model; the other trials may still work
+            trial.set_user_attr("error", format_error(error))
+            raise
+        trial.set_user_attr("models", runs)
+        trial.set_user_attr("best", describe(params))
+        return value
+
+    def _suggest(self, trial: Trial) -> Params:
+        """Let the sampler choose what a trial is of."""
+        space: Mapping[str, Any] = self.plan.space
+        if self.plan.sampler == "grid":
+            space = self.plan.grid
+        params: Params = {}
+        for name, values in space.items():
+            if isinstance(values, Range):
+                params[name] = values.suggest(trial, name)
+            else:
+                params[name] = trial.suggest_categorical(name, values)
+        return params
+
+    def _train(self, trial: Trial, params: Params) -> list[dict[str, Any]]:
+        """Train what belongs to a trial; return `params`, `seed` and `scores` of each model."""
+        seeds = list(self.plan.seeds)
+        if self.plan.sampler == "grid":
+            seeds = [cast(int, params.pop("seed"))]
+            self._give_up_like_first_seed(params, seeds[0])
+        configurations = self.plan.together(params)
+        runs = []
+        for seed in seeds:
+            watch = Watch(self, trial, seed, longest(configurations))
+            scores = self.train(configurations, seed, watch)
+            for configuration, of_model in zip(configurations, scores, strict=True):
+                runs.append({"params": configuration, "seed": seed, "scores": of_model})
+        return runs
+
+    def _give_up_like_first_seed(self, params: Params, seed: int) -> None:
+        """Give up a point of the grid that was given up with the first seed."""
+        first = {**params, "seed": self.plan.seeds[0]}
+        for other in self.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
+            if other.params == first and seed != first["seed"]:
+                raise optuna.TrialPruned
+
+    def _best_of(self, runs: Sequence[Mapping[str, Any]]) -> tuple[float, Params]:
+        """Return the best last score of the models, the mean over the seeds of each, and that model."""
+        last: dict[str, list[float]] = {}
+        for run in runs:
+            last.setdefault(json.dumps(run["params"]), []).append(run["scores"][self.plan.monitor][-1])
+        best, best_value = "", math.nan
+        for params, values in last.items():
+            value = mean(values)
+            if is_better(value, best_value, self.plan.mode):
+                best, best_value = params, value
+        if not math.isfinite(best_value):
+            raise DivergedError(f"{self.plan.monitor}={best_value}; lower lr")
+        return best_value, json.loads(best)
+
+    def results(self) -> list[Result]:
+        """Return what came of each configuration that was trained with every seed, the best one first.
+
+        Raises:
+            DivergedError: All of them diverged.
+            InputError: All of them failed.
+        """
+        found: dict[str, dict[int, Scores]] = {}
+        for trial in self.finished:
+            for run in trial.user_attrs.get("models", []):
+                found.setdefault(json.dumps(run["params"]), {})[run["seed"]] = run["scores"]
+        results = []
+        for params, of_seed in found.items():
+            if len(of_seed) == len(self.plan.seeds):
+                result = Result.of(json.loads(params), [of_seed[seed] for seed in self.plan.seeds])
+                if math.isfinite(sum(result.last(self.plan.monitor))):
+                    results.append(result)
+        if not results:
+            self._refuse()
+        sign = {"min": 1, "max": -1}[self.plan.mode]
+        return sorted(results, key=lambda result: sign * mean(result.last(self.plan.monitor)))
+
+    def test(self, test: Callable[[Params, int], dict[str, float]]) -> dict[str, list[float]]:
+        """Test the best configuration once and for all; return each metric's value for each seed."""
+        if "test" not in self.study.user_attrs:
+            scores: dict[str, list[float]] = {}
+            for seed in self.plan.seeds:
+                for name, value in test(self.results()[0].params, seed).items():
+                    scores.setdefault(name, []).append(value)
+            if "test" not in self.study.user_attrs:  # another machine may have been faster
+                self.study.set_user_attr("test", scores)
+        tested: dict[str, list[float]] = self.study.user_attrs["test"]
+        return tested
+
+    def _refuse(self) -> NoReturn:
+        """Say in one line why no configuration came to its end."""
+        errors = sorted({error for _, error in self.failures()})
+        kind: type[Exception] = InputError
+        if all(error.startswith("DivergedError") for error in errors):
+            kind = DivergedError
         raise kind(f"all trials failed: {'; '.join(errors[:3])}")
 
-    def search(self, threads: ThreadPoolExecutor) -> None:
-        """Run every trial that is waiting, until none is left on any machine."""
-        self.bar = Progress(console=Console(stderr=True), disable=not sys.stderr.isatty())
-        self.task = self.bar.add_task(self.name, total=self.plan.size)
-        with self.bar, self.trials:
-            futures = [threads.submit(self._work) for _ in range(cores())]  # one a thread, or more
-            try:
-                for future in futures:
-                    future.result()
-            finally:
-                self.trials.stop.set()
-                wait(futures)
+    def failures(self) -> list[tuple[str, str]]:
+        """Return what came to nothing, and why."""
+        failed = []
+        for trial in self.finished:
+            if "error" in trial.user_attrs:
+                failed.append((describe(trial.params), trial.user_attrs["error"]))
+            for run in trial.user_attrs.get("models", []):
+                value = run["scores"][self.plan.monitor][-1]
+                if not math.isfinite(value):
+                    words = describe({**run["params"], "seed": run["seed"]})
+                    failed.append((words, f"DivergedError: {self.plan.monitor}={value}; lower lr"))
+        return failed
 
-    def _work(self) -> None:
-        """Train one group of trials after another; if one fails that is recorded, and the next begins."""
-        for group in self.trials.groups():
-            try:
-                self._train_group(group)
-            except (StorageInternalError, SQLAlchemyError):
-                raise
-            except Exception as error:  # whatever it is, the other groups may still work
-                for trial in group:  # that is not finished
-                    self.trials.finish(trial, None, error=format_error(error))
-            self._show()
 
-    def _train_group(self, group: Sequence[Trial]) -> None:
-        """Train a group, one seed after another, and finish its trials.
+class Watch:
+    """Follows a training for a search: it ends where the search is stopped, or a pruner gives up the trial."""
 
-        With a constant learning rate a short run is the beginning of a long one, so that the trials of a group
-        may differ in `epochs`, too: the scores of each are read off where it ends.
-        """
-        history: dict[int, History] = {trial.number: {} for trial in group}
-        left = list(group)  # those that are not pruned
+    def __init__(self, search: Search, trial: Trial, seed: int, epochs: int) -> None:
+        self.search = search
+        self.trial = trial
+        self.epochs = epochs
+        self.may_prune = search.plan.pruner is not None and seed == search.plan.seeds[0]
 
-        def each(epoch: int, scores: Mapping[str, Tensor]) -> bool:
-            if self.plan.prune and not any(history.values()):  # with the first seed
-                for trial, loss in zip(group, scores["val/loss"].tolist(), strict=True):
-                    if trial in left and epoch < count(trial.params, "epochs"):
-                        trial.report(loss, epoch)
-                        if trial.should_prune():
-                            self.study.tell(trial, state=TrialState.PRUNED)
-                            left.remove(trial)
-            return bool(left) and not self.trials.stop.is_set()
+    def check(self) -> None:
+        """Leave the trial as it is when the search is stopped: it will be made again."""
+        if self.search.stop.is_set():
+            raise SystemExit
 
-        for seed in self.plan.seeds:
-            trained = list(left)
-            scores = self.train([trial.params for trial in trained], seed, each)
-            if not left or self.trials.stop.is_set():
-                return
-            for i, trial in enumerate(trained):
-                for name, values in scores.items():
-                    ended = values[i, : count(trial.params, "epochs")].tolist()
-                    history[trial.number].setdefault(name, []).append(ended)
-            self.bar.advance(self.task, len(group) / len(self.plan.seeds))
-        for trial in left:
-            value = mean(losses[-1] for losses in history[trial.number]["val/loss"])
-            if math.isfinite(value):
-                self.trials.finish(trial, value, history=history[trial.number])
-            else:
-                self.trials.finish(trial, None, error=f"DivergedError: val/loss={value}; lower lr")
+    def after_epoch(self, epoch: int, scores: Mapping[str, Tensor]) -> None:
+        """Report the best model's score of the first seed, and ask the pruner."""
+        plan = self.search.plan
+        if not self.may_prune or epoch >= self.epochs or plan.monitor not in scores:
+            return
+        best = math.nan
+        for value in scores[plan.monitor].tolist():
+            if is_better(value, best, plan.mode):
+                best = value
+        self.trial.report(best, epoch)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
 
-    def _show(self) -> None:
-        """Say how far the search has come."""
-        trials = self.trials.live()
-        done = sum(trial.state.is_finished() for trial in trials)
-        text = f"{done}/{self.plan.size} trials"
-        if complete := [trial for trial in trials if trial.state == TrialState.COMPLETE]:
-            best = min(complete, key=lambda trial: trial.value or 0.0)
-            text += f", best val/loss {best.value:.4f} with {describe(best.params)}"
-        self.bar.update(self.task, completed=done, description=text)
+
+class ProgressLine:
+    """Shows how far a search has come: on a terminal a bar below the best so far, else a line for each trial."""
+
+    def __init__(self, search: Search) -> None:
+        self.search = search
+        self.best = ""
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+        )
+        self.task = self.bar.add_task("trials", total=search.plan.size)
+
+    def __enter__(self) -> "ProgressLine":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Count a trial, and say what is best so far."""
+        done = len(self.search.finished)
+        self.bar.update(self.task, completed=done)
+        text = f"{done}/{self.search.plan.size} trials"
+        best = ""
+        if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            found = study.best_trial
+            best = f"{self.search.plan.monitor} {found.value:.4f} with {found.user_attrs['best']}"
         if self.bar.disable:
-            print(text, file=sys.stderr)
+            print(f"{text}, best {best}" if best else text, file=sys.stderr)
+        elif best != self.best:
+            self.bar.console.print(f"best so far: {best}", highlight=False)
+        self.best = best
 
-    def test(self, train: Train) -> dict[str, list[float]]:
-        """Test the trial of least validation loss once and for all; return `test/loss` and `test/acc` of each seed.
 
-        It is a trial of a study of its own, so that of several machines one does it. `train` scores the test images.
-        """
-        winner = replace(self.plan, fixed=[self.complete()[0].params])
-        with Trials(self.trials.storage, f"{self.name}: test", winner, self.trials.silence) as trials:
-            for (trial,) in trials.groups():
-                scores = [train([trial.params], seed, lambda *_: True) for seed in self.plan.seeds]
-                values = {name: [of_seed[name].item() for of_seed in scores] for name in METRICS[4:]}
-                trials.finish(trial, mean(values["test/loss"]), test=values)
-        tested: dict[str, list[float]] = trials.study.best_trial.user_attrs["test"]
-        return tested
+def number_of_workers(asked: int | None, is_stackable: bool) -> int:
+    """Return how many trials to train at a time: as many as asked for, at most one a core; one if they are alone."""
+    if asked is not None and asked < 1:
+        raise InputError(f"workers={asked}: must be at least 1; leave it out for one a core")
+    if not is_stackable:  # Lightning's Trainer and torch's global generator are one for all threads
+        return 1
+    return min(asked or cores(), cores())
+
+
+def _end_of(trial: FrozenTrial) -> tuple[datetime, int]:
+    """Order trials by when they ended."""
+    assert trial.datetime_complete is not None
+    return trial.datetime_complete, trial.number

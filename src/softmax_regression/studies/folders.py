@@ -1,0 +1,30 @@
+"""Where a study is kept: what would replace another study has a folder of its own."""
+
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.model import SoftmaxRegression
+
+
+def own_name(
+    name: str,
+    model: type[LightningModule] = SoftmaxRegression,
+    data: type[LightningDataModule] = FashionMNISTDataModule,
+    source: str = "files",
+    quick: bool = False,
+) -> str:
+    """Return a name with an ending for everything in which a study is not the usual one.
+
+    >>> own_name("overfit", source="synthetic", quick=True)
+    'overfit-synthetic-quick'
+    """
+    parts = [name]
+    if model is not SoftmaxRegression:
+        parts.append(model.__name__)
+    if data is not FashionMNISTDataModule:
+        parts.append(data.__name__)
+    if source != "files":
+        parts.append(source)
+    if quick:
+        parts.append("quick")
+    return "-".join(parts)

@@ -1,0 +1,52 @@
+"""The database of a study: a file in the folder of the sweep, or a server that several machines share."""
+
+import time
+from pathlib import Path
+
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+
+from softmax_regression.errors import InputError, format_error
+
+ATTEMPTS = 10  # to make the tables, which machines that start at once all try
+
+
+def open_storage(url: str | None, folder: Path) -> RDBStorage:
+    """Open the database that machines share, or without a URL a file in the folder.
+
+    Raises:
+        InputError: It cannot be opened; the message shows no password.
+    """
+    if url is None:
+        return RDBStorage(f"sqlite:///{folder.resolve() / 'trials.db'}")
+    parsed = _parse(url)
+    attempt = 1
+    while True:
+        try:
+            return RDBStorage(parsed.render_as_string(hide_password=False), {"pool_pre_ping": True})
+        except (ImportError, ArgumentError) as error:
+            remedy = 'for PostgreSQL pip install -e ".[database]"'
+            raise InputError(f"storage={shown(url)}: its driver is missing; {remedy}") from error
+        except (DBAPIError, StorageInternalError) as error:
+            if attempt == ATTEMPTS or isinstance(error, OperationalError):
+                raise InputError(f"storage={shown(url)}: cannot be used ({format_error(error)})") from error
+            attempt += 1
+            time.sleep(0.1)  # another machine is making the same tables
+
+
+def shown(url: str) -> str:
+    """Return a database's URL without its password."""
+    return _parse(url).difference_update_query(["password"]).render_as_string(hide_password=True)
+
+
+def _parse(url: str) -> URL:
+    """Return a database's URL; psycopg talks to PostgreSQL unless it says something else."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # it may hold a password, so that neither is shown
+        raise InputError("storage: not a URL such as postgresql://user@host/database") from None
+    if parsed.drivername == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    return parsed

@@ -1,0 +1,170 @@
+"""Exercise 1 of Dive into Deep Learning: change the batch size, the number of epochs and the learning rate.
+
+Command: python study.py sweep
+"""
+
+from collections.abc import Sequence
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from optuna.pruners import BasePruner, MedianPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+
+from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.errors import InputError
+from softmax_regression.files import check_writable, locked
+from softmax_regression.model import SoftmaxRegression
+from softmax_regression.runs.record import environment
+from softmax_regression.studies.alone import make, parameters_of, path_of
+from softmax_regression.studies.folders import own_name
+from softmax_regression.studies.sweep import page
+from softmax_regression.studies.sweep.search import Search, number_of_workers
+from softmax_regression.studies.sweep.space import Plan, Range, Space, Value
+from softmax_regression.studies.sweep.storage import shown
+from softmax_regression.studies.sweep.training import LightningTraining, StackTraining
+
+QUICK_SIZES = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
+QUICK_LIMITS = {"limit_train_batches": 10, "limit_val_batches": 10, "limit_test_batches": 10}  # for data of others
+
+
+def run(
+    space: dict[str, list[Value] | Range],
+    sampler: BaseSampler | Literal["grid", "random", "tpe"] = "grid",
+    trials: int = 100,
+    seeds: Sequence[int] = (0, 1, 2),
+    name: str | None = None,
+    workers: int | None = None,
+    storage: str | None = None,
+    model: type[LightningModule] = SoftmaxRegression,
+    data: type[LightningDataModule] = FashionMNISTDataModule,
+    monitor: str = "val/loss",
+    mode: Literal["min", "max"] = "min",
+    source: Literal["files", "synthetic"] = "files",
+    dirs: Sequence[str] | None = None,
+    seed: int = 0,
+    prune: bool = False,
+    pruner: BasePruner | None = None,
+    quick: bool = False,
+) -> Path:
+    """Search, or go on with a search that was interrupted; then test the winner and return its page.
+
+    Args:
+        space: What to try: `epochs`, and parameters of the model and the data. In YAML `lr: [0.1, 0.3]` for values,
+            `lr: {low: 0.001, high: 1.0, log: true}` for a range, which a grid does not take. As flags
+            `--space '{"lr": [0.1, 0.3], "epochs": [10]}'`, or `--space.lr '[0.1, 0.3]'` to change one of them.
+        sampler: `grid` for all combinations; `random`; `tpe`, which learns from the trials before; or a class
+            of Optuna's, such as `TPESampler --sampler.n_startup_trials 5`.
+        trials: Number of trials, if the sampler is not `grid`.
+        seeds: Each configuration is trained with each of them.
+        name: Everything is kept in logs/sweep/NAME.
+        workers: Trials trained at the same time, at most one a core; None for one a core.
+        storage: URL of a PostgreSQL database that several machines share; its password may be in PGPASSWORD.
+        model: Class of what is trained; what cannot be stacked is trained alone, as `fit` does it.
+        data: Class of the data module.
+        monitor: What to search by: a metric that the model logs, after the last epoch.
+        mode: `min` if less of it is better, `max` if more is.
+        source: `files`, or `synthetic` for generated stand-ins.
+        dirs: Folders to look for the files in.
+        seed: Seed of the samplers `random` and `tpe`.
+        prune: Give up trials whose first seed does worse than the median of the finished ones at that epoch.
+        pruner: A class of Optuna's that gives up trials in another way.
+        quick: First and middle values, two epochs, two seeds and few images, to see that it works.
+
+    Raises:
+        InputError: The space cannot be searched, the folder has or does another sweep, or every trial failed.
+    """
+    if quick:
+        space = _quick_space(space)
+        seeds = seeds[:2]
+        trials = min(trials, 4)
+    if prune and pruner is None:
+        pruner = MedianPruner()
+    plan = Plan(space, list(seeds), "", _name_of(sampler), _name_of(pruner), trials, model, data, monitor, mode)
+    workers = number_of_workers(workers, plan.is_stackable)
+    name = name or own_name("batch-lr-epochs", model, data, source)
+    folder = Path("logs/sweep", f"{name}-quick" if quick else name)
+    check_writable(folder)
+    training = _training(plan, _data_options(data, source, dirs, quick), quick)
+    plan = training.plan
+    folder.mkdir(parents=True, exist_ok=True)
+    alone = locked(folder, "choose another --name") if storage is None else nullcontext()
+    with alone, closing(Search(plan, folder, training.train, storage, _sampler(sampler, seed), pruner)) as search:
+        search.run(workers)
+        test = search.test(training.test)
+        with nullcontext() if storage is None else locked(folder):
+            return page.write(folder, search, test, training, _command(storage))
+
+
+def _quick_space(space: Space) -> dict[str, list[Value] | Range]:
+    """Keep the first and the middle value of each list, and train for one and two epochs."""
+    found: dict[str, list[Value] | Range] = {}
+    for name, values in space.items():
+        if isinstance(values, Range):
+            found[name] = values
+        else:
+            middle = len(values) // 2
+            found[name] = [*values[:1], *values[middle:][:1]]
+    found["epochs"] = [1, 2]
+    return found
+
+
+def _sampler(sampler: BaseSampler | str, seed: int) -> BaseSampler | None:
+    """Return the sampler of a name; None for the grid."""
+    if sampler == "random":
+        return RandomSampler(seed)
+    if sampler == "tpe":
+        return TPESampler(seed=seed, constant_liar=True)
+    if isinstance(sampler, BaseSampler):
+        return sampler
+    return None
+
+
+def _name_of(chosen: object) -> Any:
+    """Return the class of a sampler or pruner as a command line names it; None and a word stay what they are."""
+    if chosen is None or isinstance(chosen, str):
+        return chosen
+    return path_of(type(chosen))
+
+
+def _data_options(
+    data: type[LightningDataModule], source: str, dirs: Sequence[str] | None, quick: bool
+) -> dict[str, Any]:
+    """Return what the data module is made with, beside what is searched."""
+    known = parameters_of(data)
+    options: dict[str, Any] = {}
+    for name, value, usual in (("source", source, "files"), ("dirs", dirs, None)):
+        if value == usual:
+            continue
+        if name not in known:
+            raise InputError(f"{name}={value}: {data.__name__} has no parameter of this name; drop --{name}")
+        options[name] = value
+    if quick and issubclass(data, FashionMNISTDataModule):
+        options.update(QUICK_SIZES)
+    return options
+
+
+def _training(plan: Plan, options: dict[str, Any], quick: bool) -> StackTraining | LightningTraining:
+    """Load the data, and choose how to train on them."""
+    images: FashionMNISTDataModule | None = None
+    if issubclass(plan.data, FashionMNISTDataModule):
+        images = make(plan.data, options)
+        plan = replace(plan, identity=f"{images.loaded.sha256}/{len(images.train_index)}")
+    if images and plan.is_stackable:
+        return StackTraining(plan, options, images)
+    limits = {}
+    if quick and images is None:
+        limits = QUICK_LIMITS
+    training = LightningTraining(plan, options, images, limits)
+    training.check_monitor()
+    return training
+
+
+def _command(storage: str | None) -> str:
+    """Return the command that was typed, without the password of a database."""
+    command = str(environment()["command"])
+    if storage:  # a quotation mark stands there as a shell takes it
+        command = command.replace(storage.replace("'", "'\"'\"'"), shown(storage))
+    return command

@@ -1,0 +1,118 @@
+"""How the configurations of a sweep are trained and tested: in a stack, or alone by Lightning."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from softmax_regression.data.minibatches import Minibatches
+from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.errors import InputError
+from softmax_regression.studies import alone
+from softmax_regression.studies.learning import Watcher, held_out, learn
+from softmax_regression.studies.sweep.space import COUNTS, Params, Plan, count
+
+Scores = dict[str, list[float]]  # metric -> its values, one scoring after another
+
+
+def longest(configurations: Sequence[Params]) -> int:
+    """Return the number of epochs of the longest configuration."""
+    return max(count(params, "epochs") for params in configurations)
+
+
+def hyperparameters(params: Params) -> Params:
+    """Return those of a configuration that the model takes."""
+    return {name: value for name, value in params.items() if name not in COUNTS}
+
+
+class StackTraining:
+    """Trains softmax regressions together on the images that `fit` trains on.
+
+    Args:
+        plan: What is searched.
+        options: Parameters of the data module that are not searched.
+        images: The data module that has them.
+    """
+
+    def __init__(self, plan: Plan, options: Mapping[str, Any], images: FashionMNISTDataModule) -> None:
+        self.plan = plan
+        self.options = options
+        self.images = images
+
+    def train(self, configurations: Sequence[Params], seed: int, watcher: Watcher | None = None) -> list[Scores]:
+        """Return the scores of each configuration, after every epoch."""
+        variants = [hyperparameters(params) for params in configurations]
+        sets = {"val": held_out(self.images)["val"]}
+        epochs = longest(configurations)
+        values = learn(variants, self._loader(configurations[0], seed), epochs, seed, sets, watcher=watcher)
+        scores = []
+        for i, params in enumerate(configurations):
+            scores.append({name: rows[i, : count(params, "epochs")].tolist() for name, rows in values.items()})
+        return scores
+
+    def test(self, params: Params, seed: int) -> dict[str, float]:
+        """Train a configuration again and score it once on the test images."""
+        epochs = count(params, "epochs")
+        sets = {"test": held_out(self.images)["test"]}
+        values = learn([hyperparameters(params)], self._loader(params, seed), epochs, seed, sets, every=epochs)
+        return {name: values[name].item() for name in ("test/loss", "test/acc")}
+
+    def _loader(self, params: Params, seed: int) -> Minibatches:
+        images = len(self.images.train_index)
+        train_size = params.get("train_size", images)
+        assert isinstance(train_size, int)
+        batch_size = count(params, "batch_size")
+        if train_size > images:
+            raise InputError(f"train_size={train_size}: must be at most the {images} training images")
+        if batch_size > train_size:
+            raise InputError(f"batch_size={batch_size}: must be at most the {train_size} training images")
+        loaded = self.images.loaded
+        return Minibatches(loaded.images, loaded.labels, self.images.train_index[:train_size], batch_size, seed)
+
+
+class LightningTraining:
+    """Trains any LightningModule on any LightningDataModule, as `fit` does.
+
+    Args:
+        plan: What is searched, and the classes.
+        options: Parameters of the data module that are not searched.
+        images: Such a data module, if it is one of ours.
+        limits: Options of the Trainer, such as `limit_train_batches`.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        options: Mapping[str, Any],
+        images: FashionMNISTDataModule | None = None,
+        limits: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.options = options
+        self.images = images
+        self.limits = dict(limits or {})
+
+    def _make(self, params: Mapping[str, Any], seed: int) -> tuple[LightningModule, LightningDataModule]:
+        return alone.make_both(self.plan.model, self.plan.data, {**self.options, **params}, seed)
+
+    def check_monitor(self) -> None:
+        """Refuse, before anything is trained, a monitor that the model does not log."""
+        alone.check_monitor(self.plan.monitor, lambda: (*self._make(self.plan.first, 0), None))
+
+    def train(self, configurations: Sequence[Params], seed: int, watcher: Watcher | None = None) -> list[Scores]:
+        """Return what each configuration logged, after every epoch."""
+        scores = []
+        for params in configurations:
+            with isolate_rng():
+                module, data = self._make(params, seed)
+                _, of_model = alone.train(module, data, count(params, "epochs"), watcher, **self.limits)
+            scores.append(of_model)
+        return scores
+
+    def test(self, params: Params, seed: int) -> dict[str, float]:
+        """Train a configuration again and test it once; return what it logs, nothing if it has no test."""
+        with isolate_rng():
+            module, data = self._make(params, seed)
+            trainer, _ = alone.train(module, data, count(params, "epochs"), **self.limits)
+            return alone.run_test(trainer, module, data)

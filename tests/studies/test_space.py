@@ -1,0 +1,153 @@
+"""A space is refused where it cannot be searched, and says which models are trained together."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import yaml
+from examples.mlp import MLP
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+
+from softmax_regression.data.minibatches import Minibatches
+from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.errors import InputError
+from softmax_regression.experiment.flags import CONF
+from softmax_regression.studies.sweep.space import Plan, Range, describe, sorted_values
+
+
+class Net(LightningModule):
+    """A module of somebody else's, with a part that is injected and an option that has no default."""
+
+    def __init__(self, width: int, act: nn.Module, bias: bool = True) -> None:
+        super().__init__()
+
+
+class Data(LightningDataModule):
+    """A data module of somebody else's."""
+
+    def __init__(self, batch_size: int = 8) -> None:
+        super().__init__()
+
+
+class Augmented(FashionMNISTDataModule):
+    """Images that are not those of a stack."""
+
+    def train_dataloader(self) -> Minibatches:
+        return super().train_dataloader()
+
+
+def test_a_grid_is_over_what_is_not_stacked_and_the_seed() -> None:
+    plan = Plan({"batch_size": [16, 64], "lr": [0.1, 0.5, 0.01], "epochs": [1, 3]}, seeds=[0, 1])
+    assert plan.grid == {"batch_size": [16, 64], "seed": [0, 1]}
+    assert plan.size == 4
+    assert plan.configurations == 12
+    together = plan.together({"batch_size": 64})
+    assert len(together) == 6
+    assert together[1] == {"batch_size": 64, "lr": 0.1, "epochs": 3}
+
+
+def test_with_a_cosine_schedule_a_short_run_is_not_the_beginning_of_a_long_one() -> None:
+    plan = Plan({"schedule": ["constant", "cosine"], "lr": [0.1, 0.5], "epochs": [1, 3]}, seeds=[0])
+    assert plan.grid == {"schedule": ["constant", "cosine"], "epochs": [1, 3], "seed": [0]}
+
+
+@pytest.mark.parametrize(
+    ("space", "model", "data"),
+    [
+        ({"lr": [0.1]}, MLP, FashionMNISTDataModule),
+        ({"lr": [0.1], "loss": ["stable", "naive"]}, None, FashionMNISTDataModule),
+        ({"lr": [0.1]}, None, Augmented),
+        ({"lr": [0.1], "val_size": [100, 200]}, None, FashionMNISTDataModule),
+    ],
+    ids=["another model", "the naive loss", "minibatches of one's own", "other data"],
+)
+def test_what_is_not_ours_in_everything_is_not_stacked(space: Any, model: Any, data: Any) -> None:
+    options = {"model": model} if model else {}
+    plan = Plan(space, seeds=[0], data=data, **options)
+    assert not plan.is_stackable
+    assert plan.stacked == []
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"learning_rate": [0.1]}, r"space\.learning_rate: unknown; expected one of batch_size"),
+        ({"lr": []}, r"space\.lr: has no values"),
+        ({"lr": Range(0.1, 1)}, r"space\.lr: a range has no grid"),
+        ({"lr": [0.1, "fast"]}, r"space\.lr: .*Expected a <class 'float'>.*[Vv]alue: fast"),
+        ({"lr": [0.1, -1.0]}, r"space\.lr: .*lr=-1.0: must be above 0"),
+        ({"schedule": ["cosinus"]}, r"space\.schedule: .*'constant', 'cosine'.*[Vv]alue: cosinus"),
+        ({"epochs": [0]}, r"space\.epochs: expected a whole number, at least 1. Got value: 0"),
+        ({"batch_size": [16.5]}, r"space\.batch_size: expected a whole number"),
+        ({}, "need at least one"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused(space: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        Plan(space, seeds=[0])
+    assert str(error.value).count("\n") <= 2
+
+
+@pytest.mark.parametrize("ends", [Range(1.0, 0.1), Range(0, 1, log=True), Range(-1.0, 1.0)])
+def test_a_range_that_nothing_can_be_drawn_from_is_refused(ends: Range) -> None:
+    with pytest.raises(InputError, match=r"space\.lr: "):
+        Plan({"lr": ends}, seeds=[0], sampler="random")
+
+
+@pytest.mark.parametrize("seeds", [[1, 1], [-1], [2**32]])
+def test_seeds_that_are_equal_or_none_are_refused(seeds: list[int]) -> None:
+    with pytest.raises(InputError, match=r"seeds=\[.*\]: must be different numbers from 0"):
+        Plan({"lr": [0.1]}, seeds)
+
+
+def test_a_monitor_that_a_stack_does_not_score_is_refused() -> None:
+    with pytest.raises(InputError, match="monitor=val/f1: expected one of train/loss"):
+        Plan({"lr": [0.1]}, [0], monitor="val/f1")
+
+
+def test_options_of_any_model_and_data_are_searched_injected_parts_too() -> None:
+    space: dict[str, Sequence[Any]] = {
+        "width": [8],
+        "act": ["torch.nn.ReLU", "torch.nn.Tanh"],
+        "bias": [True, False],
+        "batch_size": [4],
+    }
+    plan = Plan(space, [0], model=Net, data=Data)
+    assert plan.size == 4
+    with pytest.raises(InputError, match=r"space\.act.*math\.sin"):
+        Plan({**space, "act": ["math.sin"]}, [0], model=Net, data=Data)
+    with pytest.raises(InputError, match=r"space\.bias: .*width"):
+        Plan({"bias": [True]}, [0], model=Net, data=Data)
+
+
+def test_the_configuration_covers_what_the_exercise_asks_for() -> None:
+    config = yaml.safe_load((CONF / "sweep.yaml").read_text())
+    plan = Plan(config["space"], config["seeds"])
+    assert plan.configurations >= 100
+    assert len(plan.seeds) == 3
+    for name, low, high in (("batch_size", 16, 4096), ("lr", 0.001, 1), ("epochs", 1, 50)):
+        assert (min(config["space"][name]), max(config["space"][name])) == (low, high)
+
+
+def test_values_are_described_and_sorted_as_people_do() -> None:
+    assert describe({"batch_size": 256, "lr": 0.1, "act": None}) == "batch_size=256, lr=0.1, act=None"
+    assert sorted_values([10, "b", 2.5, None, "a"]) == [2.5, 10, None, "a", "b"]
+
+
+def test_the_plan_of_a_grid_names_no_number_of_trials_that_it_does_not_have() -> None:
+    assert '"trials"' not in Plan({"lr": [0.1]}, [0]).to_json()
+    assert '"trials": 7' in Plan({"lr": [0.1]}, [0], sampler="tpe", trials=7).to_json()
+
+
+def test_samplers_are_named_as_lightning_names_classes() -> None:
+    from softmax_regression.studies.sweep.study import run
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_function_arguments(run)
+    args = ["--space", '{"lr": [0.1]}', "--sampler", "TPESampler", "--sampler.n_startup_trials", "5"]
+    given = parser.instantiate(parser.parse_args([*args, "--pruner=optuna.pruners.HyperbandPruner"]))
+    assert type(given.sampler).__name__ == "TPESampler"
+    assert type(given.pruner).__name__ == "HyperbandPruner"
+    assert parser.parse_args(["--space", '{"lr": [0.1]}', "--sampler=tpe"]).sampler == "tpe"
