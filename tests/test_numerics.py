@@ -89,6 +89,12 @@ def test_values_and_gradients_over_any_dimension_agree_with_torch(
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("row", [[-INF, -INF, -INF], [INF, 0.0, 1.0], [INF, INF, 0.0], [-INF, 2.0, -INF]])
+def test_the_logsumexp_of_infinite_logits_is_torchs(row: list[float]) -> None:
+    x = torch.tensor([row, [0.0, 1.0, 2.0]])
+    assert torch.allclose(logsumexp(x), torch.logsumexp(x, 1))
+
+
 @pytest.mark.parametrize("row", [[-INF, 0, 1], [0, -INF, -INF], [math.nan, 0, 1]])
 def test_masked_classes_give_what_torch_gives(row: list[float]) -> None:
     for forms in STABLE:

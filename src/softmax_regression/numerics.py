@@ -49,7 +49,13 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def logsumexp(x: Tensor, dim: int = -1) -> Tensor:
-    """LSE(o) = m + log(sum_j exp(o_j - m)), (..., n) -> (...); absolute error (|y| + (n + 3) log n) u."""
+    """LSE(o) = m + log(sum_j exp(o_j - m)), (..., n) -> (...); absolute error (|y| + (n + 3) log n) u.
+
+    Of a row that is all -inf it is -inf, as in torch and scipy; `softmax` and `log_softmax` are nan there, as in torch.
+
+    >>> logsumexp(torch.tensor([-torch.inf, -torch.inf]))
+    tensor(-inf)
+    """
     m, rest = _split(x, dim)
     return (m + rest).squeeze(dim)
 
@@ -66,4 +72,5 @@ def cross_entropy(x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
 def _split(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """The largest logit m = o_k, and LSE(o) - m = log1p(sum over j != k of exp(o_j - m))."""
     m, k = x.max(dim, keepdim=True)  # it puts a 1 into the sum; left out, it cannot swallow the others
-    return m, (x - m).exp().scatter(dim, k, 0).sum(dim, keepdim=True).log1p()
+    shift = m.masked_fill(m.isinf(), 0)  # inf - inf is nan
+    return m, (x - shift).exp().scatter(dim, k, 0).sum(dim, keepdim=True).log1p()

@@ -42,7 +42,8 @@ class Broken(SoftmaxRegression):
         raise ValueError("a bug")
 
 class Plain(TorchCheckpointIO):
-    pass
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        super().save_checkpoint(checkpoint | {"saved_by": "mine"}, path, storage_options)
 """
 
 
@@ -173,7 +174,7 @@ def test_several_loggers_write_each_their_own() -> None:
 @pytest.mark.usefixtures("mine")
 def test_a_checkpoint_io_of_the_users_own_is_used_as_it_is() -> None:
     assert fit("--trainer.plugins+=mine.Plain", "--trainer.max_epochs=1") == 0
-    assert b"sha256=" not in (only_run() / "checkpoints" / "last.ckpt").read_bytes()[-100:]  # which ours adds
+    assert last(only_run())["saved_by"] == "mine"
 
 
 def test_a_profiler_and_a_summary_print(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

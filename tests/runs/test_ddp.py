@@ -189,7 +189,7 @@ def test_one_process_writes_and_speaks(trained: Callable[[int], Path]) -> None:
     assert names[0] == names[1]
     ended = run_group(3, [*FIT, "--trainer.max_epochs=1"])
     assert_done(ended)
-    assert ended[0].out.startswith("training on 3 x cpu (")
+    assert ended[0].out.startswith("training on 3 x CPU, ")
     assert [process.out.count("epoch 1/1") for process in ended] == [1, 0, 0]
     assert [process.out for process in ended[1:]] == ["", ""]
     assert "one process would be faster" in ended[0].out

@@ -14,9 +14,10 @@ from torchmetrics import Metric
 from commands import fit, manifest, only_run
 from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
 from softmax_regression.commands.train import main
+from softmax_regression.engine import Engine
 from softmax_regression.metrics import EpochScores
 from softmax_regression.runs import checkpoint
-from softmax_regression.runs.progress import device_choice
+from softmax_regression.runs.progress import training_lines
 from softmax_regression.runs.rows import RowCallback, read_rows
 
 
@@ -88,23 +89,37 @@ def test_images_in_host_memory_give_the_same_bits(single: Path) -> None:
     assert read_rows(only_run()) == read_rows(single)
 
 
-def trainer_on(device: str, count: int = 1) -> Trainer:
-    known = {"world_size": count, "precision": "32-true", "callbacks": []}
+def trainer_on(device: str, count: int = 1, origin: str = "the official files", **options: Any) -> Trainer:
+    datamodule = SimpleNamespace(loaded=SimpleNamespace(origin=origin))
+    known = {
+        "world_size": count,
+        "precision": "32-true",
+        "callbacks": [Engine(enabled=False)],
+        "datamodule": datamodule,
+    }
     strategy = SimpleNamespace(root_device=torch.device(device))
-    return cast(Trainer, SimpleNamespace(strategy=strategy, **known))
+    return cast(Trainer, SimpleNamespace(strategy=strategy, **known | options))
 
 
-def test_a_line_says_what_was_chosen_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_says_what_a_run_trains_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H100")
-    threads = f"{torch.get_num_threads()} thread"
-    assert f"training on 1 x cpu (no GPU found; {threads}" in device_choice(trainer_on("cpu"))
-    assert "each; one process would be faster, the model is small" in device_choice(trainer_on("cpu", 2))
-    assert "training on 4 x cuda (NVIDIA H100), precision 32-true, " in device_choice(trainer_on("cuda:0", 4))
-    assert "training on 1 x mps (the GPU of this Mac)" in device_choice(trainer_on("mps"))
+    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
+    data = "data: the official files"
+    assert training_lines(trainer_on("cpu"))[0] == f"training on CPU, 1 thread; {data}"
+    assert training_lines(trainer_on("cpu", 2))[0] == f"training on 2 x CPU, 1 thread; {data}"
+    mixed = trainer_on("cuda:0", 4, precision="bf16-mixed")
+    assert training_lines(mixed)[0] == f"training on 4 x NVIDIA H100, bf16-mixed; {data}"
+    assert training_lines(trainer_on("mps"))[0] == f"training on the GPU of this Mac; {data}"
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert "as asked, there is a GPU" in device_choice(trainer_on("cpu"))
+    assert "1 thread (as asked, there is a GPU)" in training_lines(trainer_on("cpu"))[0]
+
+
+def test_a_second_line_names_an_unusual_step_and_both_fit_into_a_terminal() -> None:
+    lines = training_lines(trainer_on("cpu", origin="the files in " + "a long folder " * 10))
+    assert lines[1] == "step: Lightning's own step (engine.enabled is false)"
+    assert all(len(line) < 80 for line in lines)
 
 
 def test_the_loss_of_an_epoch_is_summed_exactly_in_any_precision() -> None:

@@ -1,11 +1,14 @@
 """A run's folder: which one a name means, what is in it, and when there is none."""
 
+import csv
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from commands import fit, manifest, one_line, only_run, scalars
 from softmax_regression import RunLogger
@@ -66,6 +69,46 @@ def test_a_run_is_listed_and_drawn_once_however_often_it_goes_on(run: Path) -> N
     tags = [value.tag for event in events for value in event.summary.value]
     assert tags.count("_hparams_/session_start_info") == 1
     assert tags.count("val/loss") == 4
+
+
+class LogsAMetric(Callback):
+    """As Lightning's documentation shows it for TensorBoard's page HPARAMS."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert trainer.logger
+        trainer.logger.log_hyperparams(dict(pl_module.hparams), {"hp/metric": 0})
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("hp/metric", 0.5)
+
+
+def test_hparams_has_first_what_one_varies_and_the_metrics_that_are_named() -> None:
+    assert fit("--trainer.max_epochs=1", f"--trainer.callbacks+={__name__}.LogsAMetric") == 0
+    listed = []
+    for file in only_run().glob("events.*"):
+        for event in EventFileLoader(str(file)).Load():
+            for value in event.summary.value:
+                if value.tag == "_hparams_/experiment":
+                    listed.append(HParamsPluginData.FromString(value.metadata.plugin_data.content).experiment)
+    (experiment,) = listed
+    columns = [info.name for info in experiment.hparam_infos]
+    assert columns[:4] == ["lr", "batch_size", "max_epochs", "model"]
+    assert not {"dirs", "device", "eval_batch_size"} & set(columns)
+    metrics = {info.name.tag for info in experiment.metric_infos}
+    assert metrics == {"train/loss", "train/acc", "val/loss", "val/acc", "hp/metric"}
+    assert [value for _, value in scalars(only_run())["hp/metric"]] == [0, 0.5]
+
+
+def test_the_rows_of_a_csv_logger_of_a_fixed_name_stay_when_a_run_goes_on() -> None:
+    csv_logger = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: csv, version: x}}"
+    logger = f"--trainer.logger=[softmax_regression.RunLogger, {csv_logger}]"
+    assert fit("--trainer.max_epochs=1", logger) == 0
+    assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=2"]) == 0
+    (path,) = Path("csv").glob("*/x/metrics.csv")
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows if row["val/loss"]] == ["15", "31"]
+    assert [row["step"] for row in rows if row["train/loss"]] == ["15", "31"]
 
 
 @pytest.mark.parametrize("option", ["--trainer.fast_dev_run=2", "--trainer.logger=false"])

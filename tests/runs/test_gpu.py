@@ -24,7 +24,7 @@ GPU = ("--trainer.accelerator=gpu", "--trainer.devices=1")
 
 def test_a_gpu_is_chosen_by_itself_and_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert fit("--trainer.devices=1") == 0
-    assert f"training on 1 x cuda ({torch.cuda.get_device_name(0)})" in capsys.readouterr().out
+    assert f"training on {torch.cuda.get_device_name(0)}; data: " in capsys.readouterr().out
     assert manifest(only_run())["device"]["type"].startswith("cuda")
 
 

@@ -12,7 +12,8 @@ from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.checkpoint import read
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
-from softmax_regression.runs.record import RunRecord, read_manifest, saved_results, update_manifest
+from softmax_regression.runs.record import RunRecord, read_manifest, saved_results, saved_step, update_manifest
+from softmax_regression.runs.rows import keep_logged_rows
 from softmax_regression.runs.trust import path_of
 
 # Options that decide results and so must stay, beside all of model and data but those that are named below.
@@ -88,7 +89,7 @@ def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None
     Raises:
         InputError: There is no logger, or another process has gone on with the run meanwhile.
     """
-    step = checkpoint.content["global_step"]
+    step = saved_step(checkpoint.content)
     loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
     for logger in loggers:
         logger.reopen(run, step)
@@ -96,7 +97,9 @@ def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None
         raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
     if not loggers:
         print_rank_zero(f"{run}: only a RunLogger goes on in its folder; this run does in {folder_of(trainer)}")
-    if trainer.is_global_zero and read(checkpoint.path)["global_step"] != step:
+    if trainer.is_global_zero:
+        keep_logged_rows(trainer.loggers, step)
+    if trainer.is_global_zero and saved_step(read(checkpoint.path)) != step:
         raise InputError(f"{checkpoint.path}: another process has gone on with the run; start the command again")
 
 

@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, verified when read, and never a way to run code."""
 
-import hashlib
 import io
 import pickle
 import zipfile
@@ -15,61 +14,51 @@ from torch.nn.parameter import is_lazy
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.files import write
 
-_MARK = b"sha256="
-_SEAL = len(_MARK) + 64  # bytes of the comment that ends a checkpoint's zip archive
-_ZIP = b"PK\x03\x04"  # how every zip archive begins
-_REMEDY = "give a run's folder or a .ckpt file that `fit` saved"
+ZIP_START = b"PK\x03\x04"  # how every zip archive begins
+REMEDY = "give a run's folder or a .ckpt file that `fit` saved"
+# What a Trainer always writes.
+CONTENT = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
 
 
 def dumps(checkpoint: dict[str, Any]) -> bytes:
-    """Return a checkpoint as the bytes of its file: a zip archive for torch.load, sealed with a SHA-256.
-
-    The digest is the comment of the archive, which every reader of zip files skips, and covers each byte
-    before it: the CRCs of a zip leave out its headers and padding, and torch.load compares none.
-    """
+    """Return a checkpoint as the bytes of its file, a zip archive for torch.load."""
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
-    archive = buffer.getvalue()[:-2] + _SEAL.to_bytes(2, "little") + _MARK  # from 0 to the comment's length
-    return archive + _digest(archive)
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).hexdigest().encode()
+    return buffer.getvalue()
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """Read a checkpoint that a Trainer has saved onto the CPU, and verify it.
-
-    Of a file that `SafeCheckpointIO` wrote every byte is verified, of another one the content.
+    """Read a checkpoint that a Trainer has saved onto the CPU, and verify it by the checksums of its archive.
 
     Raises:
         InputError: It does not exist, is damaged, would run code, or holds something else.
         StorageError: The system cannot read it.
     """
     if "://" in str(path):
-        raise InputError(f"{path}: checkpoints are read from files, not from URLs; download it and {_REMEDY}")
+        raise InputError(f"{path}: checkpoints are read from files, not from URLs; download it and {REMEDY}")
     try:
         if not Path(path).is_file():
-            raise ValueError("no such checkpoint file")
+            raise InputError(f"{path}: no such checkpoint file; {REMEDY}")
         with Path(path).open("rb") as file:
-            data = file.read(len(_ZIP))
-            return _loads(data + file.read() if data == _ZIP else b"")  # another file may be endless
+            data = file.read(len(ZIP_START))
+            if data == ZIP_START:  # another file may be endless
+                data += file.read()
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read ({error.strerror or error}); {_REMEDY}") from error
+        raise StorageError(f"{path}: cannot be read ({error.strerror or error}); {REMEDY}") from error
+    try:
+        return _loads(data)
     except ValueError as error:
-        raise InputError(f"{path}: {error}; {_REMEDY}") from error
+        raise InputError(f"{path}: {error}; {REMEDY}") from error
 
 
 def _loads(data: bytes) -> dict[str, Any]:
     """Return what the bytes of a checkpoint hold, once nothing speaks against it."""
-    wrong: object = False
     try:
-        if data[-64:] != _digest(data[:-64]):  # damaged, or another program's
-            with zipfile.ZipFile(io.BytesIO(data)) as archive:
-                wrong = archive.comment or data[-_SEAL:].startswith(_MARK) or archive.testzip()
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            damaged = archive.testzip()
     except Exception as error:  # a damaged archive makes zipfile raise nearly anything
         raise ValueError("damaged (cut off), or not a checkpoint") from error
-    if wrong:
+    if damaged:
         raise ValueError("damaged (its checksum does not hold)")
     try:
         checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -77,13 +66,22 @@ def _loads(data: bytes) -> dict[str, Any]:
         raise ValueError("refused, it holds more than tensors and plain data") from error
     except Exception as error:  # a file made to harm can make the unpickler raise anything
         raise ValueError(f"not a readable checkpoint ({type(error).__name__})") from error
-    match checkpoint:
-        case {"state_dict": dict(weights), "callbacks": dict(), "loops": dict(), "epoch": int(), "global_step": int()}:
-            if all(isinstance(weight, Tensor) for weight in weights.values()):
-                if name := _not_finite(weights):
-                    raise ValueError(f"{name} is not finite")
-                return dict(checkpoint)
-    raise ValueError("not a checkpoint of a Trainer")
+    if not _is_checkpoint(checkpoint):
+        raise ValueError("not a checkpoint of a Trainer")
+    name = _not_finite(checkpoint["state_dict"])
+    if name:
+        raise ValueError(f"{name} is not finite")
+    return dict(checkpoint)
+
+
+def _is_checkpoint(value: Any) -> bool:
+    """Whether something is what a Trainer saves."""
+    if not isinstance(value, dict):
+        return False
+    for name, kind in CONTENT.items():
+        if not isinstance(value.get(name), kind):
+            return False
+    return all(isinstance(weight, Tensor) for weight in value["state_dict"].values())
 
 
 def _not_finite(weights: dict[str, Tensor]) -> str | None:
@@ -99,7 +97,8 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save a checkpoint, or raise a DivergedError and write nothing if a weight is not finite."""
-        if name := _not_finite(checkpoint["state_dict"]):
+        name = _not_finite(checkpoint["state_dict"])
+        if name:
             raise DivergedError(
                 f"{name} is not finite in epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}: "
                 "the run diverged; lower model.lr or model.init_std"

@@ -19,10 +19,12 @@ from softmax_regression.files import reason
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.last_checkpoint import INITIAL_CHECKPOINT
 from softmax_regression.runs.record import check_there, init_args, read_manifest
+from softmax_regression.runs.rows import read_rows
 from softmax_regression.runs.trust import find_class
 
-HPARAMS_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc")  # the metrics of TensorBoard's page HPARAMS
-NOT_IN_HPARAMS = ("dirs", "images", "device", "eval_batch_size", "watch_test", "_instantiator")
+HPARAMS_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc")  # of every run on TensorBoard's page HPARAMS
+VARIED_FIRST = ("lr", "batch_size", "max_epochs", "model")  # the first columns there
+NO_RESULT_CHANGES = ("dirs", "device", "eval_batch_size", "images", "watch_test")  # by these, so they are no columns
 
 
 class RunLogger(TensorBoardLogger):
@@ -37,17 +39,23 @@ class RunLogger(TensorBoardLogger):
     def __init__(self, save_dir: str = "logs", name: str = "softmax", version: str | None = None) -> None:
         super().__init__(save_dir, name, None, default_hp_metric=False, log_graph=True)
         self._wanted = version
-        self._new = True  # not yet listed in HPARAMS and drawn in GRAPHS
+        self._hparams: dict[str, Any] = {}
+        self._hparams_metrics = dict.fromkeys(HPARAMS_METRICS, 0.0)
+        self._is_listed = False  # in HPARAMS
+        self._is_drawn = False  # in GRAPHS
 
     @property
     def version(self) -> str:
         """The name of the run, which no other run has; asked for the first time, it makes the folder."""
         if self._version is None:
-            self._version = self._claim() if getattr(rank_zero_only, "rank", 0) == 0 else "of-rank-zero"
+            is_first = getattr(rank_zero_only, "rank", 0) == 0
+            self._version = self._claim() if is_first else "of-rank-zero"
         return str(self._version)
 
     def _claim(self) -> str:
-        root, now = Path(self.root_dir), datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+        """Make the folder of a new run, and return its name."""
+        root = Path(self.root_dir)
+        now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         names = [self._wanted] if self._wanted else [now, *(f"{now}-{i}" for i in range(1, 1000))]
         try:
             root.mkdir(parents=True, exist_ok=True)
@@ -65,39 +73,60 @@ class RunLogger(TensorBoardLogger):
     def reopen(self, run: Path, step: int) -> None:
         """Go on in the folder of a run that has made `step` steps; what it logged of later ones is taken back."""
         self._root_dir, self._name, self._version = str(run.parent.parent), run.parent.name, run.name
-        self._kwargs["purge_step"], self._new = step, False
+        self._kwargs["purge_step"] = step
+        self._is_drawn = True
+        self._is_listed = bool(read_rows(run))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None) -> None:
-        """Keep the hyperparameters of the model and its data until `log_graph`, which knows the model."""
-        self.hparams.update(params if isinstance(params, dict) else vars(params))
+        """Keep hyperparameters for the run's line in HPARAMS, and log metrics, which get a column there.
+
+        The line is written with the first metrics, since TensorBoard reads one line a run.
+        """
+        self._hparams |= vars(params) if isinstance(params, Namespace) else dict(params)
+        if metrics is None:
+            return
+        named = dict(metrics) if isinstance(metrics, Mapping) else {"hp_metric": metrics}
+        self._hparams_metrics |= named
+        self.log_metrics(named, step or 0)
+
+    def _list_run(self) -> None:
+        """Write the run's line in HPARAMS, once."""
+        if self._is_listed:
+            return
+        self._is_listed = True
+        from torch.utils.tensorboard.summary import hparams
+
+        names = [name for name in VARIED_FIRST if name in self._hparams]
+        names += [name for name in self._hparams if name not in (*names, *NO_RESULT_CHANGES)]
+        shown = {}
+        for name in names:
+            value = self._hparams[name]
+            if not name.startswith("_"):
+                shown[name] = value if isinstance(value, int | float | str) else str(value)
+        for summary in hparams(shown, self._hparams_metrics):
+            self.experiment.file_writer.add_summary(summary)
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:  # type: ignore[override]
-        """List the run in HPARAMS and draw the model for GRAPHS, unless both are there already."""
-        if self._new:
-            self._new = False
-            self._list_in_hparams(model)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
-                super().log_graph(model, input_array)
-
-    def _list_in_hparams(self, model: LightningModule) -> None:
-        """Write a row of the page HPARAMS, which shows first what differs; its metrics are the run's scalars."""
-        from torch.utils.tensorboard.summary import hparams
-
-        given = {"max_epochs": model.trainer.max_epochs, "model": type(model).__name__, **dict(self.hparams)}
-        row = {}
-        for name, value in given.items():
-            if name not in NOT_IN_HPARAMS:
-                row[name] = value if isinstance(value, int | float | str) else str(value)
-        for summary in hparams(row, dict.fromkeys(HPARAMS_METRICS, 0.0)):
-            self.experiment._get_file_writer().add_summary(summary)
+        """Draw the model for the page GRAPHS, unless it is there already; Lightning calls it as training begins."""
+        trainer = model.trainer
+        self._hparams.setdefault("max_epochs", trainer.max_epochs)
+        self._hparams.setdefault("model", type(model).__name__)
+        if trainer.optimizers:
+            self._hparams.setdefault("lr", float(trainer.optimizers[0].param_groups[0]["lr"]))
+        if self._is_drawn:
+            return
+        self._is_drawn = True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
+            super().log_graph(model, input_array)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log scalars, unless the run's folder is not there any more."""
         check_there(Path(self.log_dir))
+        self._list_run()
         super().log_metrics(metrics, step)
 
     @rank_zero_only

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from softmax_regression.engine import Engine
 from softmax_regression.runs.rows import RESERVED, RowCallback
 
+WIDTH = 79  # of a line in a terminal
 NO_METRICS = (*RESERVED, "monitor", "score")
 
 
@@ -32,21 +34,42 @@ def metrics_text(row: Mapping[str, Any]) -> str:
     return "  ".join(stages.values())
 
 
-def device_choice(trainer: Trainer) -> str:
-    """Say what a run computes on and by which step, and why."""
-    device, threads, count = trainer.strategy.root_device, torch.get_num_threads(), trainer.world_size
+def training_lines(trainer: Trainer) -> list[str]:
+    """Say what a run computes on and which data it trains on and, where it is not the usual one, by which step."""
+    lines = [shorten(f"training on {_device(trainer)}; data: {_data(trainer)}", WIDTH, placeholder=" ...")]
+    engines = [each for each in trainer.callbacks if isinstance(each, Engine)]  # type: ignore[attr-defined]
+    step = engines[0].describe(trainer) if engines else "Lightning's own step (no Engine among the callbacks)"
+    if step != "lean step":
+        lines.append(shorten(f"step: {step}", WIDTH, placeholder=" ..."))
+    return lines
+
+
+def _device(trainer: Trainer) -> str:
+    device = trainer.strategy.root_device
+    count = trainer.world_size
     if device.type == "cuda":
-        why = torch.cuda.get_device_name(device)
+        text = torch.cuda.get_device_name(device)
     elif device.type == "mps":
-        why = "the GPU of this Mac"
+        text = "the GPU of this Mac"
     else:
-        found = torch.cuda.is_available() or torch.backends.mps.is_available()
-        why = "as asked, there is a GPU" if found else "no GPU found"
-        why += f"; {threads} thread{'s' if threads > 1 else ''}"
-        why += " each; one process would be faster, the model is small" * (count > 1)
-    engines = [each.describe(trainer) for each in trainer.callbacks if isinstance(each, Engine)]  # type: ignore[attr-defined]
-    step = engines[0] if engines else "Lightning's own step (no Engine among the callbacks)"
-    return f"training on {count} x {device.type} ({why}), precision {trainer.precision}, {step}"
+        threads = torch.get_num_threads()
+        text = f"CPU, {threads} thread{'s' if threads > 1 else ''}"
+        if torch.cuda.is_available() or torch.backends.mps.is_available():
+            text += " (as asked, there is a GPU)"
+    if count > 1:
+        text = f"{count} x {text}"
+    return text if trainer.precision == "32-true" else f"{text}, {trainer.precision}"
+
+
+def _data(trainer: Trainer) -> str:
+    """Name the training data: where they came from or else their class."""
+    source = trainer.datamodule  # type: ignore[attr-defined]
+    loaded = getattr(source, "loaded", None)
+    if loaded:
+        return str(loaded.origin)
+    if source is None:
+        source = getattr(trainer.train_dataloader, "dataset", trainer.train_dataloader)
+    return type(source).__name__
 
 
 class EpochProgress(RowCallback, ProgressBar):
@@ -68,7 +91,7 @@ class EpochProgress(RowCallback, ProgressBar):
         super().on_train_start(trainer, pl_module)
         self._began, self._shown = time.perf_counter(), trainer.current_epoch
         if trainer.is_global_zero:
-            print(device_choice(trainer), flush=True)
+            print(*training_lines(trainer), sep="\n", flush=True)
             if getattr(sys.stderr, "isatty", bool)():  # there may be no stderr
                 self.on_train_batch_end = self._write_position  # type: ignore[method-assign, assignment]
 

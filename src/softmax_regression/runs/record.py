@@ -115,8 +115,12 @@ def _results(rows: Sequence[Row], best: Mapping[str, Any] | None) -> dict[str, d
 
 def rows_until(rows: Sequence[Row], saved: Mapping[str, Any]) -> list[Row]:
     """Return the rows that a run had when it saved a checkpoint."""
-    step = saved.get("run", {}).get("step", saved["global_step"])
-    return [row for row in rows if row["step"] <= step]
+    return [row for row in rows if row["step"] <= saved_step(saved)]
+
+
+def saved_step(saved: Mapping[str, Any]) -> int:
+    """Return the number of steps that a run had made when it saved a checkpoint, as its loggers count them."""
+    return int(saved.get("run", {}).get("step", saved["global_step"]))
 
 
 def stop_reason(trainer: Trainer) -> str:

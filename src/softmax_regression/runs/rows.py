@@ -2,6 +2,7 @@
 
 import csv
 import io
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -94,6 +95,23 @@ def _same(value: object, before: object) -> bool:
     if isinstance(value, Tensor) and isinstance(before, Tensor):
         return value.data_ptr() == before.data_ptr()
     return value is before
+
+
+def keep_logged_rows(loggers: Iterable[Logger], step: int) -> None:
+    """Let a CSVLogger go on in its file, which it would begin anew, after the rows of a run's first `step` steps."""
+    for logger in loggers:
+        if not isinstance(logger, CSVLogger):
+            continue
+        path = Path(logger.log_dir, "metrics.csv")
+        if not path.is_file():
+            continue
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
+            writer = logger.experiment  # which removes the file
+        writer.metrics = [{name: cell for name, cell in row.items() if cell} for row in rows]
+        logger.save()
 
 
 def rows_file(run: Path, loggers: Iterable[Logger]) -> Path:
