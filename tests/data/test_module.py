@@ -334,7 +334,7 @@ def test_files_that_are_no_photos_are_named_and_counted(photos: Path, capsys: py
     out, err = capsys.readouterr()
     assert out == ""
     assert f"skipped {photos / 'notes.txt'}: " in err
-    assert "1 files skipped, 3 used" in err
+    assert "1 of 4 files skipped\n" in err
 
 
 @pytest.mark.usefixtures("no_files")
@@ -426,6 +426,31 @@ def test_an_epoch_that_was_interrupted_goes_on_at_its_minibatch(
     trainer(**options).fit(rest, datamodule=loaded(tiny), ckpt_path=tmp_path / "x.ckpt", weights_only=True)
     assert first.epochs["train", 1] + rest.epochs["train", 1] == whole.epochs["train", 1]
     assert len(rest.epochs["train", 1]) == 300
+
+
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_after_a_checkpoint_the_next_training_begins_with_its_first_minibatch(
+    command: str, tiny: Path, tmp_path: Path
+) -> None:
+    """A data module that went on within the first epoch, or was tested with its checkpoint, trains another model."""
+
+    class Saving(Counter):
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            if self.global_step == 20:
+                self.trainer.save_checkpoint(tmp_path / "x.ckpt", weights_only=False)
+
+        def test_step(self, batch: Batch, batch_idx: int) -> None:
+            pass
+
+    options: dict[str, Any] = {"max_epochs": 1, "limit_val_batches": 0}
+    first, split = Saving(), loaded(tiny)
+    trainer(**options).fit(first, datamodule=split)
+    run = getattr(trainer(**options), command)
+    run(Saving(), datamodule=split, ckpt_path=tmp_path / "x.ckpt", weights_only=True)
+    again = Saving()
+    trainer(**options).fit(again, datamodule=split)
+    assert again.epochs == first.epochs
+    assert len(again.epochs["train", 0]) == 500
 
 
 def test_overfitting_takes_the_same_minibatches_in_every_epoch(tiny: Path) -> None:

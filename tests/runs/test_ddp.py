@@ -220,7 +220,7 @@ def test_data_that_are_not_there_are_one_message_of_all_processes(
     options = (*command, "--data.source=files")
     ended = run_group(2, options, env={"FASHION_MNIST_DIR": "nowhere"}, patience=2)
     assert [process.code for process in ended] == [2, 2]
-    assert ended[0].err.startswith("error: Fashion-MNIST: not found; tried:\n  all four files missing in nowhere")
+    assert ended[0].err.startswith("error: FashionMNIST: not found; tried:\n  all four files missing in nowhere")
     assert (ended[0].err.count("error"), ended[1].err) == (1, "")
 
 

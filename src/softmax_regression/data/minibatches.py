@@ -81,9 +81,11 @@ class Minibatches:
         self.images, self.labels, self.index, self.batch_size = images, labels, index, batch_size
         self.rank, self.world_size, self.device = rank, world_size, device or images.device
         self.dataset = Subset(TensorDataset(images, labels), index)  # type: ignore[arg-type]
-        self.sampler = InOrder(index) if seed is None else Shuffle(len(index), seed)
+        self.sampler: InOrder | Shuffle = InOrder(index)
+        if seed is not None:
+            self.sampler = Shuffle(len(index), seed)
         self.position, self.share = 0, 1.0
-        self._resumed: int | None = None  # the epoch that `position` was loaded for
+        self._resumed_epoch: int | None = None  # the one that `position` was loaded for
 
     def __len__(self) -> int:
         """Return the number of minibatches in an epoch."""
@@ -95,13 +97,18 @@ class Minibatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the minibatches of this epoch, all of them unless `load_state_dict` says where to go on."""
-        start = self.position if self._resumed == self.sampler.epoch else 0
-        self._resumed = None
-        for number, whole in enumerate(self.order().split(self.batch_size)[start:], start + 1):
-            self.position = number % len(self)
-            mine = whole[self.rank :: self.world_size] if self.world_size > 1 else whole
-            self.share = len(mine) * self.world_size / len(whole)
-            yield self.gather(mine)
+        start = 0
+        if self._resumed_epoch == self.sampler.epoch:
+            start = self.position
+        self._resumed_epoch = None
+        minibatches = self.order().split(self.batch_size)
+        for number in range(start, len(minibatches)):
+            whole = own = minibatches[number]
+            if self.world_size > 1:
+                own = whole[self.rank :: self.world_size]
+            self.share = len(own) * self.world_size / len(whole)
+            self.position = (number + 1) % len(minibatches)
+            yield self.gather(own)
 
     def gather(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Return examples (b,) as (b, 1, 28, 28) float32 in [0, 1], and their classes (b,)."""
@@ -115,7 +122,7 @@ class Minibatches:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state_dict` was taken, once and if the next pass is of the same epoch."""
-        self._resumed, self.position = state["epoch"], state["position"]
+        self._resumed_epoch, self.position = state["epoch"], state["position"]
 
 
 def to_float_images(images: Tensor) -> Tensor:

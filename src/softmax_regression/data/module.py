@@ -98,47 +98,61 @@ class FashionMNISTDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing; Lightning calls this in one process a machine."""
-        self.setup(self.trainer.state.fn if self.trainer else None)
+        stage = None
+        if self.trainer:
+            stage = self.trainer.state.fn
+        self.setup(stage)
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the images once and choose the splits; a further call changes nothing.
-
-        Raises:
-            InputError: See the class.
-        """
-        _check("eval_batch_size", self.eval_batch_size, 1)
+        """Load the images once and choose the splits; Lightning calls this before it restores a checkpoint."""
+        self._position = {}
+        self._check("eval_batch_size", 1)
         if stage == "predict" and self.images:
-            self.photos = self.photos or load_photos(self.images)
+            if self.photos is None:
+                self.photos = load_photos(self.images)
         elif self.data is None:
-            _check("synthetic_size", self.synthetic_size, 10, 2_000_000)
-            if self.source == "synthetic":
-                data = generate_dataset(self.synthetic_size, self.class_names)
-            else:
-                data = load_files(type(self).dataset, self.dirs)
-            order = stratified_order(data.labels, seed=0)
-            _check("val_size", self.val_size, 0, len(order) - 1, f"less than the {len(order)} training images")
-            self.val_index = order[: self.val_size]
-            rest = order[self.val_size :]
-            _check(
-                "train_size", self.train_size, 1, len(rest), f"at most the {len(rest)} images left beside data.val_size"
-            )
-            self.train_index = rest[: self.train_size]
-            n = len(self.train_index)
-            _check("batch_size", self.batch_size, 1, n, f"at most the {n} training images")
-            self.data = data
+            self._load()
+
+    def _load(self) -> None:
+        self._check("synthetic_size", 10, 2_000_000)
+        if self.source == "synthetic":
+            data = generate_dataset(self.synthetic_size, self.class_names)
+        else:
+            data = load_files(type(self).dataset, self.dirs)
+        order = stratified_order(data.labels, seed=0)
+        val_size = self.val_size
+        self._check("val_size", 0, len(order) - 1, f"less than the {len(order)} training images")
+        self.val_index, rest = order[:val_size], order[val_size:]
+        self._check("train_size", 1, len(rest), f"at most the {len(rest)} images left beside data.val_size")
+        self.train_index = rest[: self.train_size]
+        n = len(self.train_index)
+        self._check("batch_size", 1, n, f"at most the {n} training images")
+        self.data = data
+
+    def _check(self, name: str, low: int, high: float = math.inf, expected: str = "") -> None:
+        """Refuse a size that is not from `low` to `high`, which is `expected` in words; None is no size."""
+        value: int | None = getattr(self, name)
+        if value is None:
+            return
+        if value < low:
+            raise InputError(f"{name}={value}: must be at least {low}; raise data.{name}")
+        if value > high:
+            raise InputError(f"{name}={value}: must be {expected or f'at most {high}'}; lower data.{name}")
 
     @property
     def loaded(self) -> Dataset:
         """The data, loaded if they are not yet."""
-        self.setup()
+        if self.data is None:
+            self.setup()
         assert self.data is not None
         return self.data
 
     def train_dataloader(self) -> Minibatches:
         """Return the training minibatches, in an order decided by (seed, epoch)."""
         data = self.loaded
-        fixed = getattr(self.trainer, "overfit_batches", 0) > 0  # the same minibatches in every epoch
-        seed = None if fixed else self.seed
+        seed: int | None = self.seed
+        if getattr(self.trainer, "overfit_batches", 0) > 0:  # the same minibatches in every epoch
+            seed = None
         loader = self._minibatches(data.images, data.labels, self.train_index, self.batch_size, seed)
         if self._position:
             loader.load_state_dict(self._position)
@@ -146,7 +160,8 @@ class FashionMNISTDataModule(LightningDataModule):
 
     def val_dataloader(self) -> dict[str, Minibatches]:
         """Return the minibatches to score after each epoch, by the stage that names their metrics."""
-        data, loaders = self.loaded, {}
+        data = self.loaded
+        loaders = {}
         if self.val_size:
             loaders["val"] = self._minibatches(data.images, data.labels, self.val_index)
         if self.watch_test:
@@ -173,15 +188,18 @@ class FashionMNISTDataModule(LightningDataModule):
     def _minibatches(
         self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int | None = None, seed: int | None = None
     ) -> Minibatches:
-        trainer = self.trainer
-        rank, world_size = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
-        device = trainer.strategy.root_device if trainer else torch.device("cpu")
+        """Return a loader for the device of the Trainer and for this process's share, without a Trainer for the CPU."""
+        rank, world_size, device = 0, 1, torch.device("cpu")
+        if self.trainer:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            device = self.trainer.strategy.root_device
         if self.device == "auto":
-            images, labels = self._placed(images, device), self._placed(labels, device)
-        batch_size = batch_size or self.eval_batch_size
+            images, labels = self._on(device, images), self._on(device, labels)
+        if batch_size is None:
+            batch_size = self.eval_batch_size
         return Minibatches(images, labels, index, batch_size, seed, rank, world_size, device)
 
-    def _placed(self, tensor: Tensor, device: torch.device) -> Tensor:
+    def _on(self, device: torch.device, tensor: Tensor) -> Tensor:
         """Return a tensor on a device, copied there once, whichever loaders ask for it."""
         if (tensor, device) not in self._copies:
             self._copies[tensor, device] = tensor.to(device)
@@ -189,23 +207,14 @@ class FashionMNISTDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the identity of the data, and how far this epoch has come, for a checkpoint."""
-        loader = self.trainer.train_dataloader if self.trainer else None
-        position = loader.state_dict() if isinstance(loader, Minibatches) else {}
+        position = {}
+        if self.trainer and isinstance(self.trainer.train_dataloader, Minibatches):
+            position = self.trainer.train_dataloader.state_dict()
         return {"sha256": self.loaded.sha256, "source": self.source, "position": position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the next training loader go on within its epoch.
+        """Let the training loader go on within its epoch, until the next `setup`.
 
         Lightning restores a loader itself, but not one that a schedule has asked for the number of its steps.
         """
         self._position = state_dict.get("position", {})
-
-
-def _check(name: str, value: int | None, low: int, high: float = math.inf, most: str = "") -> None:
-    """Refuse a size that is not from `low` to `high`, or `most` in other words; None is none."""
-    if value is None:
-        return
-    if value < low:
-        raise InputError(f"{name}={value}: must be at least {low}; raise data.{name}")
-    if value > high:
-        raise InputError(f"{name}={value}: must be {most or f'at most {high}'}; lower data.{name}")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torchvision.transforms.functional import pil_to_tensor
 
 from softmax_regression.errors import InputError
 from softmax_regression.files import reason
@@ -23,7 +24,7 @@ SIDE = 28
 MAX_PIXELS = 50_000_000  # a larger picture is refused before it is decoded
 # Plain raster formats. Of the others that Pillow reads, some call a program (EPS: Ghostscript).
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM", "HEIF")
-_LARGE = 1024  # pixels; larger photos are averaged down to this at once, to save time and memory
+LARGE = 1024  # pixels; larger photos are averaged down to this at once, to save time and memory
 
 
 class Photos(NamedTuple):
@@ -44,24 +45,32 @@ def load_photos(paths: Sequence[str | Path] | str) -> Photos:
     """
     with suppress(ImportError):
         import_module("pillow_heif").register_heif_opener()
+    if isinstance(paths, str):
+        paths = [paths]
     used: dict[Path, Tensor] = {}
     skipped: list[tuple[Path, str]] = []
-    for path in map(Path, [paths] if isinstance(paths, str) else paths):
-        inside = [file for file in sorted(path.rglob("*")) if not file.is_dir()]
-        visible = [file for file in inside if "/." not in f"/{file.relative_to(path).as_posix()}"]
-        for file in visible or [path]:
+    for path in paths:
+        for file in _files_in(Path(path)):
             try:
                 used[file] = _load(file)
             except Exception as error:  # on damaged files Pillow's readers raise nearly anything
                 skipped.append((file, reason(error)))
+                print(f"skipped {file}: {skipped[-1][1]}", file=sys.stderr)
     if not used:
-        first = "".join(f" ({file}: {why})" for file, why in skipped[:1])
+        first = ""
+        if skipped:
+            first = " ({}: {})".format(*skipped[0])
         raise InputError(f"none of {len(skipped)} photos can be used{first}; change data.images")
-    for file, why in skipped:
-        print(f"skipped {file}: {why}", file=sys.stderr)
     if skipped:
-        print(f"{len(skipped)} files skipped, {len(used)} used", file=sys.stderr)
+        print(f"{len(skipped)} of {len(skipped) + len(used)} files skipped", file=sys.stderr)
     return Photos(torch.stack([*used.values()]), [*used], skipped)
+
+
+def _files_in(path: Path) -> list[Path]:
+    """Return the files of a folder that are not hidden, or the path itself where there are none."""
+    files = [file for file in sorted(path.rglob("*")) if not file.is_dir()]
+    visible = [file for file in files if "/." not in f"/{file.relative_to(path).as_posix()}"]
+    return visible or [path]
 
 
 def _load(path: Path) -> Tensor:
@@ -79,7 +88,7 @@ def _load(path: Path) -> Tensor:
         with photo:
             if photo.width * photo.height > MAX_PIXELS:
                 raise ValueError(f"{photo.width} x {photo.height} pixels, expected at most {MAX_PIXELS:,}")
-            photo.draft("RGB", (_LARGE, _LARGE))  # lets a large JPEG be decoded at reduced size
+            photo.draft("RGB", (LARGE, LARGE))  # lets a large JPEG be decoded at reduced size
             return to_fashion_mnist(photo)
 
 
@@ -110,24 +119,28 @@ def to_fashion_mnist(photo: Image.Image) -> Tensor:
             raise ValueError("nothing differs from the background")
         rgb = rgb.crop(box)
         rgb.thumbnail((73, 73), Image.Resampling.BOX)
-        width, height = (max(1, round(edge * SIDE / max(rgb.size))) for edge in rgb.size)
-        rgb = rgb.resize((width, height), Image.Resampling.NEAREST).filter(ImageFilter.UnsharpMask(1, 100, 0))
-    light, grey = float(corners.mean()), np.asarray(rgb.convert("L"), dtype=np.float32)  # (h, w)
+        scale = SIDE / max(rgb.size)
+        size = max(1, round(scale * rgb.width)), max(1, round(scale * rgb.height))
+        rgb = rgb.resize(size, Image.Resampling.NEAREST).filter(ImageFilter.UnsharpMask(1, 100, 0))
+    grey = rgb.convert("L")
+    light = float(corners.mean())
     if light > 127:
-        grey = (255 * (1 - grey / light)).round().clip(0, 255)
-    image, (height, width) = torch.zeros(SIDE, SIDE, dtype=torch.uint8), grey.shape
-    top, left = (SIDE - height) // 2, (SIDE - width) // 2
-    image[top : top + height, left : left + width] = torch.from_numpy(grey)
-    return image
+        grey = grey.point([round(255 * max(0, 1 - value / light)) for value in range(256)])
+    image = Image.new("L", (SIDE, SIDE))
+    image.paste(grey, ((SIDE - grey.width) // 2, (SIDE - grey.height) // 2))
+    grey_levels: Tensor = pil_to_tensor(image)  # (1, 28, 28)
+    return grey_levels[0]
 
 
 def _upright_rgb(photo: Image.Image) -> Image.Image:
-    """Any mode and orientation -> upright RGB over white, at most `_LARGE` pixels wide and high."""
+    """Any mode and orientation -> upright RGB over white, at most `LARGE` pixels wide and high."""
     photo = ImageOps.exif_transpose(photo)
     if photo.mode[0] in "IF":  # 16 or 32 bits, which Pillow would clip at 255
         values = np.nan_to_num(np.asarray(photo, dtype=np.float32))
-        full = max(65535, values.max()) if photo.mode[0] == "I" else max(values.max(), 1e-9)
-        photo = Image.fromarray((values * (255 / full)).round().clip(0, 255).astype(np.uint8))
+        white = max(values.max(), 1e-9)
+        if photo.mode[0] == "I":
+            white = max(values.max(), 65535)
+        photo = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
     rgba = photo.convert("RGBA")
-    rgba.thumbnail((_LARGE, _LARGE), Image.Resampling.BOX)
+    rgba.thumbnail((LARGE, LARGE), Image.Resampling.BOX)
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
