@@ -40,7 +40,7 @@ def test_the_folder_has_the_page_its_figures_and_its_numbers(page: Path) -> None
 
 def test_the_page_states_what_was_measured_and_what_it_used(page: Path) -> None:
     text = text_of(page)
-    assert "28 of 28 measured scales are the first step above the prediction." in text
+    assert "28 of the 28 measured scales are the first step above the prediction: range and precision" in text
     assert "Of 4 runs with each, 2 broke with the naive loss and 0 with the stable one." in text
     assert f"numerics --out={page.parent} --source=synthetic --seed=0 --quick" in text
     assert "5 rows of logits at 11 scales; 160 steps a training run, generated" in text
@@ -117,6 +117,26 @@ def test_a_run_learns_alike_with_both_losses_and_breaks_at_its_first_infinite_on
     assert naive.losses == pytest.approx(stable.losses, rel=1e-5)
     assert wild_naive.broken == 1
     assert {stable.broken, naive.broken, wild_stable.broken} == {None}
+
+
+def test_quick_generated_and_full_have_folders_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    checked: list[Path] = []
+
+    def stop(path: Path, force: bool) -> None:
+        checked.append(path)
+        raise InterruptedError
+
+    monkeypatch.setattr(numerics_study, "check_output", stop)
+    for options in ({}, {"quick": True}, {"source": "synthetic"}, {"out": Path("mine"), "quick": True}):
+        with pytest.raises(InterruptedError):
+            numerics_study.run(**options)  # type: ignore[arg-type]
+    assert [str(path.parent) for path in checked] == [
+        "logs/numerics",
+        "logs/numerics-quick",
+        "logs/numerics-synthetic",
+        "mine",
+    ]
 
 
 @pytest.mark.parametrize("row", [(0.0, -25.0), (1.5, 1.5, -3.0), (0.0, -300.0), (1e4, -1e4)])

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal, localcontext
-from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -14,31 +13,58 @@ from softmax_regression.numerics import log_softmax, naive_softmax
 
 Form = Callable[[Tensor], Tensor]
 
-DTYPES = {torch.finfo(t).dtype: t for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+
+def naive_log_softmax(x: Tensor) -> Tensor:
+    """The logarithm of softmax as defined."""
+    return naive_softmax(x).log()
+
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 FORMS: dict[str, dict[str, Form]] = {
     "softmax": {"naive": naive_softmax, "torch": nn.Softmax(-1), "stable": numerics.softmax},
-    "log-softmax": {"naive": lambda x: naive_softmax(x).log(), "torch": nn.LogSoftmax(-1), "stable": log_softmax},
+    "log-softmax": {"naive": naive_log_softmax, "torch": nn.LogSoftmax(-1), "stable": log_softmax},
 }
 LOSSES = {"stable": numerics.cross_entropy, "naive": numerics.naive_cross_entropy}
 TRAININGS = (("float32", 0.01), ("float32", 2.0), ("bfloat16", 0.01), ("float16", 0.01))
 STEP = 0.5  # of the grid of logits; bfloat16 holds no finer one near 100
 
-LIMITS: dict[str, Callable[[torch.finfo], float]] = {  # least: the smallest subnormal, tiny * eps
-    "log(max)": lambda info: math.log(info.max),
-    "log(max / 10)": lambda info: math.log(info.max / 10),
-    "log(2 / least)": lambda info: math.log(2) - math.log(info.tiny * info.eps),
-    "log(2 / eps)": lambda info: math.log(2 / info.eps),
-    "log(1 / tiny)": lambda info: -math.log(info.tiny),
-}
-ONE, TEN, PAIR = (1.0, *[0.0] * 9), (1.0,) * 10, (0.0, -1.0)
-CASES: tuple[tuple[str, str, Sequence[float], Form], ...] = (  # what fails, from which limit, for s times which logits
-    ("softmax(s, 0, …, 0) is nan", "log(max)", ONE, lambda x: naive_softmax(x).isnan()),
-    ("LSE(s, s, …, s) is inf", "log(max / 10)", TEN, lambda x: x.exp().sum(1, keepdim=True).isinf()),
-    ("softmax(−s, …, −s) is nan", "log(2 / least)", TEN, lambda x: naive_softmax(-x).isnan()),
-    ("log softmax(0, −s) is −inf", "log(2 / least)", PAIR, lambda x: naive_softmax(x).log().isinf()),
-    ("naive loss of (0, −s) is 0", "log(2 / eps)", PAIR, lambda x: naive_softmax(x).log() == 0),
-    ("torch's loss is 0", "log(2 / eps)", PAIR, lambda x: x.log_softmax(1) == 0),
-    ("stable loss < tiny", "log(1 / tiny)", PAIR, lambda x: -log_softmax(x) < torch.finfo(x.dtype).tiny),
+
+def limits(info: torch.finfo) -> dict[str, float]:
+    """Return the scales of logits at which something goes wrong, from the range and the precision of a type."""
+    return {
+        "log(largest)": math.log(info.max),
+        "log(largest / 10)": math.log(info.max / 10),
+        "log(2 / smallest)": math.log(2) - math.log(info.tiny * info.eps),
+        "log(2 / spacing)": math.log(2 / info.eps),
+        "−log(full precision)": -math.log(info.tiny),
+    }
+
+
+ONE, TEN, PAIR = (1.0, *[0.0] * 9), (1.0,) * 10, (0.0, -1.0)  # logits, to be multiplied by a scale s
+
+
+class Case(NamedTuple):
+    """A failure: what fails, from which limit on, for s times which logits, and whether it has failed."""
+
+    what: str
+    limit: str
+    logits: Sequence[float]
+    fails: Form
+
+
+CASES = (
+    Case("softmax(s, 0, …, 0) is nan", "log(largest)", ONE, lambda x: naive_softmax(x).isnan()),
+    Case("sum of ten exp(s) is inf", "log(largest / 10)", TEN, lambda x: x.exp().sum(1, keepdim=True).isinf()),
+    Case("softmax(−s, …, −s) is nan", "log(2 / smallest)", TEN, lambda x: naive_softmax(-x).isnan()),
+    Case("log softmax(0, −s) is −inf", "log(2 / smallest)", PAIR, lambda x: naive_log_softmax(x).isinf()),
+    Case("naive loss of (0, −s) is 0", "log(2 / spacing)", PAIR, lambda x: naive_log_softmax(x) == 0),
+    Case("torch's loss of (0, −s) is 0", "log(2 / spacing)", PAIR, lambda x: x.log_softmax(1) == 0),
+    Case(
+        "stable loss of (0, −s) loses digits",
+        "−log(full precision)",
+        PAIR,
+        lambda x: -log_softmax(x) < torch.finfo(x.dtype).tiny,
+    ),
 )
 
 
@@ -74,66 +100,95 @@ class Training(NamedTuple):
 
 
 def failures() -> list[Failure]:
-    """Each case in each dtype, from the least scale of the grid on."""
+    """Return each case in each dtype, with the lowest scale of the grid at which it fails."""
     rows = []
-    for what, limit, direction, fails in CASES:
+    for case in CASES:
         for name, dtype in DTYPES.items():
             scales = torch.arange(STEP, 1000, STEP).to(dtype)
-            failed = fails(scales[:, None] * torch.tensor(direction, dtype=dtype)).any(1)
-            rows.append(Failure(what, limit, name, LIMITS[limit](torch.finfo(dtype)), scales[failed][0].item()))
+            logits = scales[:, None] * torch.tensor(case.logits, dtype=dtype)
+            failed = case.fails(logits).any(1)
+            predicted = limits(torch.finfo(dtype))[case.limit]
+            rows.append(Failure(case.what, case.limit, name, predicted, scales[failed][0].item()))
     return rows
 
 
 def errors(rows: int, points: int, seed: int) -> list[Error]:
-    """Errors over rows of 10 logits, uniform in [-scale, scale], for scales from 0.1 to 10,000."""
-    rng = torch.Generator().manual_seed(seed)
+    """Measure errors over rows of 10 logits, uniform in [-scale, scale], for scales from 0.1 to 10,000."""
+    generator = torch.Generator().manual_seed(seed)
     measured = []
-    for name, dtype in DTYPES.items():
-        info = torch.finfo(dtype)
+    for dtype in DTYPES:
         for scale in torch.logspace(-1, 4, points).tolist():
-            x = (scale * (2 * torch.rand(rows, 10, generator=rng, dtype=torch.float64) - 1)).to(dtype)
-            truth = [exact(row) for row in x.tolist()]
-            gap = min(2 * scale, -math.log(info.tiny))
-            bounds = {"softmax": 10 + 4 + math.log(10) + gap, "log-softmax": 10 + 3 + gap}
-            for quantity, forms in FORMS.items():
-                true = [y for row in truth for y in row[quantity]]
-                for form, f in forms.items():
-                    worst = max(map(ulps, f(x).flatten().tolist(), true, [info] * len(true)))
-                    measured.append(Error(quantity, name, form, scale, worst, bounds[quantity]))
+            uniform = torch.rand(rows, 10, generator=generator, dtype=torch.float64)
+            x = (scale * (2 * uniform - 1)).to(DTYPES[dtype])
+            measured.extend(_errors_at(x, dtype, scale))
     return measured
 
 
+def _errors_at(x: Tensor, dtype: str, scale: float) -> list[Error]:
+    """Return the worst error of each form over the rows of x (n, 10)."""
+    info = torch.finfo(x.dtype)
+    gap = min(2 * scale, -math.log(info.tiny))
+    bounds = {"softmax": 10 + 4 + math.log(10) + gap, "log-softmax": 10 + 3 + gap}
+    truth: dict[str, list[Decimal]] = {"softmax": [], "log-softmax": []}
+    for row in x.tolist():
+        for quantity, values in exact(row).items():
+            truth[quantity].extend(values)
+    found = []
+    for quantity, forms in FORMS.items():
+        for form, function in forms.items():
+            worst = 0.0
+            for value, true in zip(function(x).flatten().tolist(), truth[quantity], strict=True):
+                worst = max(worst, ulps(value, true, info))
+            found.append(Error(quantity, dtype, form, scale, worst, bounds[quantity]))
+    return found
+
+
 def exact(row: Sequence[float]) -> dict[str, list[Decimal]]:
-    """The softmax and the log-softmax of logits, in arithmetic of 50 digits."""
+    """Return the softmax and the log-softmax of logits, in arithmetic of 50 digits."""
     with localcontext(prec=50):
-        gaps = [Decimal(o) - Decimal(max(row)) for o in row]
-        others = sum((gap.exp() for gap in sorted(gaps)[:-1]), Decimal(0))
-        rest = (1 + others).ln() if others > Decimal("1e-25") else others  # to half of the digits, at the least
+        gaps = [Decimal(logit) - Decimal(max(row)) for logit in row]
+        others = Decimal(0)
+        for gap in sorted(gaps)[:-1]:
+            others += gap.exp()
+        rest = others
+        if others > Decimal("1e-25"):  # else log(1 + others) is others, to half of the digits at least
+            rest = (1 + others).ln()
         log_p = [gap - rest for gap in gaps]
         return {"softmax": [y.exp() for y in log_p], "log-softmax": log_p}
 
 
 def ulps(got: float, true: Decimal, info: torch.finfo) -> float:
-    """The error in spacings of the dtype's numbers at the true value; inf if `got` is inf or nan."""
-    spacing = info.eps * 2.0 ** (math.frexp(max(abs(float(true)), info.tiny))[1] - 1)
-    return float(abs(Decimal(got) - true)) / spacing if math.isfinite(got) else math.inf
+    """Return the error in spacings of the dtype's numbers at the true value; inf if `got` is inf or nan."""
+    if not math.isfinite(got):
+        return math.inf
+    _, exponent = math.frexp(max(abs(float(true)), info.tiny))
+    return float(abs(Decimal(got) - true)) / (info.eps * 2.0 ** (exponent - 1))
 
 
 def trainings(x: Tensor, y: Tensor, steps: int, seed: int) -> list[Training]:
-    """Train on images (n, d) in [0, 1] by the book's recipe, minibatches of 256 and learning rate 0.1."""
+    """Train on images (n, d) in [0, 1] by the book's recipe, with each number type and each form of the loss."""
     runs = []
-    for (name, init_std), form in product(TRAININGS, LOSSES):
-        rng = torch.Generator().manual_seed(seed)
-        w = (init_std * torch.randn(x.shape[1], 10, generator=rng)).to(DTYPES[name]).requires_grad_()
-        b = torch.zeros(10, dtype=w.dtype, requires_grad=True)
-        optimizer, losses = torch.optim.SGD([w, b], lr=0.1), []
-        for _ in range(steps):
-            batch = torch.randint(len(x), (256,), generator=rng)
-            loss = LOSSES[form](x[batch].to(w.dtype) @ w + b, y[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        broken = next((step for step, loss in enumerate(losses, 1) if not math.isfinite(loss)), None)
-        runs.append(Training(name, init_std, form, losses, broken))
+    for dtype, init_std in TRAININGS:
+        for form in LOSSES:
+            runs.append(_train(x, y, steps, seed, dtype, init_std, form))
     return runs
+
+
+def _train(x: Tensor, y: Tensor, steps: int, seed: int, dtype: str, init_std: float, form: str) -> Training:
+    """Train by minibatches of 256 and learning rate 0.1."""
+    generator = torch.Generator().manual_seed(seed)
+    w = (init_std * torch.randn(x.shape[1], 10, generator=generator)).to(DTYPES[dtype]).requires_grad_()
+    b = torch.zeros(10, dtype=w.dtype, requires_grad=True)
+    optimizer = torch.optim.SGD([w, b], lr=0.1)
+    losses = []
+    broken = None
+    for step in range(1, steps + 1):
+        batch = torch.randint(len(x), (256,), generator=generator)
+        loss = LOSSES[form](x[batch].to(w.dtype) @ w + b, y[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+        if broken is None and not math.isfinite(losses[-1]):
+            broken = step
+    return Training(dtype, init_std, form, losses, broken)

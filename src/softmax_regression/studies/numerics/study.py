@@ -8,7 +8,6 @@ import math
 import shlex
 import sys
 from collections.abc import Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.figures.drawings import BLUE, GREEN, ORANGE, VERMILION
 from softmax_regression.figures.page import check_output, write_csv, write_page
 from softmax_regression.numerics import logsumexp, naive_softmax, softmax
+from softmax_regression.studies.folders import own_name
 from softmax_regression.studies.numerics import measurements as measure
 from softmax_regression.studies.numerics.measurements import DTYPES, FORMS, Error, Failure, Training
 
@@ -31,7 +31,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def run(
-    out: Path = Path("logs/numerics"),
+    out: Path | None = None,
     source: Literal["files", "synthetic"] = "files",
     dirs: Sequence[str] | None = None,
     seed: int = 0,
@@ -41,7 +41,7 @@ def run(
     """Measure where softmax and cross-entropy break in floating point, and what the stable forms mend.
 
     Args:
-        out: Folder of the page.
+        out: Folder of the page; the default is logs/numerics, with an ending such as `-quick` for another study.
         source: What to train on: `files`, or `synthetic` for generated stand-ins that need none.
         dirs: Folders to look for the data in.
         seed: Decides random logits, initial weights and minibatches.
@@ -51,65 +51,116 @@ def run(
     Raises:
         InputError: The page cannot be written, or the data cannot be had.
     """
+    out = out or Path("logs", own_name("numerics", source=source, quick=quick))
     check_output(out / "index.html", force)
-    source, size = ("synthetic", 2_000) if quick else (source, 60_000)
-    rows, scales, steps = (5, 11, 160) if quick else (25, 31, 400)
+    rows, scales, steps, size = 25, 31, 400, 60_000
+    if quick:
+        source = "synthetic"
+        rows, scales, steps, size = 5, 11, 160, 2_000
     data = FashionMNISTDataModule(val_size=0, source=source, dirs=dirs, synthetic_size=size).loaded
     used = f"{rows} rows of logits at {scales} scales; {steps} steps a training run, {data.origin}"
     print(used, file=sys.stderr)
     failing = measure.failures()
     erring = measure.errors(rows, scales, seed)
     training = measure.trainings(data.images.flatten(1) / 255, data.labels, steps, seed)
+    _write_tables(out, failing, erring, training)
+    command = ["python", "study.py", "numerics", f"--out={out}", f"--source={source}", f"--seed={seed}"]
+    if quick:
+        command.append("--quick")
+    return write_page(
+        out,
+        Path(__file__).with_name("numerics.html"),
+        _figures(erring, training),
+        measured=f"{shlex.join(command)}\n{used}\ntorch {torch.__version__}",
+        **_values(failing, erring, training),
+    )
+
+
+def _write_tables(out: Path, failing: Sequence[Failure], erring: Sequence[Error], training: Sequence[Training]) -> None:
+    """Write everything that was measured as CSV."""
     write_csv(out / "failures.csv", [row._asdict() for row in failing])
     write_csv(out / "errors.csv", [row._asdict() for row in erring])
     losses = {f"{run.form} {run.dtype} {run.init_std:g}": run.losses for run in training}
-    write_csv(out / "training.csv", [dict(zip(losses, row, strict=True)) for row in zip(*losses.values(), strict=True)])
-    figures = {f"{name}_error": _error_figure([row for row in erring if row.quantity == name]) for name in FORMS}
-    figures |= {"training": _training_figure(training), **_curve_figures()}
-    command = ["python", "study.py", "numerics", f"--out={out}", f"--source={source}", f"--seed={seed}"]
-    measured = f"{shlex.join(command + ['--quick'] * quick)}\n{used}\ntorch {torch.__version__}"
-    values = _values(failing, [row for row in erring if math.isfinite(row.ulps)], training)
-    return write_page(out, Path(__file__).with_name("numerics.html"), figures, measured=measured, **values)
+    steps = zip(*losses.values(), strict=True)
+    write_csv(out / "training.csv", [dict(zip(losses, step, strict=True)) for step in steps])
 
 
-def _values(failing: Sequence[Failure], finite: Sequence[Error], training: Sequence[Training]) -> dict[str, object]:
-    """What the template says in tables and numbers."""
-    equal = {f"({o:g}, {o:g}, {o:g})": torch.full((3,), o) for o in (10.0, 1000.0, -1000.0)}
+def _figures(erring: Sequence[Error], training: Sequence[Training]) -> dict[str, Figure]:
+    figures = {"training": _training_figure(training), **_curve_figures()}
+    for quantity in FORMS:
+        figures[f"{quantity}_error"] = _error_figure([row for row in erring if row.quantity == quantity])
+    return figures
+
+
+def _values(failing: Sequence[Failure], erring: Sequence[Error], training: Sequence[Training]) -> dict[str, object]:
+    """Return what the template says in tables and numbers."""
+    equal = []
+    for logit in (10.0, 1000.0, -1000.0):
+        x = torch.full((3,), logit)
+        equal.append([f"({logit:g}, {logit:g}, {logit:g})", naive_softmax(x)[0].item(), softmax(x)[0].item()])
+    agreeing = 0
+    for failure in failing:
+        agreeing += 0 <= failure.measured - failure.predicted <= measure.STEP
+    share = 0.0
+    for row in erring:
+        if row.form == "stable":
+            share = max(share, row.ulps / row.bound)
     return {
-        "equal": [[name, naive_softmax(x)[0].item(), softmax(x)[0].item()] for name, x in equal.items()],
+        "equal": equal,
         "step": measure.STEP,
         "dtypes": list(DTYPES),
-        "failing": [
-            [*case, *(f"{row.measured:g} ({row.predicted:.2f})" for row in rows)]
-            for case, rows in groupby(failing, key=lambda row: (row.what, row.limit))
-        ],
-        "agreeing": [0 <= row.measured - row.predicted <= measure.STEP for row in failing],
-        "worst": [
-            [quantity, name, *(max(row.ulps for row in finite if row[:3] == (quantity, name, form)) for form in forms)]
-            for quantity, forms in FORMS.items()
-            for name in DTYPES
-        ],
-        "share": max(row.ulps / row.bound for row in finite if row.form == "stable"),
+        "failing": _failure_rows(failing),
+        "agreeing": agreeing,
+        "measured_scales": len(failing),
+        "worst": _worst_rows(erring),
+        "share": share,
         "training": [[r.dtype, f"{r.init_std:g}", r.form, r.broken or "none", r.losses[-1]] for r in training],
         "broken": [run.form for run in training if run.broken],
     }
 
 
+def _failure_rows(failing: Sequence[Failure]) -> list[list[object]]:
+    """Return a row for each case, with measured and predicted scale in each dtype."""
+    table: dict[str, list[object]] = {}
+    for failure in failing:
+        row = table.setdefault(failure.what, [failure.what])
+        row.append(f"{failure.measured:g} ({failure.predicted:.2f})")
+    return list(table.values())
+
+
+def _worst_rows(erring: Sequence[Error]) -> list[list[object]]:
+    """Return the worst finite error of each form, a row for each quantity and dtype."""
+    worst: dict[tuple[str, str], dict[str, float]] = {}
+    for row in erring:
+        forms = worst.setdefault((row.quantity, row.dtype), {"naive": 0.0, "torch": 0.0, "stable": 0.0})
+        if math.isfinite(row.ulps):
+            forms[row.form] = max(forms[row.form], row.ulps)
+    return [[quantity, dtype, *forms.values()] for (quantity, dtype), forms in worst.items()]
+
+
 def _curve_figures() -> dict[str, Figure]:
-    """What needs no measuring: a loss that vanishes, LogSumExp as a soft maximum, softmax as a soft argmax."""
-    s, o = torch.arange(0, 110, 0.25), torch.linspace(-4, 4, 401)
-    pair = torch.stack((torch.zeros_like(s), -s), dim=1)
-    losses = {form: -f(pair)[:, 0] for form, f in reversed(FORMS["log-softmax"].items())}
-    vanishing = _curves("Loss of the logits (0, −s), label 0, in float32", "gap s", "loss (nats)", s, losses)
+    """Draw what needs no measuring: a loss that vanishes, LogSumExp as a soft maximum, softmax as a soft argmax."""
+    gaps = torch.arange(0, 110, 0.25)
+    pair = torch.stack((torch.zeros_like(gaps), -gaps), dim=1)
+    losses = {}
+    for form in ("stable", "torch", "naive"):
+        losses[form] = -FORMS["log-softmax"][form](pair)[:, 0]
+    vanishing = _curves("Loss of the logits (0, −s), label 0, in float32", "gap s", "loss (nats)", gaps, losses)
     vanishing.axes[0].set_yscale("log", nonpositive="mask")
+    o = torch.linspace(-4, 4, 401)
     pair = torch.stack((o, torch.zeros_like(o)), dim=1)
-    soft = {f"T LSE(o / T, 0), T = {t:g}": t * logsumexp(pair / t) for t in (1, 0.25)}
-    bounds = {"max(o, 0)": pair.amax(1), "max(o, 0) + log 2": pair.amax(1) + math.log(2)}
+    soft = {}
+    for t in (1, 0.25):
+        soft[f"T LogSumExp(o / T, 0), T = {t:g}"] = t * logsumexp(pair / t)
+    soft["max(o, 0)"] = pair.amax(1)
+    soft["max(o, 0) + log 2"] = pair.amax(1) + math.log(2)
     x = torch.tensor([0.5, 1.0, 2.0, 3.0, 3.5])
-    shares = {f"T = {t:g}": softmax(x / t) for t in (0.1, 0.5, 1, 3)}
+    shares = {}
+    for t in (0.1, 0.5, 1, 3):
+        shares[f"T = {t:g}"] = softmax(x / t)
     return {
         "vanishing_loss": vanishing,
-        "logsumexp": _curves("LogSumExp, the soft maximum", "logit o", "value", o, soft | bounds),
+        "logsumexp": _curves("LogSumExp, the soft maximum", "logit o", "value", o, soft),
         "temperature": _curves("Softmax, the soft argmax", "logit o of the class", "softmax(o / T)", x, shares),
     }
 
@@ -127,15 +178,17 @@ def _curves(title: str, x_label: str, y_label: str, x: Tensor, ys: dict[str, Ten
 
 
 def _error_figure(rows: Sequence[Error]) -> Figure:
-    """Worst error against scale, a panel a dtype; a cross where a form is about to stop being finite."""
+    """Draw the worst error against the scale, a panel a dtype; a cross where a form ceases to be finite."""
     fig = _panels(f"Worst error of {rows[0].quantity} (ulp)", "scale s of the logits")
     for ax, dtype in zip(fig.axes, DTYPES, strict=True):
         for form, style in STYLES.items():
             line = [row for row in rows if (row.dtype, row.form) == (dtype, form)]
-            points = [(row.scale, max(row.ulps, 0.1)) for row in line if math.isfinite(row.ulps)]
-            ax.loglog(*zip(*points, strict=True), label=form, **style)
-            if len(points) < len(line):
-                ax.plot(*points[-1], "x", color=style["color"], markersize=8, markeredgewidth=2.5)
+            finite = [row for row in line if math.isfinite(row.ulps)]
+            x = [row.scale for row in finite]
+            y = [max(row.ulps, 0.1) for row in finite]
+            ax.loglog(x, y, label=form, **style)
+            if len(finite) < len(line):
+                ax.plot(x[-1], y[-1], "x", color=style["color"], markersize=8, markeredgewidth=2.5)
         ax.loglog([row.scale for row in line], [row.bound for row in line], "k:", label="bound")
         ax.set(title=dtype, xticks=[0.1, 10, 1000], ylim=(0.07, None))
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
