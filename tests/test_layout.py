@@ -17,7 +17,7 @@ KNOWS: dict[str, set[str]] = {  # room -> the rooms to its left that it may know
     "classifier": {"metrics"},
     "model": {"classifier", "numerics"},
     "data": set(),
-    "runs": {"engine", "data"},
+    "runs": {"metrics", "engine", "data"},
     "figures": {"data", "runs"},
     "experiment": {"model", "engine", "data", "runs", "figures"},
     "reports": {"metrics", "classifier", "model", "engine", "data", "runs", "figures", "experiment"},

@@ -92,7 +92,7 @@ def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None
     step = saved_step(checkpoint.content)
     loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
     for logger in loggers:
-        logger.reopen(run, step)
+        logger.reopen(run, checkpoint.content.get("run", {}).get("step", step))
     if not trainer.loggers:
         raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
     if not loggers:

@@ -1,5 +1,7 @@
 """The callback that puts the lean loop into a Trainer, and says what runs."""
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 missing: str | None = None
@@ -32,3 +34,8 @@ class Engine(Callback):
         elif lean:
             reason = reasons.why_not(trainer)
         return f"Lightning's own step ({reason})" if reason else "lean step"
+
+
+def results_of_epoch(trainer: Trainer) -> dict[str, Any]:
+    """Return the running sums of what was logged in this epoch, by Lightning's names; none in another Lightning."""
+    return lean.results_of_epoch(trainer) if lean else {}

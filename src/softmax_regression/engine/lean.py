@@ -38,6 +38,11 @@ BACKWARD_HOOKS = {"on_before_backward", "on_after_backward", "backward"}
 STEP_HOOKS = {"on_before_optimizer_step", "configure_gradient_clipping", "clip_gradients"}
 
 
+def results_of_epoch(trainer: Trainer) -> dict[str, Any]:
+    """Return Lightning's running sums of what was logged in this epoch."""
+    return trainer.fit_loop.epoch_loop._results
+
+
 def install(trainer: Trainer) -> None:
     """Let a Trainer train by the lean loop; the object stays, and with it counters and state."""
     if missing_names(trainer) or type(trainer.strategy) not in STRATEGIES:

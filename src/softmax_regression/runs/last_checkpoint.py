@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import move_data_to_device
 from torch.nn.parameter import is_lazy
 from torchmetrics.utilities.distributed import gather_all_tensors
 
@@ -21,6 +22,7 @@ from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.loaders import LoaderPosition, make_loaders_resumable, position_of
 from softmax_regression.runs.processes import SIGNALS, install_signal_handlers, restore_signal_handlers
 from softmax_regression.runs.random_numbers import random_state, set_random_state
+from softmax_regression.runs.running_metrics import RunningMetrics
 
 INITIAL_CHECKPOINT = "start.ckpt"  # in a run's folder until its first save: the state before the first step
 
@@ -47,12 +49,14 @@ class LastCheckpoint(Checkpoint):
         self._signal = 0  # the first one that came
         self._handlers: dict[int, Any] = {}
         self._position = LoaderPosition()
+        self._running = RunningMetrics()
         self.folder: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the training loaders go on within an epoch."""
         if stage == "fit":
             self._position = LoaderPosition()
+            self._running = RunningMetrics()
             make_loaders_resumable(trainer, self._position)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -62,6 +66,8 @@ class LastCheckpoint(Checkpoint):
         states = random_state(device)
         checkpoint["random"] = {name: torch.stack(gather(state.to(device))).cpu() for name, state in states.items()}
         checkpoint["position"] = position_of(trainer)
+        if checkpoint["position"]["batches"]:
+            checkpoint["running"] = _of_all(self._running.state_dict(trainer, pl_module), trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep both until training goes on; with another number of processes new random numbers are drawn."""
@@ -72,6 +78,8 @@ class LastCheckpoint(Checkpoint):
         if len(states.get("cpu", ())) == trainer.world_size:
             mine = {name: ranks[trainer.global_rank] for name, ranks in states.items()}
             self._position.set(checkpoint.get("position", {}), mine)
+            if "running" in checkpoint:
+                self._running.load_state_dict(checkpoint["running"][trainer.global_rank], pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw on where the run left off, and take over the signals after Lightning has set its handlers."""
@@ -100,6 +108,8 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save within an epoch if that is due; the end of an epoch is saved by itself."""
+        if self._running.logged:
+            self._running.add(trainer)
         before, self._step, self._due = self._step, trainer.global_step, False
         if self._step == before or trainer.is_last_batch:  # accumulated gradients are in no checkpoint
             return
@@ -142,6 +152,14 @@ class LastCheckpoint(Checkpoint):
         if isinstance(exception, Interrupted):
             self._handlers = dict.fromkeys(self._handlers, signal.SIG_IGN)
         self.on_train_end(trainer, pl_module)
+
+
+def _of_all(state: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
+    """Return the states of all processes, on the CPU."""
+    states = [move_data_to_device(state, torch.device("cpu"))] * trainer.world_size
+    if trainer.world_size > 1:
+        torch.distributed.all_gather_object(states, states[0])
+    return states
 
 
 def _validates_now(trainer: Trainer) -> bool:

@@ -174,6 +174,7 @@ class RunRecord(RowCallback):
         self.config, self.seed = config, seed
         self.run: Path | None = None  # on the first process, if there is a logger
         self._saved: Mapping[str, Any] | None = None  # the checkpoint that the run goes on from
+        self._unwritten = False  # whether a row is not in the file yet
         self._best: dict[str, Any] | None = None  # as run.json has it
 
     def _update(self, **entries: Any) -> None:
@@ -224,10 +225,12 @@ class RunRecord(RowCallback):
     def update_row(self, trainer: Trainer) -> bool:
         """Collect the row of this step, and write it."""
         changed = super().update_row(trainer)
+        self._unwritten = self._unwritten or changed
         ends_here = trainer.validating and trainer.is_last_batch  # then the epoch's end writes it
-        if changed and self.run and not ends_here:
+        if self._unwritten and self.run and not ends_here:
             check_there(self.run)
             write_rows(self.rows, rows_file(self.run, trainer.loggers))
+            self._unwritten = False
         return changed
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

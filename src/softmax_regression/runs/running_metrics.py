@@ -1,0 +1,75 @@
+"""What a module has logged in an epoch that is under way: the means of a resumed epoch are those of all its batches.
+
+Lightning keeps none of it in a checkpoint, and torchmetrics nothing that is not persistent.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+from torchmetrics import Metric
+
+from softmax_regression.engine.callback import results_of_epoch
+from softmax_regression.metrics import EpochScores
+
+
+class RunningMetrics:
+    """What was logged before a run was interrupted, until it is added to what is logged since.
+
+    Attributes:
+        logged: The sums by the names that Lightning has for them.
+    """
+
+    def __init__(self) -> None:
+        self.logged: dict[str, dict[str, Tensor]] = {}
+
+    def state_dict(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        """Return the sums of this process, and the states of the metrics that the module has."""
+        logged = dict(self.logged)
+        for name, result in results_of_epoch(trainer).items():
+            if result.is_tensor and result.meta.on_epoch and not result.has_reset:
+                logged[name] = result.metric_state
+        return {"logged": logged, "metrics": {name: _state(metric) for name, metric in _metrics(module)}}
+
+    def load_state_dict(self, state: dict[str, Any], module: LightningModule) -> None:
+        """Take up the states of the module's metrics, and keep the sums for `add`."""
+        self.logged = dict(state["logged"])
+        for name, metric in _metrics(module):
+            vars(metric).update(state["metrics"].get(name, {}))
+
+    def add(self, trainer: Trainer) -> None:
+        """Add the sums to those of the batches since, once there are any."""
+        results = results_of_epoch(trainer)
+        for name in list(self.logged):
+            if name in results and not results[name].has_reset:
+                _merge(results[name], self.logged.pop(name))
+
+
+def _merge(result: Any, saved: dict[str, Tensor]) -> None:
+    """Add saved sums to those of a metric of Lightning's, or take the greater or the less of both."""
+    before = saved["value"].to(result.value.device)
+    if result.meta.is_max_reduction or result.meta.is_min_reduction:
+        result.value = result.meta.reduce_fx(before, result.value)
+        return
+    result.value = before + result.value
+    if result.meta.is_mean_reduction:
+        batch_size = saved["cumulated_batch_size"]
+        result.cumulated_batch_size = result.cumulated_batch_size + batch_size.to(result.value.device)
+
+
+def _metrics(module: LightningModule) -> Iterator[tuple[str, Metric]]:
+    """Yield the metrics of a module by their names, but for those of a Classifier, which keeps them itself."""
+    theirs = tuple(name for name, part in module.named_modules() if isinstance(part, EpochScores))
+    for name, part in module.named_modules():
+        if isinstance(part, Metric) and not name.startswith(theirs):
+            yield name, part
+
+
+def _state(metric: Metric) -> dict[str, Any]:
+    """Return the states of a metric, and what it counts beside them: updates, extremes, a place in a window."""
+    kept = dict(metric.metric_state)
+    for name, value in vars(metric).items():
+        if type(value) in (int, float) or isinstance(value, Tensor):
+            kept[name] = value
+    return kept

@@ -1,0 +1,79 @@
+"""An epoch that was under way when a run was killed has the metrics of all its batches."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchmetrics import MeanMetric
+from torchmetrics.classification import BinaryAUROC
+from torchmetrics.wrappers import MinMaxMetric, Running
+
+from softmax_regression import LastCheckpoint, RunLogger
+
+ROWS: Any = list(torch.linspace(0, 1, 20))  # seven batches of three, the last one smaller
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+class Logging(LightningModule):
+    """Log the same numbers in all the ways there are."""
+
+    def __init__(self, killed_at: int | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.killed_at = killed_at
+        self.mean = MeanMetric()
+        self.auroc = BinaryAUROC()
+        self.extremes = MinMaxMetric(MeanMetric())
+        self.window = Running(MeanMetric(), window=4)
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        if self.global_step == self.killed_at:
+            raise Killed
+        value = batch.square().mean()
+        self.log("mean of a batch", value, on_step=True, on_epoch=True, batch_size=len(batch))
+        for name in ("max", "min", "sum"):
+            self.log(name, value, reduce_fx=name, on_epoch=True, on_step=False)
+        self.auroc.update(batch, (batch > 0.5).int())
+        for name, metric in (("mean", self.mean), ("window", self.window)):
+            metric.update(value)
+            self.log(name, metric, on_epoch=True, on_step=False)
+        self.extremes(value)
+        return self.weight
+
+    def on_train_epoch_end(self) -> None:
+        self.log("auroc", self.auroc.compute())
+        self.log_dict({f"extreme {name}": value for name, value in self.extremes.compute().items()})
+        self.auroc.reset()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def logged(module: Logging, version: str, path: Path | None = None) -> dict[str, Tensor]:
+    """Train for two epochs, saving every second step; return what was logged in the end."""
+    trainer = Trainer(
+        max_epochs=2, accelerator="cpu", logger=RunLogger(version=version), log_every_n_steps=1,
+        callbacks=[LastCheckpoint(every_n_train_steps=2)], enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(ROWS, 3), ckpt_path=path, weights_only=True)
+    return trainer.callback_metrics
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_what_was_logged_is_that_of_the_run_that_was_not_killed() -> None:
+    whole = logged(Logging(), "whole")
+    with pytest.raises(Killed):
+        logged(Logging(killed_at=9), "killed")
+    checkpoint = Path("logs/softmax/killed/checkpoints/last.ckpt")
+    with pytest.raises(Killed):  # before anything more was saved
+        logged(Logging(killed_at=11), "again", checkpoint)
+    resumed = logged(Logging(), "resumed", Path("logs/softmax/again/checkpoints/last.ckpt"))
+    assert len(whole) == 12
+    assert resumed == whole
