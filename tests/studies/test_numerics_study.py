@@ -130,7 +130,7 @@ def test_quick_generated_and_full_have_folders_of_their_own(monkeypatch: pytest.
     monkeypatch.setattr(numerics_study, "check_output", stop)
     for options in ({}, {"quick": True}, {"source": "synthetic"}, {"out": Path("mine"), "quick": True}):
         with pytest.raises(InterruptedError):
-            numerics_study.run(**options)  # type: ignore[arg-type]
+            numerics_study.run(**options)
     assert [str(path.parent) for path in checked] == [
         "logs/numerics",
         "logs/numerics-quick",

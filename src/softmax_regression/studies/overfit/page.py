@@ -121,8 +121,9 @@ def _remedies_figure(size: Size, remedies: Sequence[Remedy]) -> Figure:
     figure = Figure(figsize=(3 * columns + 1, 3 * len(tested)), layout="constrained")
     panels = figure.subplots(len(tested), columns, squeeze=False, sharex=True, sharey="row")
     for row, (metric, words) in zip(panels, tested.items(), strict=True):
-        row[0].set_ylabel(words)
         for axes in row:
+            axes.set_title(words, fontsize="medium")
+            axes.tick_params(labelleft=True)  # on phones the panels are below one another
             _draw(axes, size.scored, none.curves[:, METRICS.index(metric)], "0.4", "none")
             axes.grid(alpha=0.3)
         for i, remedy in enumerate(drawn):
