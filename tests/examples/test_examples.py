@@ -11,8 +11,8 @@ from commands import SMALL, fit, manifest, only_run, scalars
 from softmax_regression import FashionMNISTDataModule
 from softmax_regression.commands import study
 from softmax_regression.commands.train import main
+from softmax_regression.experiment.opening import open_run
 from softmax_regression.runs import checkpoint
-from softmax_regression.runs.folder import open_model
 from softmax_regression.runs.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +91,7 @@ def test_the_options_of_softmax_regression_hold_for_the_mlp() -> None:
 def test_a_class_begins_with_its_own_defaults() -> None:
     Path("sure.yaml").write_text("model: {lr: 0.2}\n")
     assert fit(CHANGES["lenet"], "--config=sure.yaml", "--trainer.max_epochs=1") == 0
-    _, model = open_model(str(only_run()))
+    model = open_run(str(only_run())).model
     assert model.hparams["init_std"] == 0.1  # SoftmaxRegression has 0.01
     assert model.hparams["lr"] == 0.2
 
@@ -124,7 +124,8 @@ def test_the_metric_appears_wherever_metrics_do(capsys: pytest.CaptureFixture[st
 
 def test_the_metric_is_that_of_the_predictions() -> None:
     assert fit(CHANGES["macro_f1"], "--trainer.max_epochs=1") == 0
-    path, model = open_model(str(only_run()))
+    opened = open_run(str(only_run()))
+    path, model = opened.checkpoint, opened.model
     assert main(["test", "--ckpt_path", str(path)]) == 0
     data = FashionMNISTDataModule(source="synthetic", synthetic_size=600, val_size=101).loaded
     with torch.no_grad():

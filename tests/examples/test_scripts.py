@@ -9,7 +9,7 @@ import pytest
 from commands import manifest, only_run
 from softmax_regression.commands import study
 from softmax_regression.commands.train import main
-from softmax_regression.runs.folder import open_model
+from softmax_regression.experiment.opening import open_run
 
 # As in the README, on less data.
 SCRIPT = """
@@ -98,7 +98,7 @@ def test_every_command_opens_its_run(model: str, capsys: pytest.CaptureFixture[s
     assert "train loss" in line
     assert "val loss" in line
     assert manifest(run)["status"] == "finished"
-    assert open_model(str(run))[1].training is False
+    assert open_run(str(run)).model.training is False
 
 
 def test_a_run_is_drawn_once_though_its_script_also_tests(

@@ -22,7 +22,7 @@ from commands import fit, one_line
 from softmax_regression.commands.study import main
 from softmax_regression.data.datasets import Dataset, generate_dataset
 from softmax_regression.data.photos import to_fashion_mnist
-from softmax_regression.runs.folder import open_model
+from softmax_regression.experiment.opening import open_run
 
 NEEDS = 'needs the extra `export`: pip install -e ".[export]"'
 onnxruntime = pytest.importorskip("onnxruntime", reason=NEEDS)
@@ -103,7 +103,7 @@ def exported(case: tuple[Path, Path]) -> Path:
 
 @pytest.fixture
 def model(trained: Path) -> LightningModule:
-    return open_model(str(trained))[1].requires_grad_(False)
+    return open_run(str(trained)).model.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_any_model_is_exported_and_the_names_of_the_classes_are_those_of_its_dat
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     assert json.loads(session.get_modelmeta().custom_metadata_map["class_names"]) == list("abcdefghij")
     found = session.run(["probabilities"], {"images": dataset.test_images.numpy()})[0]
-    model = open_model(str(run))[1].requires_grad_(False)
+    model = open_run(str(run)).model.requires_grad_(False)
     np.testing.assert_allclose(found, probabilities(model, dataset.test_images), rtol=0, atol=1e-5)
 
 
@@ -274,7 +274,7 @@ def test_the_page_is_whole_and_asks_nothing_of_the_network(exported: Path) -> No
 
 
 def test_no_name_of_a_run_becomes_a_tag(linear: Path, dataset: Dataset, tmp_path: Path) -> None:
-    layers = [each for each in open_model(str(linear))[1].modules() if isinstance(each, torch.nn.Linear)]
+    layers = [each for each in open_run(str(linear)).model.modules() if isinstance(each, torch.nn.Linear)]
     names = ("</script><script>alert(1)", "plain")
     evil, plain = (export.to_page(tmp_path, layers, dataset, CLASSES, name).read_text() for name in names)
     assert evil.count("<script") == plain.count("<script")

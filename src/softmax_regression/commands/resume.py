@@ -10,11 +10,11 @@ from lightning.pytorch.callbacks import EarlyStopping, Timer
 from softmax_regression.errors import InputError
 from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.checkpoint import read
+from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.record import RunRecord, read_manifest, saved_results, saved_step, update_manifest
 from softmax_regression.runs.rows import keep_logged_rows
-from softmax_regression.runs.trust import path_of
 
 # Options that decide results and so must stay, beside all of model and data but those that are named below.
 DECIDING = (
@@ -45,7 +45,7 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
     before: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}  # of a run that was started from Python
     before |= {"model": known.get("model"), "data": known.get("data")}
     before |= _options(known.get("config", "{}"))
-    now: dict[str, Any] = {"model": path_of(type(model)), "data": path_of(type(data))}
+    now: dict[str, Any] = {"model": class_path_of(type(model)), "data": class_path_of(type(data))}
     now |= _options(str(record.config))
     callbacks = before["trainer.callbacks"]
     now["trainer.callbacks"] = [each for each in now["trainer.callbacks"] if each in callbacks]

@@ -3,24 +3,22 @@
 import sys
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from softmax_regression.errors import InputError, StorageError
-from softmax_regression.files import reason
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.last_checkpoint import INITIAL_CHECKPOINT
-from softmax_regression.runs.record import check_there, init_args, read_manifest
+from softmax_regression.runs.record import check_there, read_manifest
 from softmax_regression.runs.rows import read_rows
-from softmax_regression.runs.trust import find_class
 
 HPARAMS_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc")  # of every run on TensorBoard's page HPARAMS
 VARIED_FIRST = ("lr", "batch_size", "max_epochs", "model")  # the first columns there
@@ -199,46 +197,3 @@ def open_checkpoint(which: str, prefer: str = "best") -> SavedCheckpoint:
                 raise
             print(f"warning: {error}; trying an older one", file=sys.stderr)
     raise InputError(f"{which}: has no checkpoints/*.ckpt; give the folder of a run that saved one")
-
-
-@contextmanager
-def _as_trained(path: Path, named: str) -> Iterator[Any]:
-    """Give the class that a checkpoint names; an InputError says if it does not take what was saved of it."""
-    try:
-        yield find_class(named, find_run(path) or path)
-    except (TypeError, RuntimeError) as error:
-        raise InputError(
-            f"{path}: {named} is not what was trained ({reason(error)[:200]}); give a checkpoint of it, and let its "
-            "__init__ call self.save_hyperparameters()"
-        ) from error
-
-
-def open_model(which: str) -> tuple[Path, LightningModule]:
-    """Return the checkpoint that a user names, see `open_checkpoint`, and its model, ready to predict."""
-    path, saved, _ = open_checkpoint(which)
-    named = saved.get("run", {}).get("model", "softmax_regression.model.SoftmaxRegression")
-    with _as_trained(path, named) as kind:
-        model: LightningModule = kind(**init_args(kind, saved.get("hyper_parameters", {})))
-        model.load_state_dict(saved["state_dict"])
-    return path, model.eval()
-
-
-def open_data(path: Path, dirs: Sequence[str] | None = None, stage: str = "fit") -> LightningDataModule | None:
-    """Return the data that the run of a checkpoint was made with, set up for `fit` or `test`; None if it had none.
-
-    The files are looked for in `dirs`, or else where the run did; raises an InputError if they cannot be had.
-    """
-    saved = checkpoint.read(path)
-    known = saved.get("run", {})
-    if not known.get("data"):
-        return None
-    changed = {} if dirs is None else {"dirs": list(dirs)}
-    with _as_trained(path, known["data"]) as kind:
-        hparams = init_args(kind, saved.get("datamodule_hyper_parameters", {}))
-        data: LightningDataModule = kind(**hparams | changed)
-    data.prepare_data()
-    data.setup(stage)
-    loaded = getattr(data, "loaded", None)
-    if loaded and known.get("sha256") not in (None, loaded.sha256):
-        print("warning: these are not the images that the run was trained with", file=sys.stderr)
-    return data

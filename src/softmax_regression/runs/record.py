@@ -24,9 +24,9 @@ from lightning.pytorch.callbacks import Timer
 from softmax_regression.errors import DivergedError, InputError, StorageError, format_error
 from softmax_regression.files import write
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, folder_of
+from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.rows import Row, RowCallback, read_rows, rows_file, steps_done, write_rows
-from softmax_regression.runs.trust import path_of, refused
 
 
 def check_there(run: Path) -> None:
@@ -156,7 +156,7 @@ def _described(trainer: Trainer, pl_module: LightningModule) -> str:
     for name, part in (("model", pl_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
         if part is not None:
             given = init_args(type(part), part.hparams_initial)
-            parts[name] = {"class_path": path_of(type(part)), "init_args": given}
+            parts[name] = {"class_path": class_path_of(type(part)), "init_args": given}
     parts["seed_everything"] = parts.get("data", {}).get("init_args", {}).pop("seed", 0)  # linked there
     return yaml.safe_dump(json.loads(json.dumps(parts, default=str)), sort_keys=False)
 
@@ -192,8 +192,9 @@ class RunRecord(RowCallback):
         self._start, folder = time.perf_counter(), folder_of(trainer)
         self.run = folder if trainer.is_global_zero else None
         self.config = self.config or _described(trainer, pl_module)
-        if path_of(type(pl_module)).startswith("__main__."):
-            print_rank_zero(f"note: {refused(path_of(type(pl_module)))}", file=sys.stderr)
+        if type(pl_module).__module__ == "__main__":
+            note = "is in a script or notebook; no command opens its runs until it is in a module"
+            print_rank_zero(f"note: class {class_path_of(type(pl_module))}: {note}", file=sys.stderr)
         seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
         data = getattr(trainer.datamodule, "loaded", None)  # type: ignore[attr-defined]
         known: dict[str, Any] = {"status": "running", "stopped": None, "seed": seed and int(seed)}
@@ -254,8 +255,8 @@ class RunRecord(RowCallback):
         if self.at_row(trainer):
             self.update_row(trainer)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        known = {"config": self.config, "threads": torch.get_num_threads(), "model": path_of(type(pl_module))}
-        known["data"] = path_of(type(datamodule)) if datamodule else None
+        known = {"config": self.config, "threads": torch.get_num_threads(), "model": class_path_of(type(pl_module))}
+        known["data"] = class_path_of(type(datamodule)) if datamodule else None
         known["sha256"] = getattr(getattr(datamodule, "loaded", None), "sha256", None)
         known["step"] = steps_done(trainer)
         checkpoint["run"] = known
