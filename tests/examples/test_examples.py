@@ -68,7 +68,8 @@ def test_it_is_short_and_says_its_command(name: str) -> None:
 
 
 def test_the_mlp_has_a_hidden_layer_of_the_size_asked_for() -> None:
-    assert fit(CHANGES["mlp"], "--model.hidden=32", "--model.lr=0.5", "--model.init_std=0.1") == 0
+    options = ("--model.hidden=32", "--model.lr=0.5", "--model.init_std=0.1", "--trainer.max_epochs=8")
+    assert fit(CHANGES["mlp"], *options) == 0
     shapes = [tuple(value.shape) for value in weights(only_run()).values()]
     assert shapes == [(32, 784), (32,), (10, 32), (10,)]
     assert manifest(only_run())["final"]["train/acc"] > 0.5  # it learns
