@@ -136,19 +136,20 @@ def _labels(files: ImageFiles, folder: Path, part: MNIST) -> Tensor:
 
 def _not_found(files: ImageFiles, folders: Sequence[Path], failures: Sequence[str]) -> str:
     """Say what was tried and then what helps, a line each."""
-    tried = []
-    for folder in folders:
-        missing = ", ".join(files.missing(folder))
-        tried.append(f"{missing.replace(', '.join(files.names), 'all four files')} missing in {folder}")
     lines = [f"{files.name}: not found; tried:"]
-    for line in [*tried, *failures]:
-        lines.append(f"  {line}"[:80])
+    for folder in folders:
+        missing = ", ".join(files.missing(folder)).replace(", ".join(files.names), "all four files")
+        lines.append(f"  {missing} missing in {folder}"[:80])
+    for failure in failures:
+        lines.append(f"  {failure}"[:80])
     lines.append("one of these helps:")
     if files.extras.package:
         lines.append(f"  apt-get install {files.extras.package}")
-    lines.append(f"  put these, .gz or unpacked, into {folders[0]}:")
-    lines.append(f"    {', '.join(files.names[:2])},")
-    lines.append(f"    {', '.join(files.names[2:])}")
-    lines.append(f"  set {files.variable} to the folder that has them")
-    lines.append("  train on generated images: --data.source synthetic")
-    return "\n".join(lines)
+    return "\n".join([
+        *lines,
+        f"  put these, .gz or unpacked, into {folders[0]}:",
+        f"    {', '.join(files.names[:2])},",
+        f"    {', '.join(files.names[2:])}",
+        f"  set {files.variable} to the folder that has them",
+        "  train on generated images: --data.source synthetic",
+    ])  # fmt: skip

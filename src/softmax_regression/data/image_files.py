@@ -72,14 +72,9 @@ class ImageFiles:
 
     Attributes:
         names: Names of the four, unpacked.
-        folders: Where they may be, in order.
         variable: The environment variable that names the only folder that counts, such as FASHION_MNIST_DIR.
-        class_names: What the labels 0, 1, ... mean.
         mirrors: What stands before `address` where the files are published, in order.
         address: The name of the first file that is downloaded, or its whole address.
-
-    Raises:
-        InputError: EMNIST has no such split.
     """
 
     def __init__(self, dataset: DatasetClass) -> None:
@@ -96,10 +91,8 @@ class ImageFiles:
         if issubclass(self.kind, EMNIST):  # one archive with the files of all splits
             split = self.options.get("split", getattr(self.kind, "split", None))
             if split not in EMNIST.splits:
-                raise InputError(
-                    f"{self.name}: split={split}, expected one of {', '.join(EMNIST.splits)}; "
-                    'write dataset = functools.partial(EMNIST, split="digits")'
-                )
+                expected = ", ".join(EMNIST.splits)
+                raise InputError(f"{self.name}: split={split}, expected {expected}; write partial(EMNIST, split=...)")
             self.class_names = tuple(EMNIST.classes_split_dict[split])
             self.names = [f"emnist-{split}-{part}-ubyte" for part in EMNIST_PARTS]
             self.address = EMNIST.url
@@ -124,20 +117,13 @@ class ImageFiles:
         return [name for name in self.names if self.find(folder, name) is None]
 
     def read(self, path: Path, name: str) -> tuple[bytes, str]:
-        """Return the unpacked bytes of a file and their SHA-256.
-
-        Raises:
-            ValueError, zlib.error: The bytes are not those that were published.
-            OSError: It cannot be read.
-        """
+        """Return the unpacked bytes of a file and their SHA-256; ValueError or zlib.error if they are others."""
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":  # gzip, whatever the file is called
             unpacker = zlib.decompressobj(wbits=31)
             data = unpacker.decompress(data, MAX_BYTES + 1)
-            if len(data) > MAX_BYTES:
-                raise ValueError(f"more than {MAX_BYTES:,} bytes when unpacked, expected at most that")
             if not unpacker.eof:
-                raise ValueError(f"ends after {len(data):,} unpacked bytes, expected more")
+                raise ValueError(f"cut off, or more than {MAX_BYTES:,} bytes when unpacked")
         digest = hashlib.sha256(data).hexdigest()
         expected = self.extras.sha256.get(name, digest)
         if digest != expected:
