@@ -1,0 +1,71 @@
+"""Flags of the Trainer that switch something off, or put the user's own in its place, have that effect."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from commands import SMALL, fit, manifest, only_run
+from softmax_regression.commands.train import main
+
+OTHER_IMAGES = """
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+class Large(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.rand(64, 3, 32, 32), torch.randint(10, (64,))), batch_size=8)
+
+    val_dataloader = train_dataloader
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_without_checkpointing_a_run_trains_and_keeps_none() -> None:
+    assert fit("--trainer.enable_checkpointing=false") == 0
+    assert manifest(only_run())["status"] == "finished"
+    assert "best" not in manifest(only_run())
+    assert not list(Path().rglob("*.ckpt"))
+
+
+def test_barebones_trains_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--trainer.barebones=true") == 0
+    assert "nothing is kept" in capsys.readouterr().out
+    assert not Path("logs").exists()
+
+
+def test_an_early_stopping_of_the_users_own_takes_the_place_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    own = "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping"
+    options = (own, "--trainer.callbacks.monitor=val/acc", "--trainer.callbacks.patience=1")  # mode min: it gets worse
+    assert fit(*options, "--trainer.max_epochs=9") == 0
+    assert "early stopping: as your own callback says" in capsys.readouterr().out
+    assert manifest(only_run())["final"]["epoch"] == 2
+    saved = torch.load(only_run() / "checkpoints" / "last.ckpt", weights_only=True)
+    assert sum("EarlyStopping" in key for key in saved["callbacks"]) == 1
+
+
+@pytest.mark.parametrize("monitor", ["epoch", "step"])
+def test_a_checkpoint_of_the_users_own_may_watch_the_epoch_or_the_step(monitor: str) -> None:
+    own = ("--trainer.callbacks+=ModelCheckpoint", f"--trainer.callbacks.monitor={monitor}")
+    assert fit(*own, "--trainer.callbacks.mode=max", "--trainer.callbacks.filename=own") == 0
+    assert torch.load(next(Path().rglob("own.ckpt")), weights_only=True)["epoch"] == 2
+
+
+def test_images_of_another_size_are_one_line_and_leave_no_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("large.py").write_text(OTHER_IMAGES)
+    monkeypatch.syspath_prepend(Path.cwd())
+    assert main(["fit", "--data=large.Large"]) == 2
+    assert "images of 3 x 32 x 32: the model takes 1 x 28 x 28" in capsys.readouterr().err
+    assert not list(Path("logs").glob("*/*"))
+
+
+def test_a_configuration_of_conf_is_found_from_any_folder() -> None:
+    assert main(["fit", "--config=smoke.yaml", *SMALL, "--trainer.max_epochs=1"]) == 0
+    assert only_run().parent.name == "smoke"
