@@ -118,23 +118,31 @@ class LastCheckpoint(Checkpoint):
         self._due = due or self._step % self._steps == 0
         if self._due and not _validates_now(trainer):
             self._save(trainer)
+            self._leave_if_interrupted(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was due before the validation: a run that is resumed before one does not make it up."""
         if self._due:
             self._save(trainer)
+            self._leave_if_interrupted(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of an epoch, after early stopping and the best checkpoint have seen it."""
         self._save(trainer)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End a run that was interrupted, once the loggers have what Lightning hands them after an epoch's end."""
+        self._leave_if_interrupted(trainer)
+
     def _save(self, trainer: Trainer) -> None:
-        """Save; end the run if it was interrupted, on whichever process."""
         if self.folder:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt", weights_only=False)
             if trainer.is_global_zero:
                 (self.folder / INITIAL_CHECKPOINT).unlink(missing_ok=True)
         self._saved_at, self._due = time.monotonic(), False
+
+    def _leave_if_interrupted(self, trainer: Trainer) -> None:
+        """End the run if a signal came, to whichever process."""
         mine = torch.tensor(self._signal, device=trainer.strategy.root_device)
         if number := int(trainer.strategy.reduce(mine, reduce_op="max")):
             if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
@@ -143,7 +151,11 @@ class LastCheckpoint(Checkpoint):
             raise Interrupted(number, ("saved; " if self.folder else "") + self._remedy())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the signals back."""
+        """End a run that was interrupted in its last epoch, or give the signals back."""
+        self._leave_if_interrupted(trainer)
+        self._give_signals_back()
+
+    def _give_signals_back(self) -> None:
         restore_signal_handlers(self._handlers)
         self._handlers = {}
 
@@ -151,7 +163,7 @@ class LastCheckpoint(Checkpoint):
         """Give the signals back; if one has ended the run, another must not come between it and its line."""
         if isinstance(exception, Interrupted):
             self._handlers = dict.fromkeys(self._handlers, signal.SIG_IGN)
-        self.on_train_end(trainer, pl_module)
+        self._give_signals_back()
 
 
 def _of_all(state: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
