@@ -1,6 +1,7 @@
 """What every classifier shares: exact metrics, at the times and of the images that they say."""
 
 import csv
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch.nn.functional as F  # noqa: N812 (as in the package)
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassCalibrationError, MulticlassF1Score
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError, MulticlassF1Score
+from torchmetrics.wrappers import MinMaxMetric, Running
 
 from commands import rows_of
-from softmax_regression import DivergedError, SoftmaxRegression
+from softmax_regression import DivergedError, InputError, SoftmaxRegression
 from test_model import data, trainer
 
 
@@ -73,6 +76,85 @@ def test_each_validation_within_an_epoch_is_a_row_of_its_own() -> None:
     assert ["train/loss" in row for row in rows] == [False, True, False, True]
     assert all("val/loss" in row for row in rows)
     assert rows[1::2] == rows_of(fitted())
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("named", [True, False])
+def test_each_loader_is_scored_alone(named: bool) -> None:
+    """By its name, or as Lightning names those of a list."""
+    source = data()
+    source.setup()
+    x, y = source.loaded.images[:100, None] / 255, source.loaded.labels[:100]
+    easy, hard = DataLoader(TensorDataset(x, y), 50), DataLoader(TensorDataset(torch.zeros_like(x), y), 50)
+    module = SoftmaxRegression()
+    trainer(2).fit(module, easy, {"val": easy, "hard": hard} if named else [easy, hard])
+    row = rows_of(module)[-1]
+    names = ("val/loss", "hard/loss") if named else ("val/loss/dataloader_idx_0", "val/loss/dataloader_idx_1")
+    expected = [F.cross_entropy(module(images), y).item() for images in (x, torch.zeros_like(x))]
+    assert [row[name] for name in names] == pytest.approx(expected, rel=1e-6)
+    assert len([name for name in row if name.endswith(("loss", "idx_0", "idx_1"))]) == (3 if named else 5)
+
+
+def test_a_callback_finds_the_training_scores_of_the_epoch() -> None:
+    seen = []
+
+    class Looks(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            seen.append(float(trainer.callback_metrics["train/loss"]))
+
+    module = fitted(2, callbacks=[Looks()])
+    assert seen == [row["train/loss"] for row in rows_of(module)]
+
+
+def test_a_module_that_is_trained_again_begins_anew() -> None:
+    torch.manual_seed(0)
+    module = SoftmaxRegression()
+    start = deepcopy(module.state_dict())
+    trainer(1).fit(module, data())
+    first = rows_of(module)
+    module.load_state_dict(start)
+    trainer(1).fit(module, data())
+    assert rows_of(module) == first
+
+
+def test_a_metric_that_is_a_vector_is_refused_before_the_first_epoch() -> None:
+    class PerClass(SoftmaxRegression):
+        def metrics(self) -> dict[str, Metric]:
+            return {"f1": MulticlassF1Score(10, average=None)}
+
+    with pytest.raises(InputError, match=r"metric f1: its value is no single number but \(10,\)"):
+        fitted(1, PerClass())
+
+
+@pytest.mark.parametrize("kind", [MinMaxMetric, Running], ids=["MinMaxMetric", "Running"])
+def test_wrapped_metrics_go_on_in_mid_epoch(kind: Any, tmp_path: Path) -> None:
+    class Scored(SoftmaxRegression):
+        def metrics(self) -> dict[str, Metric]:
+            accuracy = MulticlassAccuracy(10, average="micro")
+            if kind is MinMaxMetric:
+                return {"acc": Largest(accuracy)}
+            return {"acc": Running(accuracy, window=5)}
+
+    class Saving(Callback):
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt", weights_only=False)
+
+    torch.manual_seed(0)
+    whole, saved, again = Scored(), Scored(), Scored()
+    saved.load_state_dict(whole.state_dict())
+    fitted(2, whole)
+    fitted(2, saved, callbacks=[Saving()])
+    assert rows_of(saved) == rows_of(whole)  # saving changes nothing
+    trainer(2).fit(again, data(), ckpt_path=tmp_path / "23.ckpt", weights_only=True)
+    assert rows_of(again) == rows_of(whole)[1:]
+
+
+class Largest(MinMaxMetric):
+    """The largest value so far, as one number."""
+
+    def compute(self) -> Tensor:  # type: ignore[override]
+        value: Tensor = super().compute()["max"]
+        return value
 
 
 def test_loggers_get_the_metrics_of_an_epoch_at_its_last_step(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ CONTRADICTIONS = {
     "--trainer.accumulate_grad_batches=2": "1",
     "--early_stopping.monitor=train/loss": "val/loss",
     "--early_stopping.min_delta=0.1": "0.0",
-    "--best_checkpoint.monitor=null": "val/loss",
+    "--best_checkpoint.monitor=null": "early_stopping",
     "--optimizer=Adam": "None",
 }
 

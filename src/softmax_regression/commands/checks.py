@@ -65,14 +65,20 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
     tests = getattr(data, "watch_test", False)
     if not validates and not tests:
         trainer.limit_val_batches = 0  # or Lightning warns of an empty loader
+    metrics = ("loss", *model.metrics())
     logged = []
     for stage, scored in (("train", True), ("val", validates), ("test", tests)):
         if scored:
-            logged += [f"{stage}/{name}" for name in ("loss", *model.metrics())]
+            logged += [f"{stage}/{name}" for name in metrics]
     for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
+        if isinstance(callback, BestCheckpoint):
+            callback.follow(trainer)
         name = type(callback).__name__
         monitor = getattr(callback, "monitor", None)
         if monitor is None or monitor in (*logged, "epoch", "step"):
+            continue
+        metric = monitor.partition("/dataloader_idx_")[0].rpartition("/")[2]
+        if metric in metrics and not hasattr(data, "loaded"):  # loaders of one's own may have any names
             continue
         if not validates and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
             callback.switch_off()

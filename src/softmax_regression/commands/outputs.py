@@ -23,7 +23,8 @@ def summary(trainer: Trainer, run: Path | None) -> str:
     for name, row in results(trainer).items():
         if row:
             epoch = row.get("epoch", trainer.current_epoch)
-            lines.append(f"{words[name]} {epoch}: {metrics_text(row)}")
+            chosen = f", by {row['monitor']}" if name == "best" else ""
+            lines.append(f"{words[name]} {epoch}{chosen}: {metrics_text(row)}")
     if not run:
         return "\n".join([*lines, "nothing is kept: there is no logger"])
     return "\n".join([

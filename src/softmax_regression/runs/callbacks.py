@@ -13,6 +13,7 @@ from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.rows import steps_done
 
 Mode = Literal["min", "max"]
+AS_EARLY_STOPPING = "early_stopping"  # as the monitor of BestCheckpoint: what early stopping watches
 DEFAULT_MONITOR = "val/loss"  # what a Classifier logs; another module need not
 
 
@@ -29,6 +30,18 @@ def _default_is_missing(monitor: str | None, trainer: Trainer) -> bool:
     """Whether a callback looks at the default metric, and a validation in training has not logged it."""
     training = trainer.state.fn == "fit" and not trainer.sanity_checking
     return training and monitor == DEFAULT_MONITOR and monitor not in trainer.callback_metrics
+
+
+def name_logged(monitor: str, trainer: Trainer) -> str:
+    """Return the name under which a metric is logged: of several validation loaders the first one's counts."""
+    names = [monitor, f"{monitor}/dataloader_idx_0"]
+    loaders = trainer.val_dataloaders
+    if isinstance(loaders, dict) and monitor.startswith("val/"):
+        names.append(monitor.replace("val", next(iter(loaders)), 1))
+    for name in names:
+        if name in trainer.callback_metrics:
+            return name
+    return monitor
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -48,8 +61,14 @@ class EarlyStopping(callbacks.EarlyStopping):
             raise InputError(f"early_stopping.patience={patience}: must be at least 1, or 0 for never to stop")
         # A metric of validation is looked at when it is new, not at the end of an epoch without validation.
         super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=monitor.startswith("train"))
+        self._key = super().state_key
         if not patience:
             self.switch_off()
+
+    @property
+    def state_key(self) -> str:
+        """The name of its state in a checkpoint, of the metric that was given, however a loader's is called."""
+        return self._key
 
     def switch_off(self) -> None:
         """Never stop, whatever is logged."""
@@ -57,6 +76,7 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the metric, unless it is the default one and the module does not log it."""
+        self.monitor = name_logged(self.monitor, trainer)
         if self.strict and _default_is_missing(self.monitor, trainer):
             self.switch_off()
             print_rank_zero(f"no early stopping: nothing logs {DEFAULT_MONITOR}; choose with --early_stopping.monitor")
@@ -68,22 +88,46 @@ class EarlyStopping(callbacks.EarlyStopping):
 
 
 class BestCheckpoint(callbacks.ModelCheckpoint):
-    """Keep checkpoints/best.ckpt, of the epoch with the lowest validation loss so far.
+    """Keep checkpoints/best.ckpt, of the epoch with the best value so far of what early stopping watches.
 
     Args:
-        monitor: The metric whose best value counts; null for no such checkpoint.
-        mode: `min` if less is better, `max` if more is.
+        monitor: The metric whose best value counts; `early_stopping` for that of early stopping, or the validation
+            loss if there is no such callback; null for no such checkpoint.
+        mode: `min` if less is better, `max` if more is; null for that of early stopping, if it watches the same
+            metric, or `min`.
 
     Attributes:
         best: What best.ckpt holds: `epoch`, from 1, `step`, `monitor` and its `score`; None if there is none.
     """
 
-    best: dict[str, Any] | None = None
+    def __init__(self, monitor: str | None = AS_EARLY_STOPPING, mode: Mode | None = None) -> None:
+        self.best: dict[str, Any] | None = None
+        self._given_mode = mode
+        self._has_validated = False
+        self._watch(monitor, mode or "min")
+        self._key = super().state_key
 
-    def __init__(self, monitor: str | None = DEFAULT_MONITOR, mode: Mode = "min") -> None:
+    def _watch(self, monitor: str | None, mode: str) -> None:
         of_training = True if monitor and monitor.startswith("train") else None
         options: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": of_training}
         super().__init__(filename="best", monitor=monitor, mode=mode, save_top_k=1 if monitor else 0, **options)
+
+    @property
+    def state_key(self) -> str:
+        """The name of its state in a checkpoint, of the metric that was given, however a loader's is called."""
+        return self._key
+
+    def follow(self, trainer: Trainer) -> None:
+        """Watch what early stopping does, where nothing else was given."""
+        stopping = next(iter(trainer.early_stopping_callbacks), None)
+        monitor = self.monitor
+        if monitor == AS_EARLY_STOPPING:
+            monitor = stopping.monitor if stopping else DEFAULT_MONITOR
+        mode: str = self._given_mode or "min"
+        if self._given_mode is None and stopping and stopping.monitor == monitor:
+            mode = stopping.mode
+        if (monitor, mode) != (self.monitor, self.mode):
+            self._watch(monitor, mode)
 
     def switch_off(self) -> None:
         """Keep none."""
@@ -91,26 +135,52 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find the run's folder; a run without one keeps nothing."""
-        if stage == "fit" and (folder := folder_of(trainer)):
-            self.dirpath = str(folder / "checkpoints")
-        elif stage == "fit":
-            self.save_top_k = 0
+        if stage == "fit":
+            self.follow(trainer)
+            folder = folder_of(trainer)
+            if folder:
+                self.dirpath = str(folder / "checkpoints")
+            else:
+                self.save_top_k = 0
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if the metric is better, unless it is the default one and the module does not log it."""
-        if _default_is_missing(self.monitor, trainer):
+        if self.monitor:
+            self.monitor = name_logged(self.monitor, trainer)
+        self._has_validated = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if self._has_validated:
+            self._check_logged(trainer)
+        super().on_validation_end(trainer, pl_module)
+
+    def _check_logged(self, trainer: Trainer) -> None:
+        """Keep no best.ckpt if nothing logs the default metric, which a line says.
+
+        Raises:
+            InputError: Nothing logs the metric at the end of an epoch, and it was asked for.
+        """
+        if self.monitor in (None, *trainer.callback_metrics, "epoch", "step"):
+            return
+        if self.monitor == DEFAULT_MONITOR:
             self.switch_off()
             print_rank_zero(f"no best.ckpt: nothing logs {DEFAULT_MONITOR}; choose with --best_checkpoint.monitor")
-        super().on_validation_end(trainer, pl_module)
+        elif not trainer.validating:
+            logged = ", ".join(trainer.callback_metrics)
+            raise InputError(f"best_checkpoint.monitor={self.monitor}: nothing logs it; choose one of {logged}")
 
     # It saves after validations or epochs: no call is needed at each step.
     on_train_batch_end = Callback.on_train_batch_end
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, unless the epoch was cut short before anything was validated."""
-        if self.monitor in trainer.callback_metrics:
+        """Save, unless the epoch was cut short before anything was validated.
+
+        Raises:
+            InputError: Nothing logs the metric.
+        """
+        if self.monitor in (*trainer.callback_metrics, "epoch", "step"):
             super().on_train_epoch_end(trainer, pl_module)
+        elif self._has_validated or not trainer.enable_validation:
+            self._check_logged(trainer)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return whether to save now, and note what is saved then."""

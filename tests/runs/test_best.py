@@ -1,0 +1,115 @@
+"""Which epoch is the best, and what says so: BestCheckpoint, run.json and the rows agree."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from commands import fit, manifest, only_run
+from softmax_regression import BestCheckpoint, EarlyStopping, RunLogger, RunRecord
+from softmax_regression.errors import InputError
+from softmax_regression.runs.checkpoint import read
+from softmax_regression.runs.rows import read_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*sequence of dataloaders")
+
+
+def best_checkpoint(run: Path) -> dict[str, Any]:
+    return read(run / "checkpoints" / "best.ckpt")
+
+
+def test_the_best_checkpoint_is_of_what_early_stopping_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--early_stopping.monitor=val/acc", "--early_stopping.mode=max", "--model.lr=3") == 0
+    run = only_run()
+    best = manifest(run)["best"]
+    values = [row["val/acc"] for row in read_rows(run)]
+    assert (best["monitor"], best["score"]) == ("val/acc", max(values))
+    assert best["step"] == best_checkpoint(run)["global_step"]
+    assert f"best epoch {best['epoch']}, by val/acc: " in capsys.readouterr().out
+
+
+def test_a_monitor_of_its_own_wins() -> None:
+    own = ("--best_checkpoint.monitor=train/loss", "--early_stopping.monitor=val/acc", "--early_stopping.mode=max")
+    assert fit(*own) == 0
+    best = manifest(only_run())["best"]
+    assert (best["monitor"], best["epoch"]) == ("train/loss", 3)
+
+
+def test_of_several_validations_in_an_epoch_the_best_is_the_one_that_was_kept() -> None:
+    assert fit("--trainer.val_check_interval=0.25", "--model.lr=3", "--early_stopping.patience=0") == 0
+    run = only_run()
+    best = manifest(run)["best"]
+    rows = read_rows(run)
+    assert len(rows) == 3 * 4
+    assert best["score"] == best["val/loss"] == min(row["val/loss"] for row in rows)
+    assert best["step"] == best_checkpoint(run)["global_step"]
+
+
+def test_a_checkpoint_of_the_users_own_beside_it_changes_nothing() -> None:
+    own = ("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=train/loss")
+    assert fit(*own, "--model.lr=3") == 0
+    best = manifest(only_run())["best"]
+    assert best["monitor"] == "val/loss"
+    assert best["step"] == best_checkpoint(only_run())["global_step"]
+
+
+def test_without_a_best_checkpoint_there_is_no_best() -> None:
+    assert fit("--best_checkpoint.monitor=null", "--trainer.max_epochs=1") == 0
+    assert "best" not in manifest(only_run())
+    assert manifest(only_run())["final"]["epoch"] == 1
+
+
+class Line(LightningModule):
+    """A module with names of its own, whose validation loss is what `losses` says, in their order."""
+
+    def __init__(self, losses: list[float]) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.losses = losses
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        (x,) = batch
+        loss: Tensor = self.layer(x).square().mean()
+        return loss
+
+    def validation_step(self, batch: list[Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", self.losses[self.current_epoch] + dataloader_idx)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def trained(module: LightningModule, *callbacks: Callback, loaders: int = 1) -> Path:
+    loader = DataLoader(TensorDataset(torch.ones(4, 1)), batch_size=2)
+    trainer = Trainer(
+        max_epochs=3, callbacks=[*callbacks, RunRecord()], logger=RunLogger(), accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
+    )  # fmt: skip
+    trainer.fit(module, loader, [loader] * loaders)
+    return only_run()
+
+
+def test_a_loss_that_is_no_number_at_first_is_null_and_then_never_the_best() -> None:
+    run = trained(Line([float("nan"), 2.0, 1.0]), BestCheckpoint("val_loss"))
+    assert manifest(run)["best"]["epoch"] == 3
+    rows = read_rows(run)
+    assert [row["val_loss"] for row in rows][1:] == [2.0, 1.0]
+    assert "NaN" not in (run / "run.json").read_text()
+    json.loads((run / "run.json").read_text())
+
+
+def test_of_several_loaders_the_first_one_is_watched() -> None:
+    run = trained(Line([3.0, 1.0, 2.0]), EarlyStopping("val_loss"), BestCheckpoint(), loaders=2)
+    best = manifest(run)["best"]
+    assert (best["epoch"], best["monitor"], best["score"]) == (2, "val_loss/dataloader_idx_0", 1.0)
+    assert read_rows(run)[1]["val_loss/dataloader_idx_1"] == 2.0
+
+
+def test_a_metric_that_nothing_logs_is_refused_after_the_first_validation() -> None:
+    with pytest.raises(InputError, match=r"best_checkpoint\.monitor=val_f1: nothing logs it; choose one of val_loss"):
+        trained(Line([1.0] * 3), BestCheckpoint("val_f1"))
