@@ -8,7 +8,7 @@ from softmax_regression import SoftmaxRegression
 
 
 class LeNet(SoftmaxRegression):
-    """Two convolutions and three linear layers, see section 7.6 of the book."""
+    """Two convolutions and three linear layers, see section 6.6 of the book's classic edition."""
 
     def __init__(self, init_std: float = 0.1, **kwargs: Any) -> None:
         super().__init__(init_std=init_std, **kwargs)

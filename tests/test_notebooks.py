@@ -31,7 +31,7 @@ def test_the_code_of_both_languages_is_equal() -> None:
 
 def named(text: str) -> tuple[list[str], list[float], int]:
     """The code and formulas that a text names, its numbers outside of them, and how many headings it has."""
-    text = re.sub(r"\]\(.*?\)", "", text)
+    text = re.sub(r"\]\(.*?\)|section \d\.\d|\d\.\d节", "", text)
     exact = r"`[^`]+`|\$+[^$]+\$+"
     return re.findall(exact, text), numbers(re.sub(exact, "", text)), len(re.findall("^#", text, re.M))
 

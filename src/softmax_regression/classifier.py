@@ -1,6 +1,6 @@
 """What every image classifier shares: the four steps, and exact scores over an epoch.
 
-Source: "The Base Classification Model", Dive into Deep Learning, section 4.3.
+Source: "The Base Classification Model", Dive into Deep Learning, section 4.3 of the newer edition.
 """
 
 import warnings

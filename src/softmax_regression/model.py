@@ -1,6 +1,7 @@
 """Softmax regression as a LightningModule.
 
-Source: "Concise Implementation of Softmax Regression", Dive into Deep Learning, section 4.5.
+Source: "Concise Implementation of Softmax Regression", Dive into Deep Learning, section 3.7 of the classic edition,
+https://classic.d2l.ai/chapter_linear-networks/softmax-regression-concise.html.
 """
 
 import math

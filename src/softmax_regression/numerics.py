@@ -1,6 +1,6 @@
 """Softmax, LogSumExp and cross-entropy: as they are defined, and with the maximum subtracted.
 
-Source: Dive into Deep Learning, "Concise Implementation of Softmax Regression". The use of log1p, and the way
+Source: Dive into Deep Learning, classic edition, section 3.7. The use of log1p, and the way
 to the bounds, are those of Blanchard, Higham and Higham, "Accurately computing the log-sum-exp and softmax
 functions" (IMA J. Numer. Anal. 41, 2021).
 

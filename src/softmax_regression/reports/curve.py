@@ -1,6 +1,6 @@
 """The figure of the book, loss and accuracy by epoch, of one or several runs.
 
-Source: Dive into Deep Learning, "Implementation of Softmax Regression from Scratch".
+Source: Dive into Deep Learning, classic edition, section 3.6, "Implementation of Softmax Regression from Scratch".
 Command: python study.py curve logs/softmax/RUN [RUN ...]
 """
 

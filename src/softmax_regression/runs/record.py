@@ -75,7 +75,8 @@ def environment() -> dict[str, Any]:
         with suppress(ImportError):  # a copy of the folder that was never installed
             versions[name] = version(name)
     machine = {"platform": platform.platform(), "processor": platform.machine(), "cores": os.cpu_count()}
-    installed = "softmax" in Path(sys.argv[0]).stem or Path(sys.argv[0]).parent.name == "softmax_regression"
+    program = Path(sys.argv[0])
+    installed = program.stem == "softmax-regression" or program.parent.name == "softmax_regression"
     command = shlex.join(["softmax-regression", *sys.argv[1:]] if installed else ["python", *sys.argv])
     return {"git": commit, "versions": versions, "machine": machine, "command": command}
 

@@ -2,7 +2,7 @@
 
 The models differ in learning rate, weight decay, momentum and initial weights, and each ends as it would on
 its own, within float32 rounding. The gradient is written out: with respect to the logits it is the softmax
-minus the one-hot label (Dive into Deep Learning, section 4.1, equation 4.1.9).
+minus the one-hot label (Dive into Deep Learning, classic edition, section 3.4).
 """
 
 from collections.abc import Sequence

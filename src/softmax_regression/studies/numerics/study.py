@@ -1,6 +1,6 @@
 """Where softmax and cross-entropy break in floating point, and what the stable forms mend, on one page.
 
-Source: Dive into Deep Learning, "Concise Implementation of Softmax Regression", text and exercises.
+Source: the section of the book that model.py names, text and exercises.
 Command: python study.py numerics
 """
 

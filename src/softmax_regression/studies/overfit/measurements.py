@@ -1,6 +1,6 @@
 """Long training on few images, and remedies against overfitting: a sweep over sizes, dropouts and weight decays.
 
-Exercise 2 of Dive into Deep Learning: why does the test accuracy fall after a while, and what helps? Each remedy is
+Exercise 2 of the book, see model.py: why does the test accuracy fall after a while, and what helps? Each remedy is
 a choice among the same runs, made with validation data.
 """
 

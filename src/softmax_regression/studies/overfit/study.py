@@ -1,4 +1,4 @@
-"""Exercise 2 of Dive into Deep Learning: why the test accuracy stops rising, and what helps.
+"""Exercise 2 of the book, see model.py: why the test accuracy stops rising, and what helps.
 
 Command: python study.py overfit
 """

@@ -1,4 +1,4 @@
-"""Exercise 1 of Dive into Deep Learning: change the batch size, the number of epochs and the learning rate.
+"""Exercise 1 of the book, see model.py: change the batch size, the number of epochs and the learning rate.
 
 Command: python study.py sweep
 """
