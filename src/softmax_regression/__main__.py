@@ -11,10 +11,14 @@ from softmax_regression.commands import study, train
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    args = sys.argv[1:] if args is None else list(args)
-    if args[:1] in ([], ["-h"], ["--help"]):
+    words = list(sys.argv[1:])
+    if args is not None:
+        words = list(args)
+    if words and words[0] in study.STUDIES:
+        return study.main(words)
+    if not words or words[0] in ("-h", "--help"):
         print(f"Studies, each with a --help of its own: {', '.join(study.STUDIES)}\n")
-    return study.main(args) if args and args[0] in study.STUDIES else train.main(args)
+    return train.main(words)
 
 
 if __name__ == "__main__":
