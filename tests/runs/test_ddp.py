@@ -263,7 +263,7 @@ def test_the_end_of_one_process_ends_all_and_the_run_goes_on(
         assert [process.code for process in ended] == [143, 143]
         assert ended[0].err.endswith(f" fit --resume {RUN}`\n")
         assert (ended[0].err.count("\n"), ended[1].err) == (1, "")
-        assert checkpoint.read(RUN / "checkpoints" / "last.ckpt")["global_step"] == 60
+        assert 60 <= checkpoint.read(RUN / "checkpoints" / "last.ckpt")["global_step"] <= 64  # the end of the epoch
     else:
         survivor = ended[1 - rank]
         assert (ended[rank].code, survivor.code) == (-9, 5)
@@ -314,7 +314,7 @@ def test_slurm_puts_a_job_back_in_the_queue_once() -> None:
     ended = run_group(2, FIT, environment=slurm, kill=(1, signal.SIGUSR1, 60), env=path)
     assert [process.code for process in ended] == [138, 138]
     assert (scontrol.parent / "called").read_text() == "requeue 4711\n"
-    assert checkpoint.read(RUN / "checkpoints" / "last.ckpt")["global_step"] == 60
+    assert 60 <= checkpoint.read(RUN / "checkpoints" / "last.ckpt")["global_step"] <= 64  # the end of the epoch
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ class SharedSignals:
     def at_step(self, trainer: Trainer, batch: int) -> None:
         """Exchange if it is time to; to be called by every process for each minibatch, counted over the run."""
         if trainer.world_size == 1:
-            self.agreed, self.save = self.received, self.wants_save
+            self.exchange(trainer)
             return
         if batch == self._batch:  # the engine and LastCheckpoint both call
             return
@@ -65,6 +65,9 @@ class SharedSignals:
 
     def exchange(self, trainer: Trainer) -> None:
         """Tell the other processes what has come, and hear what they know; all of them take part."""
+        if trainer.world_size == 1:
+            self.agreed, self.save = self.received, self.wants_save
+            return
         elapsed = max(time.monotonic() - self._exchanged_at, 1e-6)
         wanted = int(self._steps * SECONDS / elapsed)
         # At most twice as many as before: the first steps of a run, or those after a validation, tell little.
@@ -82,8 +85,12 @@ class SharedSignals:
 _SIGNALS: WeakKeyDictionary[Trainer, SharedSignals] = WeakKeyDictionary()
 
 
-def signals_of(trainer: Trainer) -> SharedSignals:
-    """Return the one object for the signals of a Trainer's runs."""
-    if trainer not in _SIGNALS:
-        _SIGNALS[trainer] = SharedSignals()
+def new_signals(trainer: Trainer) -> SharedSignals:
+    """Return an object for the signals of the run that a Trainer begins; `signals_of` returns the same one."""
+    _SIGNALS[trainer] = SharedSignals()
     return _SIGNALS[trainer]
+
+
+def signals_of(trainer: Trainer) -> SharedSignals:
+    """Return the one object for the signals of a Trainer's run."""
+    return _SIGNALS.get(trainer) or new_signals(trainer)

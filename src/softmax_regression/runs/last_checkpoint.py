@@ -17,9 +17,11 @@ from lightning.pytorch.utilities import move_data_to_device
 from torch.nn.parameter import is_lazy
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from softmax_regression.engine.ddp import SharedSignals, new_signals
 from softmax_regression.errors import InputError, Interrupted, shell_command
 from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.loaders import LoaderPosition, make_loaders_resumable, position_of
+from softmax_regression.runs.plateau import make_steps, steps_to_come
 from softmax_regression.runs.processes import SIGNALS, install_signal_handlers, restore_signal_handlers
 from softmax_regression.runs.random_numbers import random_state, set_random_state
 from softmax_regression.runs.running_metrics import RunningMetrics
@@ -44,17 +46,39 @@ class LastCheckpoint(Checkpoint):
         for name, value in ("every_n_train_steps", every_n_train_steps), ("every_n_minutes", every_n_minutes):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"last_checkpoint.{name}={value}: must be above 0, or null for not")
-        self._steps, self._seconds = every_n_train_steps or math.inf, 60 * (every_n_minutes or math.inf)
-        self._saved_at, self._step, self._due = time.monotonic(), 0, False
-        self._signal = 0  # the first one that came
-        self._handlers: dict[int, Any] = {}
+        self._steps = every_n_train_steps or math.inf
+        self._seconds = 60 * (every_n_minutes or math.inf)
+        self._saved_at = time.monotonic()
+        self._step = 0  # the update that was made last
+        self._due = False  # whether a checkpoint is due after the validation that comes now
+        self._signals = SharedSignals()
+        self._handlers: dict[int, Any] = {}  # those that were there before
         self._position = LoaderPosition()
         self._running = RunningMetrics()
+        self._plateau: dict[int, float] = {}
+        self._with_best: list[Any] = []
         self.folder: Path | None = None
+
+    @property
+    def best_model_path(self) -> str:
+        """That of BestCheckpoint or ModelCheckpoint: for "best" Lightning asks whichever Checkpoint stands first."""
+        for callback in self._with_best:
+            return str(callback.best_model_path)
+        return ""
+
+    @best_model_path.setter
+    def best_model_path(self, path: str) -> None:
+        for callback in self._with_best[:1]:
+            callback.best_model_path = path
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let the training loaders go on within an epoch."""
+        self._with_best = []
+        for callback in trainer.checkpoint_callbacks:
+            if callback is not self and hasattr(callback, "best_model_path"):
+                self._with_best.append(callback)
         if stage == "fit":
+            self._plateau = {}
             self._position = LoaderPosition()
             self._running = RunningMetrics()
             make_loaders_resumable(trainer, self._position)
@@ -68,12 +92,14 @@ class LastCheckpoint(Checkpoint):
         checkpoint["position"] = position_of(trainer)
         if checkpoint["position"]["batches"]:
             checkpoint["running"] = _of_all(self._running.state_dict(trainer, pl_module), trainer)
+        checkpoint["plateau"] = steps_to_come(trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep both until training goes on; with another number of processes new random numbers are drawn."""
         if trainer.precision == "64-true":  # Lightning has loaded the weights before the module has their type
             trainer.precision_plugin.convert_module(pl_module)
             pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
+        self._plateau = checkpoint.get("plateau", {})
         states = checkpoint.get("random", {})
         if len(states.get("cpu", ())) == trainer.world_size:
             mine = {name: ranks[trainer.global_rank] for name, ranks in states.items()}
@@ -83,26 +109,33 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw on where the run left off, and take over the signals after Lightning has set its handlers."""
-        self.folder, self._step, self._signal = folder_of(trainer), trainer.global_step, 0
+        self.folder, self._step = folder_of(trainer), trainer.global_step
+        self._signals = new_signals(trainer)
+        make_steps(trainer, self._plateau)
+        self._plateau = {}
         if self._position.random:
             set_random_state(self._position.random, trainer.strategy.root_device)
             self._position.random = {}
-        requeue = ["SIGUSR1"] * ("SLURM_JOB_ID" in os.environ)
-        self._handlers = install_signal_handlers([*SIGNALS, *requeue], self._on_signal)
-        if requeue and self._handlers:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
+        if "SLURM_JOB_ID" in os.environ:
+            self._handlers = install_signal_handlers([*SIGNALS, "SIGUSR1"], self._on_signal)
+            if self._handlers:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
+        else:
+            self._handlers = install_signal_handlers(SIGNALS, self._on_signal)
         lazy = any(is_lazy(weight) for weight in pl_module.parameters())  # until the first batch, and in no checkpoint
         if self.folder and not self._step and not lazy:
             trainer.save_checkpoint(self.folder / INITIAL_CHECKPOINT, weights_only=False)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal:
+        if self._signals.received:
             raise Interrupted(number, f"at once; {self._remedy()}")
-        self._signal = number
+        self._signals.received = number
 
     def _remedy(self) -> str:
+        if not self.folder:
+            return "nothing was saved, for the run has no folder"
         command = shell_command("train.py", "fit", "--resume", str(self.folder))
-        return f"go on with `{command}`" if self.folder else "nothing was saved, for the run has no folder"
+        return f"go on with `{command}`"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -110,60 +143,66 @@ class LastCheckpoint(Checkpoint):
         """Save within an epoch if that is due; the end of an epoch is saved by itself."""
         if self._running.logged:
             self._running.add(trainer)
+        signals = self._signals
+        signals.wants_save = time.monotonic() - self._saved_at > self._seconds
+        signals.at_step(trainer, trainer.fit_loop.total_batch_idx)
         before, self._step, self._due = self._step, trainer.global_step, False
         if self._step == before or trainer.is_last_batch:  # accumulated gradients are in no checkpoint
             return
-        due = self._signal > 0 or time.monotonic() - self._saved_at > self._seconds
-        due = trainer.strategy.reduce_boolean_decision(due, all=False)  # a signal may reach them at different steps
-        self._due = due or self._step % self._steps == 0
+        self._due = signals.agreed > 0 or signals.save or self._step % self._steps == 0
         if self._due and not _validates_now(trainer):
             self._save(trainer)
-            self._leave_if_interrupted(trainer)
+            self._end_if_interrupted(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was due before the validation: a run that is resumed before one does not make it up."""
         if self._due:
             self._save(trainer)
-            self._leave_if_interrupted(trainer)
+            self._end_if_interrupted(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of an epoch, after early stopping and the best checkpoint have seen it."""
         self._save(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End a run that was interrupted, once the loggers have what Lightning hands them after an epoch's end."""
-        self._leave_if_interrupted(trainer)
+        """End a run that was interrupted by the end of the epoch before, whose metrics are logged by now."""
+        self._end_if_interrupted(trainer)
 
     def _save(self, trainer: Trainer) -> None:
+        """Save, and ask whether the run was interrupted on any process."""
         if self.folder:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt", weights_only=False)
             if trainer.is_global_zero:
                 (self.folder / INITIAL_CHECKPOINT).unlink(missing_ok=True)
         self._saved_at, self._due = time.monotonic(), False
+        self._signals.wants_save = False
+        self._signals.exchange(trainer)
 
-    def _leave_if_interrupted(self, trainer: Trainer) -> None:
-        """End the run if a signal came, to whichever process."""
-        mine = torch.tensor(self._signal, device=trainer.strategy.root_device)
-        if number := int(trainer.strategy.reduce(mine, reduce_op="max")):
-            if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
-                with suppress(OSError, subprocess.SubprocessError):  # saved, whether or not SLURM can be told
-                    subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False, timeout=30)
-            raise Interrupted(number, ("saved; " if self.folder else "") + self._remedy())
+    def _end_if_interrupted(self, trainer: Trainer) -> None:
+        number = self._signals.agreed
+        if not number:
+            return
+        if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
+            with suppress(OSError, subprocess.SubprocessError):  # saved, whether or not SLURM can be told
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False, timeout=30)
+        if self.folder:
+            raise Interrupted(number, f"saved; {self._remedy()}")
+        raise Interrupted(number, self._remedy())
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End a run that was interrupted in its last epoch, or give the signals back."""
-        self._leave_if_interrupted(trainer)
-        self._give_signals_back()
-
-    def _give_signals_back(self) -> None:
-        restore_signal_handlers(self._handlers)
-        self._handlers = {}
+        """End a run that was interrupted in its last epoch; give the signals back."""
+        self._end_if_interrupted(trainer)
+        self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back; if one has ended the run, another must not come between it and its line."""
         if isinstance(exception, Interrupted):
             self._handlers = dict.fromkeys(self._handlers, signal.SIG_IGN)
-        self._give_signals_back()
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        restore_signal_handlers(self._handlers)
+        self._handlers = {}
 
 
 def _of_all(state: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:

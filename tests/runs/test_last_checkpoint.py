@@ -1,0 +1,88 @@
+"""LastCheckpoint in a plain Trainer: beside other checkpoints, and with a schedule that looks at a plateau."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from softmax_regression import BestCheckpoint, LastCheckpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+class OnPlateau(BoringModel):
+    """A loss that never improves, so that the learning rate falls at the end of each epoch but the first."""
+
+    def __init__(self, frequency: int = 1) -> None:
+        super().__init__()
+        self.frequency = frequency
+        self.rates: list[float] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.rates.append(self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val/loss", torch.tensor(1.0))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 1.0)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+        config = {"scheduler": schedule, "monitor": "val/loss", "frequency": self.frequency}
+        return {"optimizer": optimizer, "lr_scheduler": config}
+
+
+def trainer(folder: Path, epochs: int, callbacks: list[Any], **options: Any) -> Trainer:
+    return Trainer(
+        max_epochs=epochs, accelerator="cpu", logger=TensorBoardLogger(folder, "", "run"), callbacks=callbacks,
+        enable_progress_bar=False, enable_model_summary=False, limit_train_batches=4, limit_val_batches=1, **options,
+    )  # fmt: skip
+
+
+def last(folder: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    return checkpoint
+
+
+@pytest.mark.parametrize("frequency", [1, 2])
+def test_a_rate_that_fell_on_a_plateau_is_that_of_the_straight_run(frequency: int, tmp_path: Path) -> None:
+    seed_everything(1)
+    straight = OnPlateau(frequency)
+    trainer(tmp_path / "straight", 6, [LastCheckpoint()]).fit(straight)
+    rates: list[float] = []
+    for epochs in (2, 3, 6):
+        seed_everything(1)
+        module = OnPlateau(frequency)
+        path = tmp_path / "again" / "run" / "checkpoints" / "last.ckpt"
+        options: dict[str, Any] = {"ckpt_path": path, "weights_only": True} if rates else {}
+        trainer(tmp_path / "again", epochs, [LastCheckpoint()]).fit(module, **options)
+        rates += module.rates
+    assert rates == straight.rates
+    assert rates[-1] < 1
+    ours, theirs = last(tmp_path / "again"), last(tmp_path / "straight")
+    assert ours["lr_schedulers"] == theirs["lr_schedulers"]
+    assert (
+        ours["loops"]["fit_loop"]["epoch_loop.scheduler_progress"]["total"]
+        == (theirs["loops"]["fit_loop"]["epoch_loop.scheduler_progress"]["total"])
+    )
+
+
+@pytest.mark.parametrize("kind", [BestCheckpoint, ModelCheckpoint])
+def test_the_best_checkpoint_is_found_behind_the_last_one(kind: Any, tmp_path: Path) -> None:
+    best = kind(monitor="val/loss")
+    run = trainer(tmp_path, 1, [LastCheckpoint(), best])
+    run.fit(module := OnPlateau())
+    run.test(module, ckpt_path="best", verbose=False)
+    assert best.best_model_path
+    assert run.ckpt_path == best.best_model_path
+
+
+def test_without_a_best_checkpoint_lightning_says_so(tmp_path: Path) -> None:
+    run = trainer(tmp_path, 1, [LastCheckpoint()])
+    run.fit(module := OnPlateau())
+    with pytest.raises(ValueError, match="not configured to save the best model"):
+        run.test(module, ckpt_path="best")
