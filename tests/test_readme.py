@@ -101,7 +101,7 @@ def test_the_project_under_another_name(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     clone.mkdir()
     for path in ROOT.iterdir():
-        if path.name in ("src", "tests", "docs", "notebooks", "examples", "conf", ".github"):
+        if path.name in ("src", "tests", "docs", "notebooks", "examples", "conf", ".github", ".ci"):
             shutil.copytree(path, clone / path.name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
         elif path.is_file() and path.suffix in (".py", ".toml", ".md", ".txt", ".png"):
             shutil.copy(path, clone)
