@@ -15,6 +15,7 @@ from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.record import RunRecord, read_manifest, saved_results, saved_step, update_manifest
 from softmax_regression.runs.rows import keep_logged_rows
+from softmax_regression.runs.settings import drop_finders
 
 # Options that decide results and so must stay, beside all of model and data but those that are named below.
 DECIDING = (
@@ -56,9 +57,31 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
             raise InputError(
                 f"{name}={wanted}: the run to resume has {was}; go on with that, or start a new run without --resume"
             )
+    check_length(saved, trainer)
+    if known.get("unrecorded"):
+        raise InputError(
+            f"the run was started from Python with {known['unrecorded'][0]}, which its configuration cannot say; "
+            "go on from Python with trainer.fit(..., ckpt_path=...)"
+        )
+    drop_finders(trainer)
     other = other_data(saved, data)
     if other:
         raise InputError(f"{other}; give the same files, or start a new run")
+
+
+def check_length(saved: dict[str, Any], trainer: Trainer) -> None:
+    """Refuse more epochs or steps with a schedule whose length is fixed as a run begins, such as OneCycleLR."""
+    before = yaml.safe_load(saved.get("run", {}).get("config", "{}")).get("trainer", {})
+    longer = [
+        name for name in ("max_epochs", "max_steps") if (getattr(trainer, name) or 0) > (before.get(name) or 0) > 0
+    ]
+    for schedule in saved.get("lr_schedulers", []):
+        if longer and "total_steps" in schedule:
+            name = longer[0]
+            raise InputError(
+                f"{name}={getattr(trainer, name)}: the run's learning rate schedule ends after "
+                f"{schedule['total_steps']} steps, with {name}={before[name]}; start a new run for more"
+            )
 
 
 def _options(text: str) -> dict[str, Any]:

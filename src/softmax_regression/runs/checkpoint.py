@@ -3,11 +3,15 @@
 import io
 import pickle
 import zipfile
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path, PurePath
 from typing import Any
 
+import numpy
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -25,6 +29,60 @@ def dumps(checkpoint: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     return buffer.getvalue()
+
+
+def plain(value: Any) -> Any:
+    """Return a setting as plain data, which any checkpoint and YAML can hold: a path as text, NumPy's numbers as ours.
+
+    Raises:
+        TypeError: It is an object of another kind.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, numpy.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__}")
+
+
+def _with_plain_hyperparameters(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint whose hyperparameters are plain data; objects are left out, the configuration names them."""
+    found = dict(checkpoint)
+    for key in (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY):
+        kept = {}
+        for name, value in checkpoint.get(key, {}).items():
+            with suppress(TypeError):
+                kept[name] = plain(value)
+        if key in checkpoint:
+            found[key] = kept
+    return found
+
+
+def _check_loadable(checkpoint: dict[str, Any]) -> None:
+    """Refuse a checkpoint that would not be read again, naming what stands against it."""
+    if _is_loadable(checkpoint):
+        return
+    for name, value in checkpoint.items():
+        parts = value if name == "callbacks" else {name: value}
+        for part, state in parts.items():
+            if not _is_loadable({part: state}):
+                raise InputError(
+                    f"{part}: its state in a checkpoint could not be read again with weights_only=True; "
+                    "let it save plain data and tensors"
+                )
+
+
+def _is_loadable(value: dict[str, Any]) -> bool:
+    try:
+        torch.load(io.BytesIO(dumps(value)), map_location="cpu", weights_only=True)
+    except Exception:  # whatever pickle says of it
+        return False
+    return True
 
 
 def read(path: Path | str) -> dict[str, Any]:
@@ -95,14 +153,27 @@ def _not_finite(weights: dict[str, Tensor]) -> str | None:
 class SafeCheckpointIO(TorchCheckpointIO):
     """How Lightning's Trainer saves and loads checkpoints here: see `files.write` and `read`."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._is_checked = False
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save a checkpoint, or raise a DivergedError and write nothing if a weight is not finite."""
+        """Save a checkpoint.
+
+        Raises:
+            DivergedError: A weight is not finite; nothing is written.
+            InputError: It could not be read again.
+        """
         name = _not_finite(checkpoint["state_dict"])
         if name:
             raise DivergedError(
                 f"{name} is not finite in epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}: "
                 "the run diverged; lower model.lr or model.init_std"
             )
+        checkpoint = _with_plain_hyperparameters(checkpoint)
+        if not self._is_checked:  # the first save comes before the first step
+            _check_loadable(checkpoint)
+            self._is_checked = True
         write(dumps(checkpoint), Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The manifest run.json: what was run, on what, how it ended, and how well it did."""
 
-import inspect
 import json
 import math
 import os
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import BaseFinetuning, Timer
 
 from softmax_regression.errors import DivergedError, InputError, StorageError, format_error
 from softmax_regression.files import write
@@ -27,6 +26,7 @@ from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, fol
 from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.rows import Row, RowCallback, read_rows, rows_file, steps_done, write_rows
+from softmax_regression.runs.settings import describe_run, with_found
 
 
 def check_there(run: Path) -> None:
@@ -141,25 +141,24 @@ def stop_reason(trainer: Trainer) -> str:
     return "max_time is used up" if timed_out else "a callback stopped the run"
 
 
-def init_args(kind: type, hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a class that it takes: its parent saves its own, too, which need not be among them."""
-    parameters = inspect.signature(kind).parameters
-    hparams = {name: value for name, value in hparams.items() if not name.startswith("_")}  # LightningCLI's own
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return {name: value for name, value in hparams.items() if takes_any or name in parameters}
+def _frozen(module: LightningModule) -> list[str]:
+    """Name the parameters that are not trained now, and the batch norms that keep their statistics."""
+    names = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    for name, part in module.named_modules():
+        if getattr(part, "track_running_stats", True) is False:
+            names.append(name)
+    return names
 
 
-def _described(trainer: Trainer, pl_module: LightningModule) -> str:
-    """Return the configuration of a run that was started from Python, as `train.py --config` takes it."""
-    stopping = trainer.early_stopping_callbacks
-    patience = {"patience": stopping[0].patience if stopping else 0}
-    parts: dict[str, Any] = {"trainer": {"max_epochs": trainer.max_epochs}, "early_stopping": patience}
-    for name, part in (("model", pl_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
-        if part is not None:
-            given = init_args(type(part), part.hparams_initial)
-            parts[name] = {"class_path": class_path_of(type(part)), "init_args": given}
-    parts["seed_everything"] = parts.get("data", {}).get("init_args", {}).pop("seed", 0)  # linked there
-    return yaml.safe_dump(json.loads(json.dumps(parts, default=str)), sort_keys=False)
+def _restore_frozen(module: LightningModule, names: Sequence[str] | None) -> None:
+    """Train what was trained when a checkpoint was saved: BaseFinetuning freezes everything as a run begins."""
+    if names is None:
+        return
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad = name not in names
+    for name, part in module.named_modules():
+        if hasattr(part, "track_running_stats"):
+            part.track_running_stats = name not in names
 
 
 class RunRecord(RowCallback):
@@ -174,6 +173,7 @@ class RunRecord(RowCallback):
         super().__init__()
         self.config, self.seed = config, seed
         self.run: Path | None = None  # on the first process, if there is a logger
+        self._unrecorded: list[str] = []  # what of a run from Python the configuration cannot say
         self._saved: Mapping[str, Any] | None = None  # the checkpoint that the run goes on from
         self._unwritten = False  # whether a row is not in the file yet
         self._best: dict[str, Any] | None = None  # as run.json has it
@@ -192,7 +192,11 @@ class RunRecord(RowCallback):
         super().on_train_start(trainer, pl_module)
         self._start, folder = time.perf_counter(), folder_of(trainer)
         self.run = folder if trainer.is_global_zero else None
-        self.config = self.config or _described(trainer, pl_module)
+        if self.config is None:
+            self.config, self._unrecorded = describe_run(trainer, pl_module)
+        self.config = with_found(self.config, trainer, pl_module)
+        if self._saved:
+            _restore_frozen(pl_module, self._saved["run"].get("frozen"))
         if type(pl_module).__module__ == "__main__":
             note = "is in a script or notebook; no command opens its runs until it is in a module"
             print_rank_zero(f"note: class {class_path_of(type(pl_module))}: {note}", file=sys.stderr)
@@ -212,6 +216,7 @@ class RunRecord(RowCallback):
             write(str(self.config).encode(), self.run / "config.yaml")
         if folder and self._saved and trainer.ckpt_path:
             self._go_on(trainer, folder, self._saved)
+        self._saved = None
 
     def _go_on(self, trainer: Trainer, folder: Path, saved: Mapping[str, Any]) -> None:
         """Take up the rows up to the checkpoint, also from the folder of another run that this one goes on with."""
@@ -256,10 +261,17 @@ class RunRecord(RowCallback):
         if self.at_row(trainer):
             self.update_row(trainer)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        known = {"config": self.config, "threads": torch.get_num_threads(), "model": class_path_of(type(pl_module))}
+        known: dict[str, Any] = {
+            "config": self.config,
+            "threads": torch.get_num_threads(),
+            "model": class_path_of(type(pl_module)),
+        }
         known["data"] = class_path_of(type(datamodule)) if datamodule else None
         known["sha256"] = getattr(getattr(datamodule, "loaded", None), "sha256", None)
         known["step"] = steps_done(trainer)
+        known["unrecorded"] = self._unrecorded
+        if any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            known["frozen"] = _frozen(pl_module)
         checkpoint["run"] = known
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -1,0 +1,144 @@
+"""What a run that goes on does as before: its settings from Python, what Lightning's finders found, what is frozen."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
+
+from commands import fit, manifest, one_line, only_run
+from softmax_regression import (
+    FashionMNISTDataModule,
+    LastCheckpoint,
+    RunLogger,
+    RunRecord,
+    SafeCheckpointIO,
+    SoftmaxRegression,
+)
+from softmax_regression.commands.train import main
+from softmax_regression.errors import InputError
+from softmax_regression.runs import checkpoint
+from softmax_regression.runs.rows import read_rows
+
+
+class Named(Callback):
+    """A callback whose argument is an attribute."""
+
+    def __init__(self, word: str = "none") -> None:
+        self.word = word
+
+
+class Unnamed(Callback):
+    """A callback that keeps its argument for itself."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+
+def from_python(*callbacks: Callback, model: LightningModule | None = None, **options: Any) -> Path:
+    data = FashionMNISTDataModule(source="synthetic", synthetic_size=600, val_size=101, batch_size=32)
+    trainer = Trainer(
+        max_epochs=1, logger=RunLogger(), callbacks=[*callbacks, LastCheckpoint(), RunRecord()], accelerator="cpu",
+        plugins=[SafeCheckpointIO()], enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
+        num_sanity_val_steps=0, **options,
+    )  # fmt: skip
+    trainer.fit(model or SoftmaxRegression(), data)
+    return only_run()
+
+
+def test_the_settings_of_a_run_from_python_hold_when_it_goes_on() -> None:
+    options: dict[str, Any] = {"accumulate_grad_batches": 2, "limit_train_batches": 8, "gradient_clip_val": 0.5}
+    run = from_python(Named("hello"), **options)
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert {name: config["trainer"][name] for name in options} == options
+    (callback,) = config["trainer"]["callbacks"]
+    assert callback == {"class_path": f"{__name__}.Named", "init_args": {"word": "hello"}}
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
+    assert [row["step"] for row in read_rows(run)] == [4, 8]
+
+
+def test_what_cannot_be_recorded_is_refused_when_the_run_shall_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    run = from_python(Unnamed("hello"))
+    capsys.readouterr()
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 2
+    assert "with the callback Unnamed, for its argument word, which its configuration cannot say" in one_line(capsys)
+
+
+@pytest.mark.filterwarnings("ignore:Attribute .criterion. is an instance")
+def test_hyperparameters_that_no_checkpoint_can_hold_do_not_stand_in_the_way() -> None:
+    class WithPath(SoftmaxRegression):
+        def __init__(self, folder: Path = Path("here"), lr: float = 0.1) -> None:
+            super().__init__(lr)
+            self.save_hyperparameters({"folder": folder, "criterion": torch.nn.MSELoss()})
+
+    run = from_python(model=WithPath())
+    saved = checkpoint.read(run / "checkpoints" / "last.ckpt")["hyper_parameters"]
+    assert saved["folder"] == "here"
+    assert "criterion" not in saved
+
+
+def test_a_state_that_could_not_be_read_again_is_refused_before_the_first_step() -> None:
+    class Odd(Callback):
+        def state_dict(self) -> dict[str, Any]:
+            return {"where": Path("here")}
+
+    with pytest.raises(InputError, match=r"Odd: its state in a checkpoint could not be read again"):
+        from_python(Odd())
+    assert not read_rows(only_run())
+
+
+# Lightning's, of the training that looks for the rate
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_the_learning_rate_that_was_found_is_recorded_and_used() -> None:
+    finder = ("--trainer.callbacks+=LearningRateFinder", "--trainer.callbacks.num_training_steps=20")
+    assert fit("--trainer.max_epochs=1", *finder) == 0
+    run = only_run()
+    found = manifest(run)["config"]["model"]["init_args"]["lr"]
+    assert found != 0.1
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=3"]) == 0
+    rows = read_rows(run)
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["lr"] for row in rows] == pytest.approx([found] * 3)
+
+
+class OneCycle(SoftmaxRegression):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), 0.1)
+        steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def test_a_schedule_of_a_fixed_length_is_not_gone_on_with_for_longer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit(f"--model={__name__}.OneCycle", "--trainer.max_epochs=1") == 0
+    run = only_run()
+    before = (run / "run.json").read_bytes()
+    capsys.readouterr()
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 2
+    assert "max_epochs=2: the run's learning rate schedule ends after 16 steps, with max_epochs=1" in one_line(capsys)
+    assert (run / "run.json").read_bytes() == before
+
+
+class Unfreeze(BaseFinetuning):
+    """Train the bias from the first epoch on, and all from the second."""
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        for name, parameter in pl_module.named_parameters():
+            parameter.requires_grad = name.endswith("bias")
+
+    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+        if epoch == 1:
+            for parameter in pl_module.parameters():
+                parameter.requires_grad = True
+
+
+def test_what_was_unfrozen_stays_so_when_a_run_goes_on() -> None:
+    unfreeze = f"--trainer.callbacks+={__name__}.Unfreeze"
+    assert fit(unfreeze, "--trainer.logger.version=whole", "--trainer.max_epochs=4") == 0
+    assert fit(unfreeze, "--trainer.logger.version=resumed", "--trainer.max_epochs=2") == 0
+    whole, resumed = Path("logs/softmax/whole"), Path("logs/softmax/resumed")
+    assert main(["fit", "--resume", str(resumed), "--trainer.max_epochs=4"]) == 0
+    assert read_rows(resumed) == read_rows(whole)
