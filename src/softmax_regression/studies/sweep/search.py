@@ -30,7 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
 from softmax_regression.errors import DivergedError, InputError, Interrupted, StorageError, format_error
-from softmax_regression.runs.processes import cores
+from softmax_regression.runs.processes import choose_threads, cores
 from softmax_regression.studies.learning import Watcher
 from softmax_regression.studies.sweep.space import Params, Plan, Range, describe, is_better
 from softmax_regression.studies.sweep.storage import open_storage
@@ -128,7 +128,10 @@ class Search:
             Interrupted: A signal came; the same command goes on.
             StorageError: The database was lost.
         """
-        torch.set_num_threads(1)  # for each worker; with another number sums are rounded in another order
+        if self.plan.is_stackable:
+            torch.set_num_threads(1)  # for each worker; with another number sums are rounded in another order
+        else:
+            choose_threads(None, processes=1)  # as `fit` does
         background = ThreadPoolExecutor(1)  # so that a signal finds this thread waiting
         with ProgressLine(self) as progress:
             try:
