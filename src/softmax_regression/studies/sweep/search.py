@@ -86,6 +86,7 @@ class Search:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.CRITICAL)
         self.plan = plan
+        self.folder = folder
         self.train = train
         self.is_shared = storage is not None
         self.storage = open_storage(storage, folder)
@@ -259,7 +260,7 @@ class Search:
         kind: type[Exception] = InputError
         if all(error.startswith("DivergedError") for error in errors):
             kind = DivergedError
-        raise kind(f"all trials failed: {'; '.join(errors[:3])}")
+        raise kind(f"all trials failed: {'; '.join(errors[:3])}; to try again, delete {self.folder}")
 
     def failures(self) -> list[tuple[str, str]]:
         """Return what came to nothing, and why."""
