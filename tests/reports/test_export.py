@@ -12,16 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchvision.datasets import FashionMNIST
 
 from commands import fit, one_line
 from softmax_regression.commands.study import main
+from softmax_regression.commands.train import main as train_main
 from softmax_regression.data.datasets import Dataset, generate_dataset
 from softmax_regression.data.photos import to_fashion_mnist
+from softmax_regression.errors import InputError
 from softmax_regression.experiment.opening import open_run
 
 NEEDS = 'needs the extra `export`: pip install -e ".[export]"'
@@ -177,12 +180,85 @@ def test_onnx_says_what_it_is_and_nothing_of_this_machine(exported: Path, traine
             assert str(place).encode() not in file.read_bytes()
 
 
-def test_onnx_that_predicts_otherwise_is_a_bug(exported: Path, model: LightningModule, dataset: Dataset) -> None:
+def test_onnx_that_predicts_otherwise_is_refused(exported: Path, model: LightningModule, dataset: Dataset) -> None:
     expected, content = model(dataset.test_images).softmax(1), (exported / "model.onnx").read_bytes()
     export.compare("model.onnx", content, dataset.test_images, expected)
     for wrong in (expected + 2e-5, expected.roll(1, 1), expected * torch.nan):
-        with pytest.raises(RuntimeError, match="apart"):
+        with pytest.raises(InputError, match="apart"):
             export.compare("model.onnx", content, dataset.test_images, wrong)
+
+
+class Colours(LightningDataModule):
+    """Colour images of three classes, in batches that are dictionaries; the test set is set up for `test` alone."""
+
+    def setup(self, stage: str) -> None:
+        self.examples: Any = []
+        for i in range(40):
+            self.examples.append({"label": i % 3, "image": torch.rand(3, 8, 12) + i % 3})
+        if stage == "test":
+            self.tested: Any = self.examples[:30]
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.examples, 20)
+
+    def test_dataloader(self) -> Any:
+        return [DataLoader(self.tested, 20)]
+
+
+class ColourNet(LightningModule):
+    """Somebody else's module; it is compiled and has its layers made late."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.compile(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), backend="eager")
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self.net(batch["image"]), batch["label"])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Denoiser(ColourNet):
+    def forward(self, x: Tensor) -> Any:
+        return x
+
+
+def trained_elsewhere(model: str, folder: Path) -> Path:
+    """The folder of a run of a module and a data module of this file."""
+    flags = ["--early_stopping.patience=0", "--best_checkpoint.monitor=null", "--figures.every_n_epochs=0"]
+    where = [f"--trainer.logger.save_dir={folder}", "--trainer.max_epochs=1"]
+    assert train_main(["fit", f"--model=test_export.{model}", "--data=test_export.Colours", *flags, *where]) == 0
+    return next(folder.glob("*/*"))
+
+
+def test_a_model_of_other_data_is_compared_on_the_test_batches_of_those(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained_elsewhere("ColourNet", tmp_path)
+    capsys.readouterr()
+    assert main(["export", str(run)]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{run / 'export' / 'model.onnx'}\n"
+    assert err.startswith("model.onnx: 30 test images, 0 in another class")
+    assert "no page" in err
+    session = onnxruntime.InferenceSession(run / "export" / "model.onnx")
+    images = torch.rand(5, 3, 8, 12)
+    probabilities, logits = session.run(None, {"images": images.numpy()})
+    assert probabilities.shape == logits.shape == (5, 3)
+
+
+def test_a_module_that_is_no_classifier_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained_elsewhere("Denoiser", tmp_path)
+    capsys.readouterr()
+    assert main(["export", str(run)]) == 2
+    assert "Denoiser: no classifier of images that torch.onnx can export (it returns (30, 3, 8, 12)" in one_line(capsys)
+    assert not (run / "export").exists()
 
 
 def test_a_model_that_is_no_classifier_of_images_is_one_line(
@@ -260,7 +336,7 @@ def test_exactly_one_checkpoint_is_asked_for(words: list[str], capsys: pytest.Ca
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(export, "open_run", lambda *_, **__: pytest.fail("the run was opened"))
+    monkeypatch.setattr(export, "open_run_with_data", lambda *_, **__: pytest.fail("the run was opened"))
     (tmp_path / "file").touch()
     assert main(["export", str(linear), "--out", str(tmp_path / "file" / "export")]) == 2
     assert "cannot be written" in one_line(capsys)

@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -21,6 +21,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from softmax_regression.runs.rows import RESERVED
+
 Curves = Mapping[str, tuple[Tensor, Tensor]]  # metric -> epochs (t,) and values (t,), or (s, t) of s seeds
 PRODUCER = "softmax-regression"  # in every picture and page: it may be replaced by a newer one
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
@@ -28,17 +30,6 @@ PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", BLACK)
 STAGES = ("train", "val", "test")
 STROKES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))  # of train, val, test, and others
 PANELS = {"loss": "loss", "acc": "accuracy"}  # these two come first
-NO_METRICS = ("epoch", "step", "lr")
-
-
-class Line(NamedTuple):
-    """One line of a panel: a metric of a run."""
-
-    run: str
-    stage: str
-    quantity: str
-    epochs: Tensor
-    values: Tensor
 
 
 def split_metric(name: str) -> tuple[str, str]:
@@ -69,26 +60,25 @@ def metrics_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     Left out are the epoch, the step and the learning rate. Of a metric that Lightning keeps thrice, such as `loss`,
     `loss_step` and `loss_epoch`, the first is enough.
     """
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names: dict[str, Any] = {}
+    for row in rows:
+        names.update(row)
     found = []
     for name in names:
         base = re.sub(r"_(step|epoch)$", "", name)
         is_copy = base != name and base in names
-        if name not in NO_METRICS and not name.startswith("lr-") and not is_copy:
+        if name not in RESERVED and not name.startswith("lr-") and not is_copy:
             found.append(name)
     return found
 
 
 def curves(rows: Sequence[Mapping[str, float]]) -> Curves:
     """Return each metric in rows of a run, at the epochs that were done when it was logged."""
-    found: dict[str, tuple[Tensor, Tensor]] = {}
-    if not rows:
-        return found
-    epochs = epochs_done(rows)
+    found = {}
     for name in metrics_of(rows):
-        places = [i for i, row in enumerate(rows) if row.get(name) is not None]
-        values = torch.tensor([float(rows[i][name]) for i in places])
-        found[name] = epochs[places], values
+        values = torch.tensor([row.get(name, math.nan) for row in rows])
+        was_logged = torch.tensor([name in row for row in rows])
+        found[name] = epochs_done(rows)[was_logged], values[was_logged]
     return found
 
 
@@ -110,35 +100,29 @@ def learning_curves(runs: Mapping[str, Curves]) -> Figure:
     A panel for each quantity, a stroke for each of train, val, test and further validation sets; of several runs, a
     colour for each. Values of s seeds, (s, t), are drawn as their mean in a band from the lowest to the highest.
     """
-    lines = _lines(runs)
-    figure, panels = _panels([line.quantity for line in lines])
-    stages = list(dict.fromkeys([*STAGES, *(line.stage for line in lines)]))
+    parts = {metric: split_metric(metric) for metric in metrics_of(runs.values())}
+    figure, panels = _panels([quantity for _, quantity in parts.values()])
+    used = dict(parts.values())  # the stages that occur
+    stages = list(dict.fromkeys([*STAGES, *used]))
     strokes = dict(zip(stages, itertools.chain(STROKES, itertools.repeat("-.")), strict=False))
     several = len(runs) > 1
     owners = list(runs) if several else stages
     colours = dict(zip(owners, _colours(len(owners)), strict=True))
-    for line in lines:
-        owner = line.run if several else line.stage
-        _draw(panels[line.quantity], line, colours[owner], strokes[line.stage])
+    for run, metrics in runs.items():
+        for metric, (stage, quantity) in parts.items():
+            if metric in metrics:
+                owner = run if several else stage
+                _draw(panels[quantity], *metrics[metric], colours[owner], strokes[stage])
     handles = []
     if several:
         handles = [Line2D([], [], color=colours[run], linewidth=5, label=run) for run in runs]
     for stage in stages:
-        if any(line.stage == stage for line in lines):
+        if stage in used:
             colour = "0.3" if several else colours[stage]
             label = stage or "without a stage"
             handles.append(Line2D([], [], color=colour, linestyle=strokes[stage], linewidth=2, label=label))
     _add_legend(figure, handles)
     return figure
-
-
-def _lines(runs: Mapping[str, Curves]) -> list[Line]:
-    lines = []
-    for run, metrics in runs.items():
-        for metric in metrics_of([metrics]):
-            stage, quantity = split_metric(metric)
-            lines.append(Line(run, stage, quantity, *metrics[metric]))
-    return lines
 
 
 def _panels(quantities: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
@@ -164,14 +148,14 @@ def _colours(n: int) -> Sequence[str]:
     return list(map(to_hex, scale))
 
 
-def _draw(axes: Axes, line: Line, colour: str, stroke: Any) -> None:
+def _draw(axes: Axes, epochs: Tensor, values: Tensor, colour: str, stroke: Any) -> None:
     """Draw a line and, of several seeds, the band around it; points are marked where they are few."""
-    epochs = line.epochs.cpu()
-    seeds = np.atleast_2d(line.values.detach().cpu())  # (s, t)
-    marker = "o" if len(epochs) <= 20 else ""
-    axes.plot(epochs, seeds.mean(0), linestyle=stroke, color=colour, linewidth=2, marker=marker, markersize=4)
+    x = epochs.cpu()
+    seeds = np.atleast_2d(values.detach().cpu())  # (s, t)
+    marker = "o" if len(x) <= 20 else ""
+    axes.plot(x, seeds.mean(0), linestyle=stroke, color=colour, linewidth=2, marker=marker, markersize=4)
     if len(seeds) > 1:
-        axes.fill_between(epochs, seeds.min(0), seeds.max(0), color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(x, seeds.min(0), seeds.max(0), color=colour, alpha=0.2, linewidth=0)
 
 
 def _add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:

@@ -51,18 +51,21 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     write(buffer.getvalue().encode(), path)
 
 
-def _stack(fig: Figure) -> bool:
+def _stack(figure: Figure) -> bool:
     """Place the panels of a figure below one another, if there are any side by side."""
-    panels = [(axes, spec) for axes in fig.axes if (spec := axes.get_subplotspec())]
-    rows, columns = panels[0][1].get_geometry()[:2] if panels else (1, 1)
-    if columns > 1:
-        grid = GridSpec(len(panels), 1, fig)
-        for row, (axes, _) in enumerate(panels):
-            axes.set_subplotspec(grid[row])
-            axes.tick_params(labelbottom=True)
-        wide, high = fig.get_size_inches()
-        fig.set_size_inches(1.2 * wide / columns, high * len(panels) / rows)
-    return columns > 1
+    panels = [axes for axes in figure.axes if axes.get_subplotspec()]
+    if not panels:
+        return False
+    rows, columns, *_ = panels[0].get_subplotspec().get_geometry()  # type: ignore[union-attr]
+    if columns == 1:
+        return False
+    grid = GridSpec(len(panels), 1, figure)
+    for row, axes in enumerate(panels):
+        axes.set_subplotspec(grid[row])
+        axes.tick_params(labelbottom=True)
+    wide, high = figure.get_size_inches()
+    figure.set_size_inches(1.2 * wide / columns, high * len(panels) / rows)
+    return True
 
 
 def _url(png: bytes) -> str:

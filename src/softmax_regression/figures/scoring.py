@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -17,12 +17,7 @@ from softmax_regression.errors import InputError
 STAGES = ("train", "val", "test")
 
 
-class Scored(NamedTuple):
-    """What a classifier of k classes made of n examples."""
-
-    inputs: Tensor  # (n, ...)
-    labels: Tensor  # (n,)
-    logits: Tensor  # (n, k)
+Scored = tuple[Tensor, Tensor, Tensor]  # inputs (n, ...), labels (n,) and logits (n, k) of a classifier
 
 
 @contextmanager
@@ -43,16 +38,15 @@ def choose_loader(loaders: Any, stage: str) -> tuple[int, Any] | None:
 
     Of several it is the one that is named after the stage, or else the first that is not of another stage.
     """
-    if isinstance(loaders, Mapping):
-        names = list(loaders)
-        others = [name for name in names if name not in STAGES]
-        for name in [stage, *others]:
-            if name in names:
-                return names.index(name), loaders[name]
-        return None
     if isinstance(loaders, list | tuple):
-        return (0, loaders[0]) if loaders else None
-    return (0, loaders) if loaders is not None else None
+        loaders = dict(enumerate(loaders))
+    if not isinstance(loaders, Mapping):
+        return None if loaders is None else (0, loaders)
+    names = list(loaders)
+    for name in [stage, *names]:
+        if name in names and (name == stage or name not in STAGES):
+            return names.index(name), loaders[name]
+    return None
 
 
 def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limit: int | None = None) -> Scored:
@@ -73,11 +67,11 @@ def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limi
     parts = [torch.cat(part) for part in zip(*scored, strict=True)]
     if trainer.world_size > 1:
         parts = [torch.cat(gather_all_tensors(part)) for part in parts]
-    found = Scored(*parts)
-    low, high = found.labels.aminmax()
-    if low < 0 or high >= found.logits.shape[1]:
-        raise InputError(f"classes are {low} to {high}, and the model tells {found.logits.shape[1]} apart")
-    return found
+    inputs, labels, logits = parts
+    low, high = labels.aminmax()
+    if low < 0 or high >= logits.shape[1]:
+        raise InputError(f"classes are {low} to {high}, and the model tells {logits.shape[1]} apart")
+    return inputs, labels, logits
 
 
 def score_batch(module: nn.Module, batch: Any) -> Scored:
@@ -91,10 +85,8 @@ def score_batch(module: nn.Module, batch: Any) -> Scored:
         raise InputError("a batch has no classes (n,)")
     logits = module(inputs)
     if not is_logits(logits, inputs):
-        raise InputError(
-            f"{type(module).__name__} returns no logits (n, k) of {len(inputs)} images, but {_shape(logits)}"
-        )
-    return Scored(inputs, labels, logits)
+        raise InputError(f"{type(module).__name__} returns no logits (n, k) of n examples")
+    return inputs, labels, logits
 
 
 def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -105,9 +97,7 @@ def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
     """
     if isinstance(batch, Mapping):
         batch = list(batch.values())
-    if isinstance(batch, Tensor):
-        batch = [batch]
-    parts = batch if isinstance(batch, list | tuple) else []
+    parts = batch if isinstance(batch, list | tuple) else [batch]
     inputs = []
     labels = []
     for part in parts:
@@ -116,7 +106,7 @@ def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
         elif isinstance(part, Tensor) and part.ndim == 1 and not part.is_floating_point():
             labels.append(part)
     if len(inputs) != 1 or len(labels) > 1:
-        raise InputError(f"a batch must be of inputs (n, ...) and classes (n,), and is of {_shape(batch)}")
+        raise InputError("a batch does not hold one tensor of inputs (n, ...) and one of classes (n,)")
     return inputs[0], labels[0] if labels else None
 
 
@@ -126,12 +116,3 @@ def is_logits(output: Any, inputs: Tensor) -> bool:
         return False
     k = output.shape[1]
     return output.is_floating_point() and k > 1 and k != math.prod(inputs.shape[1:])
-
-
-def _shape(value: Any) -> str:
-    """Return the shape of a tensor, or the shapes of several, for a message."""
-    if isinstance(value, Tensor):
-        return str(tuple(value.shape))
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_shape, value))
-    return f"a {type(value).__name__}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from softmax_regression.figures.page import check_output, write_page
 from softmax_regression.reports.curve import curves_of_runs
-from softmax_regression.reports.reading import cells, differing, held_out_metrics, labels_of, read_runs
+from softmax_regression.reports.reading import differing, held_out_metrics, labels_of, read_runs
 
 
 def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool = False) -> Path:
@@ -32,7 +32,7 @@ def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool 
     settings = []
     records = {}
     for label, run in zip(labels, found, strict=True):
-        scores.append([label, run.best.get("epoch"), *cells(run.scores, metrics)])
+        scores.append([label, run.best.get("epoch"), *map(run.scores.get, metrics)])
         settings.append([label, *(run.settings.get(name, "") for name in names)])
         made_by = {key: run.manifest.get(key) for key in ("data", "git", "versions", "machine")}
         command = run.manifest.get("command", "no command was recorded")

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from softmax_regression.data.datasets import Dataset
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
-from softmax_regression.experiment.opening import OpenedRun, open_run
+from softmax_regression.experiment.opening import OpenedRun
 from softmax_regression.figures.drawings import PRODUCER
 from softmax_regression.figures.page import check_output, write_page
 from softmax_regression.figures.predictions import names_of_classes
 from softmax_regression.figures.scoring import inputs_and_labels, is_logits
 from softmax_regression.files import reason, write
-from softmax_regression.reports.held_out import flags_of_data, held_out_loader
+from softmax_regression.reports.held_out import held_out_loader, open_run_with_data
 
 try:
     import onnxruntime
@@ -76,7 +76,7 @@ def run(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, 
     """
     if out is not None:
         check_outputs(out, force)
-    opened = open_run(which, flags=flags_of_data(dirs))
+    opened = open_run_with_data(which, dirs)
     folder = opened.folder
     if out is None:
         out = Path(folder or "logs", "export")
@@ -116,6 +116,7 @@ def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
         raise InputError(f"{kind}: no classifier of images that torch.onnx can export ({why})") from error
     for file, content in contents.items():
         compare(file, content, inputs[file], expected)
+    for file, content in contents.items():
         write(content, out / file)
     if data:
         layers = layers_of(model, images / 255, expected)
@@ -138,16 +139,22 @@ def _own_images(opened: OpenedRun) -> Dataset | None:
 
 def _test_inputs(opened: OpenedRun) -> Tensor:
     """Return inputs (n, ...) of the first test batches, or of validation batches where there are no others."""
-    loader = held_out_loader(opened, "test") or held_out_loader(opened, "val")
     parts: list[Tensor] = []
-    for batch in loader or []:
-        moved = opened.trainer.strategy.batch_to_device(batch, torch.device("cpu"))
-        parts.append(inputs_and_labels(moved)[0])
-        if sum(map(len, parts)) >= BATCH:
-            break
-    if not parts:
-        raise InputError(f"{opened.checkpoint}: its data have no test batches to compare the export with")
-    return torch.cat(parts)[:BATCH]
+    try:
+        loader = held_out_loader(opened, "test")
+        if loader is None:
+            loader = held_out_loader(opened, "val")
+        if loader is None:
+            raise InputError("the data have neither test nor validation batches")
+        for batch in loader:
+            moved = opened.trainer.strategy.batch_to_device(batch, torch.device("cpu"))
+            parts.append(inputs_and_labels(moved)[0])
+            if sum(map(len, parts)) >= BATCH:
+                break
+        return torch.cat(parts)[:BATCH]
+    except Exception as error:  # of anybody's data
+        why = reason(error)[:200]
+        raise InputError(f"{opened.checkpoint}: has no test batches to compare the export with ({why})") from error
 
 
 def to_onnx(exported: nn.Module, images: Tensor, names: Sequence[str], checkpoint: str) -> bytes:
@@ -177,7 +184,7 @@ def compare(name: str, content: bytes, images: Tensor, expected: Tensor) -> None
     others = (found.argmax(1) != expected.argmax(1)).sum()
     text = f"{name}: {len(images)} test images, {others} in another class, at most {difference:.0e} apart"
     if not difference <= TOLERANCE:
-        raise RuntimeError(text)
+        raise InputError(f"{text}: it is not written, for it does not predict what the checkpoint does")
     print(text, file=sys.stderr)
 
 

@@ -3,12 +3,25 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from softmax_regression.experiment.opening import OpenedRun
+from softmax_regression.experiment.opening import OpenedRun, open_run
 from softmax_regression.figures.scoring import choose_loader
+
+
+def open_run_with_data(which: str, dirs: Sequence[str] | None) -> OpenedRun:
+    """Open a run, see `open_run`; its data are looked for in `dirs` or, if that is None, where the run did."""
+    flags = []
+    if dirs is not None:
+        flags.append(f"--data.dirs={json.dumps(list(dirs))}")
+    opened = open_run(which, flags=flags)
+    known = opened.saved.get("run", {}).get("sha256")
+    images = getattr(opened.data, "loaded", None)  # of this project's data module
+    if known and images is not None and images.sha256 != known:
+        print("warning: these are not the images that the run was trained with", file=sys.stderr)
+    return opened
 
 
 def held_out_loader(opened: OpenedRun, stage: str) -> Iterable[Any] | None:
@@ -17,28 +30,15 @@ def held_out_loader(opened: OpenedRun, stage: str) -> Iterable[Any] | None:
     Of several loaders it is the one with the name of the stage, or else the first; None if there is none.
     """
     name = f"{stage}_dataloader"
-    if opened.data is not None and is_overridden(name, opened.data):
-        opened.data.setup("fit" if stage == "val" else "test")
-        _warn_of_other_images(opened)
-        loaders = getattr(opened.data, name)()
-    elif is_overridden(name, opened.model):
-        loaders = getattr(opened.model, name)()
-    else:
+    source: Any = opened.model
+    if opened.data is not None:
+        source = opened.data
+    if not is_overridden(name, source):
         return None
-    chosen = choose_loader(loaders, stage)
-    return None if chosen is None else chosen[1]
-
-
-def _warn_of_other_images(opened: OpenedRun) -> None:
-    """Say so if this project's data module found other images than the run was trained with."""
-    known = opened.saved.get("run", {}).get("sha256")
-    images = getattr(opened.data, "loaded", None)
-    if known and images is not None and images.sha256 != known:
-        print("warning: these are not the images that the run was trained with", file=sys.stderr)
-
-
-def flags_of_data(dirs: Sequence[str] | None) -> list[str]:
-    """Return the flags that let the data be looked for in other folders than the run's."""
-    if dirs is None:
-        return []
-    return [f"--data.dirs={json.dumps(list(dirs))}"]
+    if opened.data is not None:
+        source.setup({"val": "fit", "test": "test"}[stage])
+    chosen = choose_loader(getattr(source, name)(), stage)
+    if chosen is None:
+        return None
+    _, loader = chosen
+    return cast(Iterable[Any], loader)

@@ -12,6 +12,7 @@ from textwrap import TextWrapper
 from softmax_regression.errors import InputError
 from softmax_regression.figures.drawings import split_metric
 from softmax_regression.reports.reading import Run, held_out_metrics, read_run, state_of
+from softmax_regression.runs.rows import ROWS_FILE
 
 WIDTH = 80
 WRAPPER = TextWrapper(WIDTH, "    ", "    ", break_long_words=False, break_on_hyphens=False)
@@ -26,35 +27,35 @@ def list_runs(logs: Path = Path("logs")) -> str:
     Raises:
         InputError: It has no runs.
     """
-    folders = {path.parent for name in ("run.json", "config.yaml") for path in logs.glob(f"*/*/{name}")}
+    folders = {path.parent for path in (*logs.glob("*/*/run.json"), *logs.glob("*/*/config.yaml"))}
     if not folders:
         raise InputError(f"{logs}: has no runs; train one with `train.py fit`")
-    runs = [_read(folder) for folder in sorted(folders)]
+    runs = list(map(_read, sorted(folders)))
     runs.sort(key=lambda run: str(run.manifest.get("started", "")))
-    place = os.path.commonpath([run.folder.parent for run in runs])
-    table = [["run", "state", "best epoch"]]
+    place = Path(os.path.commonpath([run.folder.parent for run in runs]))
+    columns = [["run"], ["state"], ["best epoch"]]
+    counts: Counter[str] = Counter()  # in how many runs a metric is
     for run in runs:
-        epoch = run.best.get("epoch", "")
-        table.append([str(run.folder.relative_to(place)), state_of(run.folder, run.manifest), str(epoch)])
+        cells = [run.folder.relative_to(place), state_of(run.folder, run.manifest), run.best.get("epoch", "")]
+        for column, cell in zip(columns, cells, strict=True):
+            column.append(str(cell))
+        counts.update(held_out_metrics([run.scores]))
     details = _what_sets_apart(runs)
-    counts = Counter(metric for run in runs for metric in held_out_metrics([run.scores]))
-    metrics = [metric for metric, _ in counts.most_common()]
-    metrics.sort(key=lambda metric: split_metric(metric)[0] == "")  # validation first; a stable sort
-    for metric in metrics:
-        values = [_format(run.scores.get(metric)) for run in runs]
-        wider = [[*row, cell] for row, cell in zip(table, [metric, *values], strict=True)]
-        if max(map(len, _lines(wider))) <= WIDTH:
-            table = wider
+    for metric in sorted(counts, key=lambda metric: (split_metric(metric)[0] == "", -counts[metric])):
+        column = [metric]
+        for run in runs:
+            column.append(_format(run.scores.get(metric)))
+        if len(_lines([*columns, column])[0]) <= WIDTH:
+            columns.append(column)
             continue
-        for words, value in zip(details, values, strict=True):
+        for words, value in zip(details, column[1:], strict=True):
             if value:
                 words.insert(0, f"{metric} {value}")
-    head, *rows = _lines(table)
+    head, *rows = _lines(columns)
     lines = [f"runs in {place}:", head]
     for row, words in zip(rows, details, strict=True):
-        lines.append(row)
-        if words:
-            lines += WRAPPER.wrap("  ".join(words))
+        lines.append(row.rstrip())
+        lines += WRAPPER.wrap("  ".join(words))
     return "\n".join(lines)
 
 
@@ -83,6 +84,8 @@ def _what_sets_apart(runs: Sequence[Run]) -> list[list[str]]:
             words.append("images=generated")
         if run.last and not run.best:
             words.append(f"no best checkpoint: scores of epoch {run.last['epoch']}")
+        if not run.last:
+            words.append(f"no {ROWS_FILE}")
         found.append(words)
     return found
 
@@ -90,16 +93,16 @@ def _what_sets_apart(runs: Sequence[Run]) -> list[list[str]]:
 def _format(value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+    if abs(value) < 1e6:
+        return f"{value:.4f}"
+    return f"{value:.4g}"
 
 
-def _lines(table: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table in columns: words begin, and numbers end, below one another."""
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for name, state, *numbers in table:
-        cells = [name.ljust(widths[0]), state.ljust(widths[1])]
-        for number, width in zip(numbers, widths[2:], strict=True):
-            cells.append(number.rjust(width))
-        lines.append("  ".join(cells).rstrip())
-    return lines
+def _lines(columns: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table: words begin, and numbers end, below one another."""
+    padded = []
+    for i, column in enumerate(columns):
+        width = max(map(len, column))
+        pad = str.ljust if i < 2 else str.rjust
+        padded.append([pad(cell, width) for cell in column])
+    return ["  ".join(row) for row in zip(*padded, strict=True)]

@@ -30,15 +30,13 @@ class Run(NamedTuple):
         return self.rows[-1] if self.rows else {}
 
     @property
-    def best(self) -> Mapping[str, Any]:
+    def best(self) -> Row:
         """What best.ckpt holds: its epoch, step and metrics; empty where there is none."""
-        recorded = dict(self.manifest.get("best") or {})
+        recorded = self.manifest.get("best") or {}
         for row in self.rows:
             if row["step"] == recorded.get("step"):
                 return row
-        for name in ("monitor", "mode", "score"):
-            recorded.pop(name, None)
-        return recorded
+        return {}
 
     @property
     def scores(self) -> dict[str, Any]:
@@ -130,14 +128,12 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         words = " ".join(f"{name}={run.settings[name]}" for name in names if name in run.settings)
         labels.append(shorten(words, 40, placeholder=" ..."))
+    folders = [run.folder.name for run in runs]
     found = []
     for run, label in zip(runs, labels, strict=True):
-        same_folder = sum(other.folder.name == run.folder.name for other in runs) > 1
-        folder = str(run.folder) if same_folder else run.folder.name
-        if not label:
-            label = folder
-        elif labels.count(label) > 1:
-            label = f"{folder}: {label}"
+        if labels.count(label) > 1 or not label:
+            folder = str(run.folder) if folders.count(run.folder.name) > 1 else run.folder.name
+            label = f"{folder}: {label}".removesuffix(": ")
         found.append(label)
     return found
 
@@ -145,8 +141,3 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
 def held_out_metrics(scores: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the metrics that are not of the training images."""
     return [name for name in metrics_of(scores) if split_metric(name)[0] != "train"]
-
-
-def cells(scores: Mapping[str, Any], metrics: Sequence[str]) -> list[float | None]:
-    """Return the values of metrics, None for one that is not there."""
-    return [scores.get(metric) for metric in metrics]

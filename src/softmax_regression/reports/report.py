@@ -5,7 +5,7 @@ Command: python study.py report RUN
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,18 @@ import yaml
 from lightning.pytorch import LightningModule
 
 from softmax_regression.classifier import Classifier
-from softmax_regression.experiment.opening import OpenedRun, open_run
+from softmax_regression.experiment.opening import OpenedRun
 from softmax_regression.figures.drawings import curves, learning_curves, metrics_of
 from softmax_regression.figures.page import check_output, write_page
-from softmax_regression.figures.predictions import LINEAR, class_scores, figures_of, names_of_classes
+from softmax_regression.figures.predictions import class_scores, figures_of, names_of_classes
 from softmax_regression.figures.scoring import score
 from softmax_regression.files import reason
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.reports.held_out import flags_of_data, held_out_loader
-from softmax_regression.reports.reading import Run, cells, read_run, settings_of, state_of
+from softmax_regression.reports.held_out import held_out_loader, open_run_with_data
+from softmax_regression.reports.reading import Run, read_run, settings_of, state_of
 from softmax_regression.runs.rows import ROWS_FILE
 
 ON_TOP = ("seed_everything", "model", "data", "trainer.max_epochs", "early_stopping.patience")
-CAPTIONS = {
-    "confusion_matrix": "Which classes are taken for which: counts, and shares of the true class.",
-    "predictions": "The most confident mistakes, framed, and some images that were classified right.",
-    "calibration": "How often the model is right, against how sure it is. The expected calibration error is the mean "
-    "distance between the two.",
-    "weights": "The weights of each class as an image: a linear model is one template a class.",
-    "worst_mistake": "The most confident mistake: what each pixel adds to the logit, pixel times weight.",
-}
 
 
 def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, force: bool = False) -> Path:
@@ -50,7 +42,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     Raises:
         InputError: There is no such run, its data cannot be had, or the page cannot be written.
     """
-    opened = open_run(which, flags=flags_of_data(dirs))
+    opened = open_run_with_data(which, dirs)
     folder = opened.folder
     out = out or (folder or Path("logs")) / "report"
     check_output(out / "index.html", force)
@@ -65,23 +57,30 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
         page["figures"]["curves"] = learning_curves({"": curves(run.rows)})
     else:
         page["left_out"].append(f"The curves are left out: this run has no {ROWS_FILE}.")
-    rows = {"best epoch": run.best, "last epoch": run.last, "test": run.manifest.get("test")}
-    scores = {what: row for what, row in rows.items() if row}
-    metrics = metrics_of(scores.values())
+    rows = {"best epoch": run.best, "last epoch": run.last, "test": run.manifest.get("test", {})}
+    metrics = metrics_of(rows.values())
+    scores = []
+    for what, row in rows.items():
+        if row:
+            scores.append([what, row.get("epoch"), *map(row.get, metrics)])
+    settings = []
+    for name, value in settings_of(opened.config).items():
+        if name.startswith(ON_TOP) and value != "none":
+            settings.append([name, value])
     num_classes = _classes_of_cross_entropy(opened.model)
     return write_page(
         out,
         Path(__file__).with_name("report.html"),
         name=run.folder.name,
-        end=_end(run),
+        state=state_of(run.folder, run.manifest) if folder else "",
+        stopped=run.manifest.get("stopped") or "no end was recorded",
         checkpoint=opened.checkpoint.name,
         data=run.manifest.get("data", {}).get("origin") or type(opened.data).__name__,
         metrics=metrics,
-        scores=[[what, row.get("epoch"), *cells(row, metrics)] for what, row in scores.items()],
+        scores=scores,
         num_classes=num_classes,
         guessing=math.log(num_classes),
-        captions=CAPTIONS,
-        settings=_main_settings(opened.config),
+        settings=settings,
         command=run.manifest.get("command", "no command was recorded"),
         config=yaml.safe_dump(opened.config, sort_keys=False),
         manifest=json.dumps({**run.manifest, "config": "see above"}, indent=2),
@@ -96,22 +95,24 @@ def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:
         words = "This run held out no validation images; after `train.py test`, this page shows the test images."
         return {"left_out": [words]}
     opened.model.to(opened.trainer.strategy.root_device)
-    scored = score(opened.trainer, opened.model, loader)
-    k = scored.logits.shape[1]
+    inputs, labels, logits = score(opened.trainer, opened.model, loader)
+    k = logits.shape[1]
     names = names_of_classes(getattr(opened.data, "class_names", ()), k)
-    drawn = figures_of(*scored, names, list(opened.model.parameters()))
+    drawn = figures_of(inputs, labels, logits, names, list(opened.model.parameters()))
     left_out = []
     if "predictions" not in drawn:
         left_out.append("Images and their predictions are left out: the inputs are no images.")
-    if not drawn.keys() >= set(LINEAR):
+    if "weights" not in drawn:
         words = "the model is not linear in the pixels of square grey images"
         left_out.append(f"The weights as images, and what each pixel adds, are left out: {words}.")
-    scores = class_scores(scored.logits.argmax(1), scored.labels, k).tolist()
-    what = "validation" if stage == "val" else "test"
+    classes = []
+    for name, row in zip(names, class_scores(logits.argmax(1), labels, k).tolist(), strict=True):
+        classes.append([name, *row])
+    what = {"val": "validation", "test": "test"}[stage]
     return {
         "figures": {name: draw() for name, draw in drawn.items()},
-        "shown": f"{len(scored.labels):,} {what} images",
-        "classes": [[name, *row] for name, row in zip(names, scores, strict=True)],
+        "shown": f"{len(labels):,} {what} images",
+        "classes": classes,
         "left_out": left_out,
     }
 
@@ -121,18 +122,3 @@ def _classes_of_cross_entropy(model: LightningModule) -> int:
     if isinstance(model, Classifier) and type(model).loss in (Classifier.loss, SoftmaxRegression.loss):
         return model.num_classes
     return 1
-
-
-def _end(run: Run) -> str:
-    """Say how a run ended; nothing of a checkpoint without one."""
-    if not run.manifest:
-        return ""
-    state = state_of(run.folder, run.manifest)
-    stopped = run.manifest.get("stopped") or "no end was recorded"
-    return f"This run is {state}: {stopped}. "
-
-
-def _main_settings(config: Mapping[str, Any]) -> list[list[str]]:
-    """Return the settings of model and data, and of the length of the run, as rows."""
-    settings = settings_of(config)
-    return [[name, value] for name, value in settings.items() if name.startswith(ON_TOP) and value != "none"]
