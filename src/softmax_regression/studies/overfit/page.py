@@ -97,7 +97,7 @@ def _lowest(remedy: Remedy) -> int:
 def _label(remedy: Remedy) -> str:
     """Name a remedy with the strength that was chosen, if it has one."""
     if remedy.name == "combination":
-        return f"combination ({remedy.decay:g}, {remedy.dropout:g})"
+        return f"combination: decay {remedy.decay:g}, dropout {remedy.dropout:g}"
     strength = remedy.decay or remedy.dropout
     if strength:
         return f"{remedy.name} {strength:g}"
