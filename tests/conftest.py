@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if sys.platform != "linux" and LINUX.search(inspect.getsource(getattr(item, "function", re.compile))):
             item.add_marker(pytest.mark.skip("needs what only Linux has for sure"))
         if item.get_closest_marker("real_data") and absent:
-            item.add_marker(pytest.mark.skip("the four Fashion-MNIST files were not found, see the README"))
+            item.add_marker(pytest.mark.skip("the four Fashion-MNIST files were not found, see docs/data.md"))
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip("no CUDA device"))
 

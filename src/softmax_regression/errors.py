@@ -1,4 +1,4 @@
-"""The ways a command can fail, each with the exit code that the README documents; commands that help."""
+"""The ways a command can fail, each with its exit code (see docs/guarantees.md); commands that help."""
 
 import shlex
 import signal
