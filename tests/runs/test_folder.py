@@ -4,14 +4,18 @@ import csv
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from torch import Tensor
 
 from commands import fit, manifest, one_line, only_run, scalars
-from softmax_regression import RunLogger
+from softmax_regression import RunLogger, SoftmaxRegression
+from softmax_regression.classifier import Batch
 from softmax_regression.commands.train import main
 from softmax_regression.errors import InputError
 from softmax_regression.runs.checkpoint import read
@@ -97,6 +101,41 @@ def test_hparams_has_first_what_one_varies_and_the_metrics_that_are_named() -> N
     metrics = {info.name.tag for info in experiment.metric_infos}
     assert metrics == {"train/loss", "train/acc", "val/loss", "val/acc", "hp/metric"}
     assert [value for _, value in scalars(only_run())["hp/metric"]] == [0, 0.5]
+
+
+def test_tensorboard_has_losses_and_accuracies_first(trained: Path) -> None:
+    tags = sorted(scalars(trained))
+    assert tags == ["train/acc", "train/loss", "val/acc", "val/loss", "watch/epoch", "watch/lr"]
+
+
+class ByHand(SoftmaxRegression):
+    """Two optimizers, one of which the module steps without Lightning's knowledge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        first, second = self.optimizers()  # type: ignore[misc, attr-defined]
+        first.zero_grad()
+        self.manual_backward(loss)
+        first.optimizer.step()
+        second.step()
+        return loss.detach()
+
+    def configure_optimizers(self) -> Any:
+        weight, bias = self.parameters()
+        return [torch.optim.SGD([weight], 0.1), torch.optim.SGD([bias], 0.1)]
+
+
+def test_training_and_validation_stand_at_the_same_steps_when_the_module_optimizes_itself() -> None:
+    assert fit(f"--model={__name__}.ByHand", "--trainer.max_epochs=2") == 0
+    assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=3"]) == 0
+    series = scalars(only_run())
+    for name in ("train/loss", "val/loss"):
+        assert [step for step, _ in series[name]] == [15, 31, 47]
+    assert [row["step"] for row in read_rows(only_run())] == [16, 32, 48]
 
 
 def test_the_rows_of_a_csv_logger_of_a_fixed_name_stay_when_a_run_goes_on() -> None:

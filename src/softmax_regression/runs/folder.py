@@ -24,6 +24,8 @@ HPARAMS_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc")  # of every
 VARIED_FIRST = ("lr", "batch_size", "max_epochs", "model")  # the first columns there
 NO_RESULT_CHANGES = ("dirs", "device", "eval_batch_size", "images", "watch_test")  # by these, so they are no columns
 
+BELOW_METRICS = {"epoch": "watch/epoch", "lr": "watch/lr"}  # their names there, or they would come before train/loss
+
 
 class RunLogger(TensorBoardLogger):
     """A TensorBoardLogger whose run folder is named after the time and belongs to no other run.
@@ -122,10 +124,11 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log scalars, unless the run's folder is not there any more."""
+        """Log scalars, unless the run's folder is not there any more; TensorBoard sorts them by name."""
         check_there(Path(self.log_dir))
         self._list_run()
-        super().log_metrics(metrics, step)
+        named = {BELOW_METRICS.get(name, name): value for name, value in metrics.items()}
+        super().log_metrics(named, step)
 
     @rank_zero_only
     def save(self) -> None:
