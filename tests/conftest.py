@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,8 @@ LONGEST = ("test_ddp", "test_notebooks", "test_readme", "test_torchrun", "test_b
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
+if not os.access(Path("~").expanduser(), os.W_OK):  # Matplotlib says so at each start, unless it has a folder
+    os.environ.setdefault("MPLCONFIGDIR", tempfile.mkdtemp())
 _named = os.environ.pop("FASHION_MNIST_DIR", None)  # no test may depend on it; the real files may be there
 
 

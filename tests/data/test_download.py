@@ -285,7 +285,7 @@ def test_several_may_download_into_one_folder_at_the_same_time(mirror: Mirror, u
 
 
 APT = """#!/bin/sh
-echo "$@" >> {log}
+echo "$@" >> '{log}'
 for last; do :; done
 case "$*" in
   *update) ;;
@@ -294,7 +294,7 @@ case "$*" in
 esac
 """
 DPKG = """#!/bin/sh
-[ "$1" = -x ] && mkdir -p "$3/usr/share/datasets" && cp -r {folder} "$3/usr/share/datasets/fashion-mnist"
+[ "$1" = -x ] && mkdir -p "$3/usr/share/datasets" && cp -r '{folder}' "$3/usr/share/datasets/fashion-mnist"
 """
 
 

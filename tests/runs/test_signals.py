@@ -232,7 +232,7 @@ def test_a_process_that_gets_a_signal_ends_within_five_seconds(tmp_path: Path, p
 def test_sigusr1_puts_a_slurm_job_back_in_the_queue(tmp_path: Path, processes: list[killed.Process]) -> None:
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
-    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/requeued\n')
+    scontrol.write_text(f"#!/bin/sh\necho \"$@\" > '{tmp_path}/requeued'\n")
     scontrol.chmod(0o755)
     environ = {"SLURM_JOB_ID": "4711", "PATH": f"{scontrol.parent}:{os.environ['PATH']}"}
     processes.append(process := killed.start(tmp_path, ["fit", *SMALL, *ENDLESS], environ=environ))
