@@ -38,7 +38,7 @@ LONGEST = ("test_ddp", "test_notebooks", "test_readme", "test_torchrun", "test_b
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
-if not os.access(Path("~").expanduser(), os.W_OK):  # Matplotlib says so at each start, unless it has a folder
+if not os.access(os.path.expanduser("~"), os.W_OK):  # noqa: PTH111 # Matplotlib says so at each start, unless it has a folder
     os.environ.setdefault("MPLCONFIGDIR", tempfile.mkdtemp())
 _named = os.environ.pop("FASHION_MNIST_DIR", None)  # no test may depend on it; the real files may be there
 
