@@ -1,7 +1,6 @@
 """What the tests of the command line share: a small generated data set, and how to run a command on it."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +57,12 @@ def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
 
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
-    tags: Iterator[str] = iter(events.Tags()["scalars"])
-    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+    series: dict[str, list[tuple[int, float]]] = {}
+    for tag in events.Tags()["scalars"]:
+        series[tag] = []
+        for event in events.Scalars(tag):
+            series[tag].append((event.step, event.value))
+    return series
 
 
 def pictures(run: Path) -> dict[str, dict[int, bytes]]:

@@ -56,7 +56,8 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(flag: str, t
     assert main(["fit", "--resume", str(only_run(parts)), "--trainer.max_epochs=3"]) == 0
     expected, found = weights(only_run(whole)), weights(only_run(parts))
     assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    for name in expected:
+        assert torch.equal(expected[name], found[name]), name
     assert manifest(only_run(parts))["final"] == manifest(only_run(whole))["final"]
 
 
@@ -103,7 +104,8 @@ def test_the_metric_appears_wherever_metrics_do(capsys: pytest.CaptureFixture[st
     run = only_run()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert len(lines) == 4
-    assert all(line.count(" f1 ") == 2 for line in lines)
+    for line in lines:
+        assert line.count(" f1 ") == 2
     rows = read_rows(run)
     series = scalars(run)
     for name in ("train/f1", "val/f1"):
@@ -138,4 +140,5 @@ def test_a_callback_at_each_step_is_called_so_often(capsys: pytest.CaptureFixtur
     assert "step: " not in capsys.readouterr().out  # it is the lean one
     norms = scalars(only_run())["grad_norm"]
     assert len(norms) == 3 * 16  # 499 images in minibatches of 32
-    assert all(value > 0 for _, value in norms)
+    for _, norm in norms:
+        assert norm > 0
