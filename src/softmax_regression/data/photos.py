@@ -55,13 +55,14 @@ def load_photos(paths: Sequence[str | Path] | str) -> Photos:
                 used[file] = _load(file)
             except Exception as error:  # on damaged files Pillow's readers raise nearly anything
                 skipped.append((file, reason(error)))
-                print(f"skipped {file}: {skipped[-1][1]}", file=sys.stderr)
     if not used:
         first = ""
         if skipped:
             first = " ({}: {})".format(*skipped[0])
         raise InputError(f"none of {len(skipped)} photos can be used{first}; change data.images")
     if skipped:
+        for file, why in skipped:
+            print(f"skipped {file}: {why}", file=sys.stderr)
         print(f"{len(skipped)} of {len(skipped) + len(used)} files skipped", file=sys.stderr)
     return Photos(torch.stack([*used.values()]), [*used], skipped)
 
