@@ -18,15 +18,25 @@ DRAWN = {
 
 
 def cells(name: str) -> list[dict[str, Any]]:
+    """The cells of a notebook, the source of each as one text."""
     notebook = json.loads((NOTEBOOKS / name).read_text(encoding="utf-8"))
-    return [{**cell, "source": "".join(cell["source"])} for cell in notebook["cells"]]
+    found: list[dict[str, Any]] = notebook["cells"]
+    for cell in found:
+        cell["source"] = "".join(cell["source"])
+    return found
+
+
+def texts(name: str) -> list[dict[str, Any]]:
+    """The cells that are no code."""
+    return [cell for cell in cells(name) if cell["cell_type"] == "markdown"]
 
 
 def test_the_code_of_both_languages_is_equal() -> None:
-    codes = [[cell for cell in cells(name) if cell["cell_type"] == "code"] for name in (ENGLISH, CHINESE)]
-    assert codes[0] == codes[1]
-    kinds = [[(cell["id"], cell["cell_type"]) for cell in cells(name)] for name in (ENGLISH, CHINESE)]
-    assert kinds[0] == kinds[1]
+    for english, chinese in zip(cells(ENGLISH), cells(CHINESE), strict=True):
+        assert english["id"] == chinese["id"]
+        assert english["cell_type"] == chinese["cell_type"]
+        if english["cell_type"] == "code":
+            assert english == chinese
 
 
 def named(text: str) -> tuple[list[str], list[float], int]:
@@ -43,12 +53,11 @@ def numbers(text: str) -> list[float]:
 
 
 def test_both_texts_name_the_same_code_formulas_and_numbers() -> None:
-    for english, chinese in zip(cells(ENGLISH), cells(CHINESE), strict=True):
-        if english["cell_type"] == "markdown":
-            ours, theirs = named(english["source"]), named(chinese["source"])
-            assert sorted(ours[0]) == sorted(theirs[0]), english["id"]
-            assert sorted(ours[1]) == sorted(theirs[1]), english["id"]
-            assert ours[2] == theirs[2], english["id"]
+    for english, chinese in zip(texts(ENGLISH), texts(CHINESE), strict=True):
+        ours, theirs = named(english["source"]), named(chinese["source"])
+        assert sorted(ours[0]) == sorted(theirs[0]), english["id"]
+        assert sorted(ours[1]) == sorted(theirs[1]), english["id"]
+        assert ours[2] == theirs[2], english["id"]
 
 
 @pytest.mark.parametrize("name", [ENGLISH, CHINESE])
@@ -67,10 +76,10 @@ def test_it_is_stored_without_outputs_or_traces_of_a_machine(name: str) -> None:
 
 def run(name: str, folder: Path) -> dict[str, Any]:
     """Run a notebook in a folder; return its code cells by their ids."""
-    nbformat, nbclient, _ = (
-        pytest.importorskip(package, reason="needs nbformat, nbclient and ipykernel")
-        for package in ("nbformat", "nbclient", "ipykernel")
-    )
+    why = "needs nbformat, nbclient and ipykernel"
+    nbformat = pytest.importorskip("nbformat", reason=why)
+    nbclient = pytest.importorskip("nbclient", reason=why)
+    pytest.importorskip("ipykernel", reason=why)
     notebook = nbformat.read(NOTEBOOKS / name, 4)
     resources = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=500, kernel_name="python3", resources=resources).execute()
@@ -101,15 +110,19 @@ def test_it_runs_from_top_to_bottom(
     folder.mkdir()
     ran = run(name, folder)
     assert not list(folder.iterdir())
-    assert not [out for cell in ran.values() for out in cell.outputs if out.get("name") == "stderr"]
-    kinds = [(key, kind) for key, cell in ran.items() for out in cell.outputs for kind in out.get("data", {})]
-    drawn = [key for key, kind in kinds if kind == "image/png"]
+    drawn = []
+    computed = set[float]()
+    for key, cell in ran.items():
+        computed.update(numbers(cell.source + shown(cell)))
+        for output in cell.outputs:
+            assert output.get("name") != "stderr", output
+            if "image/png" in output.get("data", {}):
+                drawn.append(key)
     assert sorted(drawn) == sorted(DRAWN)  # one each, as a live curve replaces its picture
     assert ("goes on with generated ones" in shown(ran["data"])) == (not real)
 
-    computed = {number for cell in ran.values() for number in numbers(cell.source + shown(cell))}
-    texts = [cell["source"] for cell in cells(name) if cell["cell_type"] == "markdown"]
-    assert {number for text in texts for number in named(text)[1]} <= computed
+    for text in texts(name):
+        assert set(named(text["source"])[1]) <= computed, text["id"]
 
     last = ast.literal_eval(row(ran["training"]))
     assert last["val/loss"] < 0.6
@@ -118,7 +131,9 @@ def test_it_runs_from_top_to_bottom(
     assert math.isclose(by_hand, by_lightning, rel_tol=1e-6)
     for key in ("try-lr", "try-hidden", "test"):
         scores = ast.literal_eval(row(ran[key]))
-        assert all(map(math.isfinite, (scores[0] if isinstance(scores, list) else scores).values()))
+        if key == "test":  # of each loader
+            (scores,) = scores
+        assert all(map(math.isfinite, scores.values()))
     assert "nan" in shown(ran["overflow"])
     assert "-inf" in shown(ran["underflow"])
     assert "the run diverged" in shown(ran["try-naive"])

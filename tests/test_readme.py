@@ -23,8 +23,8 @@ from softmax_regression.runs.rows import read_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if not path.name.endswith(".zh.md"))
-TEXT = README + "".join(page.read_text(encoding="utf-8") for page in PAGES)
+PAGES = sorted(path for path in (ROOT / "docs").glob("*.md") if ".zh" not in path.suffixes)
+TEXT = "".join([README, *(page.read_text(encoding="utf-8") for page in PAGES)])
 WITHOUT_FIGURES = "--figures.every_n_epochs=0"
 
 
@@ -36,8 +36,11 @@ def block(words: str) -> str:
 
 def commands() -> list[tuple[str, list[str]]]:
     """The script and the arguments of each command of README and docs/, from blocks and tables, in their order."""
-    typed = re.findall(r"python (train\.py|study\.py) ([^`\n#]+)", TEXT)
-    return [(script, ["0" if word == "S" else word for word in shlex.split(words)]) for script, words in typed]
+    found = []
+    for script, words in re.findall(r"python (train\.py|study\.py) ([^`\n#]+)", TEXT):
+        seeded = words.replace("--seed_everything S", "--seed_everything 0")
+        found.append((script, shlex.split(seeded)))
+    return found
 
 
 def test_the_readme_is_short_and_lists_every_page() -> None:

@@ -6,20 +6,39 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = ["README", *sorted(f"docs/{path.name[:-6]}" for path in (ROOT / "docs").glob("*.zh.md"))]
+PAGES = sorted(path.name.removesuffix(".zh.md") for path in (ROOT / "docs").glob("*.zh.md"))
+NAMES = ["README"]
+NAMES.extend(f"docs/{page}" for page in PAGES)
+CODE = re.compile("```.*?```", re.DOTALL)
+TYPED = re.compile("```(?:bash|python)\n.*?```", re.DOTALL)
 Texts = tuple[str, str]
 
 
 @pytest.fixture(params=NAMES)
 def texts(request: pytest.FixtureRequest) -> Texts:
     """A page in English and in Chinese."""
-    english, chinese = (ROOT / f"{request.param}{ending}" for ending in (".md", ".zh.md"))
+    english = ROOT / f"{request.param}.md"
+    chinese = ROOT / f"{request.param}.zh.md"
     return english.read_text(encoding="utf-8"), chinese.read_text(encoding="utf-8")
 
 
+def numbers_in_tables(text: str) -> list[list[str]]:
+    """The numbers of each row of all tables."""
+    numbers = []
+    for line in CODE.sub("", text).splitlines():
+        if line.startswith("|"):
+            numbers.append(re.findall(r"\d+(?:[.,]\d+)*", line))
+    return numbers
+
+
+def code_spans(text: str) -> set[str]:
+    """What stands between backticks, outside of blocks."""
+    return set(re.findall("`[^`\n]+`", CODE.sub("", text)))
+
+
 def test_every_page_has_a_chinese_edition() -> None:
-    english = {path.name.removesuffix(".md") for path in (ROOT / "docs").glob("*.md") if ".zh." not in path.name}
-    assert {f"docs/{name}" for name in english} == set(NAMES[1:])
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.name.removesuffix(".md").removesuffix(".zh") in PAGES
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,27 +49,18 @@ def test_each_links_the_other_in_its_first_lines(name: str) -> None:
 
 
 def test_commands_and_code_are_equal(texts: Texts) -> None:
-    blocks = [re.findall(r"```(?:bash|python)\n.*?```", text, re.DOTALL) for text in texts]
-    assert blocks[0] == blocks[1]
-    spans = [set(re.findall("`[^`\n]+`", outside_of_code(text))) for text in texts]
-    assert spans[0] == spans[1]
+    english, chinese = texts
+    assert TYPED.findall(english) == TYPED.findall(chinese)
+    assert code_spans(english) == code_spans(chinese)
 
 
 def test_tables_have_the_same_numbers(texts: Texts) -> None:
-    tables = [[re.findall(r"\d+(?:[.,]\d+)*", row) for row in rows(text)] for text in texts]
-    assert tables[0] == tables[1]
+    english, chinese = texts
+    assert numbers_in_tables(english) == numbers_in_tables(chinese)
 
 
-def test_sections_files_and_pictures_are_the_same(texts: Texts) -> None:
-    for pattern in ("^#+ ", r"[\w/]+\.py\b|^ *[\w/<>]+/ ", r"!\[.*?\]\((.*?)\)"):
-        ours, theirs = (re.findall(pattern, text, re.MULTILINE) for text in texts)
-        assert ours == theirs, pattern
-
-
-def outside_of_code(text: str) -> str:
-    return re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-
-
-def rows(text: str) -> list[str]:
-    """The rows of all tables."""
-    return [line for line in outside_of_code(text).splitlines() if line.startswith("|")]
+@pytest.mark.parametrize("pattern", ["^#+ ", r"[\w/]+\.py\b|^ *[\w/<>]+/ ", r"!\[.*?\]\((.*?)\)"])
+def test_sections_files_and_pictures_are_the_same(texts: Texts, pattern: str) -> None:
+    english, chinese = texts
+    found = re.findall(pattern, english, re.MULTILINE)
+    assert found == re.findall(pattern, chinese, re.MULTILINE)
