@@ -11,12 +11,13 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
-from lightning.pytorch.loops.fetchers import _DataFetcher
+from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.utilities.combined_loader import CombinedLoader, _MaxSizeCycle, _MinSize, _ModeIterator
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.optim import Optimizer
@@ -56,6 +57,7 @@ class LeanLoop(_TrainingEpochLoop):
 
     watch: Watch | None = None
     module: Any = None  # the LightningModule
+    source: _ModeIterator | None = None  # the iterator over an only loader
     known_step: Any = None  # a `training_step` whose arguments are known
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
@@ -63,11 +65,12 @@ class LeanLoop(_TrainingEpochLoop):
         super().on_run_start(data_fetcher)
         self.watch = None
         self._look()
+        self.source = _only_source(data_fetcher)
 
     def teardown(self) -> None:
         """Let go of the objects of a run."""
         super().teardown()
-        self.watch = self.module = self.known_step = None
+        self.watch = self.module = self.known_step = self.source = None
 
     def _look(self) -> None:
         """Find out which hooks are there, and what may be left out, unless all is as it was."""
@@ -134,7 +137,7 @@ class LeanLoop(_TrainingEpochLoop):
         connector = trainer._logger_connector
         if self.several:
             self._broadcast_sigterm_tensor()
-        batch, _, _ = next(data_fetcher)
+        batch = self._next_batch(data_fetcher)
         batch_idx = progress.current.ready
         progress.is_last_batch = data_fetcher.done
         batch = self._to_device(batch)
@@ -166,6 +169,20 @@ class LeanLoop(_TrainingEpochLoop):
         progress.increment_completed()
         if logs_steps:
             connector.update_train_step_metrics()
+
+    def _next_batch(self, fetcher: _DataFetcher) -> Any:
+        """Return the next minibatch: from its only loader, or as Lightning combines several."""
+        if self.source is None or fetcher.length is None:
+            batch, _, _ = next(fetcher)
+            return batch
+        try:
+            batch = next(self.source.iterators[0])
+        except StopIteration:
+            fetcher.done = True
+            raise
+        fetcher.fetched += 1
+        fetcher.done = fetcher.fetched >= fetcher.length
+        return batch
 
     def _to_device(self, batch: Any) -> Any:
         """Return a minibatch on the device of the run: itself, or a new list, if it is there and nobody moves it."""
@@ -265,9 +282,20 @@ class LeanLoop(_TrainingEpochLoop):
         trainer, progress = self.trainer, self.batch_progress
         ready = (progress.current if trainer.check_val_every_n_epoch else progress.total).ready
         every = trainer.val_check_batch  # None where validation has the rhythm of a clock
-        may_validate = every is None or ready % every == 0 or self._num_ready_batches_reached()
+        ends = progress.is_last_batch or progress.current.ready == trainer.num_training_batches
+        may_validate = every is None or ready % every == 0 or ends
         if not self.lean or may_validate or self._skip_next_val or trainer.should_stop or trainer.received_sigterm:
             super().on_advance_end(data_fetcher)
         elif not self._should_accumulate():
             self.update_lr_schedulers("step", update_plateau_schedulers=True)
             self._batches_that_stepped += 1
+
+
+def _only_source(fetcher: _DataFetcher) -> _ModeIterator | None:
+    """Return the iterator over the loader of a run, if it has one loader and all between is Lightning's."""
+    combined = fetcher.combined_loader
+    plain = type(fetcher) is _PrefetchDataFetcher and type(combined) is CombinedLoader
+    if not plain or len(combined.flattened) != 1 or combined.iterables is not combined.flattened[0]:
+        return None
+    iterator = getattr(combined, "_iterator", None)
+    return iterator if type(iterator) in (_MinSize, _MaxSizeCycle) else None

@@ -161,8 +161,8 @@ class Watch:
         any_trainer: Any = trainer
         strategy = any_trainer.strategy
         loop = any_trainer.fit_loop.epoch_loop.automatic_optimization
-        objects = [any_trainer.profiler, strategy, strategy.precision_plugin, loop]
-        return [*objects, *strategy._lightning_optimizers, *any_trainer.callbacks]
+        others = any_trainer.profiler, strategy, strategy.precision_plugin, loop
+        return [*others, *strategy._lightning_optimizers, *any_trainer.callbacks]
 
     def holds(self, trainer: Trainer) -> bool:
         """Whether everything is as it was."""
