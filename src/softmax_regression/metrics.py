@@ -1,6 +1,6 @@
 """Exact metrics over the images of an epoch, at next to no cost for a step."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -50,18 +50,21 @@ class Buffered(WrapperMetric):
 
     Attributes:
         metric: The same.
-        started: Whether there was a minibatch since `reset`.
     """
 
     def __init__(self, metric: Metric) -> None:
         super().__init__()
         self.metric = metric
-        self.started = False
         self._waiting: list[tuple[Tensor, ...]] = []
+        self._flushed = False  # whether it was updated since `reset`; a metric's attributes are slow to set
+
+    @property
+    def started(self) -> bool:
+        """Whether there was a minibatch since `reset`."""
+        return self._flushed or bool(self._waiting)
 
     def update(self, *batch: Tensor) -> None:
         """Take what the metric takes of a minibatch of n images: tensors (n, ...) without a gradient."""
-        self.started = True
         self._waiting.append(batch)
         if len(self._waiting) == BATCHES_PER_UPDATE:
             self.flush()
@@ -70,9 +73,14 @@ class Buffered(WrapperMetric):
         """Update the metric with the minibatches that wait."""
         if not self._waiting:
             return
-        joined = [torch.cat(parts) for parts in zip(*self._waiting, strict=True)]
+        joined = self.join(self._waiting)
         self._waiting = []
+        self._flushed = True
         self.metric.update(*joined)
+
+    def join(self, batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        """Return what the metric takes of several minibatches."""
+        return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
     def compute(self) -> Tensor:
         """Return the value of the metric over all images since `reset`, on all processes."""
@@ -82,9 +90,24 @@ class Buffered(WrapperMetric):
 
     def reset(self) -> None:
         """Begin anew."""
-        self.started = False
+        self._flushed = False
         self._waiting = []
         self.metric.reset()
+
+
+class BufferedLoss(Buffered):
+    """The mean loss of images, of which `update` takes the mean over a minibatch and its classes (n,)."""
+
+    def __init__(self) -> None:
+        super().__init__(MeanLoss())
+
+    def join(self, batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
+        """Return the loss of each image, (n,), for which that of its minibatch stands."""
+        losses, classes = zip(*batches, strict=True)
+        sizes = {len(y) for y in classes}
+        if len(sizes) == 1:
+            return [torch.stack(losses)[:, None].expand(-1, sizes.pop()).flatten()]
+        return [torch.cat([loss.expand(len(y)) for loss, y in batches])]
 
 
 class EpochScores(nn.Module):
@@ -99,7 +122,7 @@ class EpochScores(nn.Module):
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
         super().__init__()
-        self._loss = Buffered(MeanLoss())
+        self._loss = BufferedLoss()
         self._others: list[Metric] = []
         self.metrics = nn.ModuleDict({"loss": self._loss})
         for name, metric in metrics.items():
@@ -115,7 +138,7 @@ class EpochScores(nn.Module):
 
     def update(self, logits: Tensor, y: Tensor, loss: Tensor) -> None:
         """Take the logits (n, k), classes (n,) and mean loss of a minibatch, without a gradient."""
-        self._loss.update(loss.expand(len(y)))
+        self._loss.update(loss, y)
         if len(y) == 0:  # a process may have no share of a small minibatch
             return
         for metric in self._others:

@@ -117,7 +117,7 @@ class ByHand(SoftmaxRegression):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        first, second = self.optimizers()  # type: ignore[misc, attr-defined]
+        first, second = self.optimizers()  # type: ignore[attr-defined]
         first.zero_grad()
         self.manual_backward(loss)
         first.optimizer.step()
