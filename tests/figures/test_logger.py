@@ -195,6 +195,34 @@ x, y = images().tensors
 OTHERS = {"three parts": (x, y, y), "distributions": (x, nn.functional.one_hot(y).float())}
 
 
+class Keyed(Plain):
+    """It takes batches that are dictionaries."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step((batch["image"], batch["label"]), batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        super().validation_step((batch["image"], batch["label"]), batch_idx)
+
+
+def test_batches_may_be_dictionaries_and_validation_sets_have_names_of_their_own() -> None:
+    examples: Any = [{"label": label, "image": image} for image, label in zip(*images().tensors, strict=True)]
+    loader: Any = DataLoader(examples, 20)
+    trained(Keyed(), FigureLogger(), data=[loader, {"hard": loader, "easy": loader}], epochs=1)
+    assert set(steps(only_run())) == {f"val/{name}" for name in NAMES[:2]}
+
+
+class Diverged(Plain):
+    def on_train_batch_end(self, *_: Any) -> None:
+        nn.utils.vector_to_parameters(torch.full((12_730,), torch.nan), self.parameters())
+
+
+def test_histograms_of_what_is_not_finite_end_no_run(capsys: pytest.CaptureFixture[str]) -> None:
+    loader = DataLoader(images(), 20)
+    trained(Diverged(), FigureLogger(0, histograms=True), data=[loader, loader])
+    assert capsys.readouterr().err.count("histograms are left out: ") == 1
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_what_cannot_be_drawn_is_said_and_ends_no_run(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     loader = DataLoader(TensorDataset(*OTHERS[kind]), 20)

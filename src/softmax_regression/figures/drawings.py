@@ -115,7 +115,8 @@ def learning_curves(runs: Mapping[str, Curves]) -> Figure:
                 _draw(panels[quantity], *metrics[metric], colours[owner], strokes[stage])
     handles = []
     if several:
-        handles = [Line2D([], [], color=colours[run], linewidth=5, label=run) for run in runs]
+        for run in runs:
+            handles.append(Line2D([], [], color=colours[run], linewidth=5, label=run))
     for stage in stages:
         if stage in used:
             colour = "0.3" if several else colours[stage]
@@ -131,7 +132,7 @@ def _panels(quantities: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
     names = list(dict.fromkeys([*first, *quantities])) or ["loss"]
     columns = min(2, len(names))
     rows = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(4.2 * columns, 4 * rows), layout="constrained")
+    figure = Figure(figsize=(8.4, 4 * rows), layout="constrained")
     panels = {}
     for i, name in enumerate(names, 1):
         axes = figure.add_subplot(rows, columns, i, xlabel="epoch", ylabel=PANELS.get(name, name))
@@ -160,7 +161,9 @@ def _draw(axes: Axes, epochs: Tensor, values: Tensor, colour: str, stroke: Any) 
 
 def _add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
     """Put the legend below the panels, in as many columns as its words leave room for."""
-    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
+    longest = 0
+    for handle in handles:
+        longest = max(longest, len(str(handle.get_label())))
     width, height = figure.get_size_inches()
     columns = max(1, int(7 * width) // (5 + longest))
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)

@@ -34,7 +34,9 @@ def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool 
     for label, run in zip(labels, found, strict=True):
         scores.append([label, run.best.get("epoch"), *map(run.scores.get, metrics)])
         settings.append([label, *(run.settings.get(name, "") for name in names)])
-        made_by = {key: run.manifest.get(key) for key in ("data", "git", "versions", "machine")}
+        made_by = {}
+        for key in ("data", "git", "versions", "machine"):
+            made_by[key] = run.manifest.get(key)
         command = run.manifest.get("command", "no command was recorded")
         records[str(run.folder)] = f"{command}\n\n{json.dumps(made_by, indent=2)}"
     return write_page(
