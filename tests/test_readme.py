@@ -198,7 +198,7 @@ def check(script: str, words: list[str], newest: Path, out: str, err: str) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_every_command_typed_in_its_order_acts_on_what_the_reader_expects(
     beginner: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
