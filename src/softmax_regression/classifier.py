@@ -96,6 +96,11 @@ class Classifier(LightningModule):
         return self._score(batch, scores, name, add_dataloader_idx=False)
 
     def _score(self, batch: Batch, scores: EpochScores, stage: str, **options: Any) -> dict[str, Tensor]:
+        if not isinstance(batch, list | tuple) or len(batch) != 2:
+            raise InputError(
+                f"batches of the type {type(batch).__name__}: a Classifier takes pairs, images and classes; "
+                "let the data module's collate_fn give them, or the model's on_before_batch_transfer"
+            )
         x, y = batch
         logits = self(x)
         loss = self.loss(logits, y)

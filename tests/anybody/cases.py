@@ -88,7 +88,6 @@ def of_module(name: str, *flags: str, predicted: int = 50, **arguments: Any) -> 
 ODD = {
     "a path": of_module("WithPath"),
     "a number of numpy's": of_module("WithNumber"),
-    "a loss": of_module("WithLoss"),
     "an Enum": of_module("WithEnum"),
     "a dataclass": of_module("WithDataclass"),
     "a part that is not saved": of_module("WithIgnored", "--model.act=torch.nn.ReLU", act=nn.ReLU()),
@@ -97,7 +96,6 @@ ODD = {
     ),
     "a step that returns a dictionary": of_module("ReturnsDict"),
     "predictions in a list": of_module("PredictsList"),
-    "no predictions": of_module("PredictsNothing", predicted=0),
     "predictions of classes": of_module("PredictsClasses"),
     "predictions in a dictionary": of_module("PredictsDict"),
     "predictions in a tuple": of_module("PredictsTuple"),
@@ -112,8 +110,6 @@ ODD = {
     "a state of its own": of_module("Counting"),
     "data with a state of its own": of_module("Counted"),
     "a stream": of_module("Streamed"),
-    "images without labels": of_module("Unlabelled"),
-    "data sets alone": of_module("OfDatasets"),
 }  # fmt: skip
 
 
@@ -145,9 +141,6 @@ TRAINER = {
     "validated by steps over epochs": of_trainer(check_val_every_n_epoch=None, val_check_interval=5),
     "few batches": of_trainer(limit_train_batches=4, limit_val_batches=1),
     "a share of the batches": of_trainer(limit_train_batches=0.5, module="Ours"),
-    "overfit": of_trainer(overfit_batches=4),
-    "max_steps": of_trainer(max_steps=10),
-    "max_steps alone": of_trainer(max_steps=10, max_epochs=-1),
     "min_epochs": of_trainer(min_epochs=2),
     "accumulated": of_trainer(accumulate_grad_batches=3),
     "clipped": of_trainer(gradient_clip_val=0.1),
@@ -158,12 +151,9 @@ TRAINER = {
     "logged at each step": of_trainer(log_every_n_steps=1, module="Ours"),
     "deterministic": of_trainer(deterministic=True),
     "anomalies": of_trainer(detect_anomaly=True),
-    "SWA": with_callback("StochasticWeightAveraging", swa_lrs=0.05, swa_epoch_start=1),
     "EMA": with_callback("EMAWeightAveraging"),
     "a schedule of accumulation": with_callback("GradientAccumulationScheduler", scheduling={0: 1, 1: 2}),
     "learning rates": with_callback("LearningRateMonitor"),
-    "another checkpoint": with_callback("ModelCheckpoint", monitor="fit_loss_epoch", filename="mine"),
     "a checkpoint at steps": with_callback("ModelCheckpoint", every_n_train_steps=4, save_top_k=-1),
     "a summary": with_callback("ModelSummary"),
-    "a timer": with_callback("Timer", duration="00:01:00:00"),
 }

@@ -143,9 +143,9 @@ def _is_checkpoint(value: Any) -> bool:
 
 
 def _not_finite(weights: dict[str, Tensor]) -> str | None:
-    """Name a weight that has a NaN or an infinity, if there is one."""
+    """Name a weight that has a NaN or an infinity, if there is one; a mask of -inf, as of attention, is none."""
     for name, weight in weights.items():
-        if not is_lazy(weight) and not weight.isfinite().all():
+        if not is_lazy(weight) and not (weight.isfinite() | (weight == -torch.inf)).all():
             return name
     return None
 

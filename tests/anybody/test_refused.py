@@ -1,0 +1,68 @@
+"""What cannot work for somebody's module or data is one true line before the work, with exit code 2."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from commands import only_run
+from softmax_regression.commands.train import main
+
+HERE = Path(__file__).parent
+PLAIN = ["--data=zoo.data.Own", "--figures.every_n_epochs=0", "--trainer.max_epochs=2"]
+# Flags of `fit`, and what the line says.
+REFUSED = {
+    "batches that a Classifier does not take": (
+        ["--model=zoo.modules.Ours", "--data=zoo.data.DictBatches"],
+        "batches of the type dict: a Classifier takes pairs, images and classes",
+    ),
+    "a metric of several numbers": (
+        ["--model=zoo.odd.VectorMetric"],
+        "metric each: its value is no single number but (10,)",
+    ),
+    "a state that no command could read": (
+        ["--model=zoo.odd.WithObject"],
+        "history",
+    ),
+    "images of another size": (
+        ["--data=zoo.odd.Small"],
+        "images of 3 x 8 x 8: the model takes 1 x 28 x 28",
+    ),
+    "a class that is not there": (
+        ["--model=zoo.modules.Plian"],
+        "module 'zoo.modules' has no attribute 'Plian'",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(HERE / "zoo", tmp_path / "zoo")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def error_of(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a command that was refused."""
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_cannot_be_trained_is_refused_before_the_first_step(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags, says = REFUSED[kind]
+    assert main(["fit", *PLAIN, *flags]) == 2
+    assert says in error_of(capsys)
+    assert not list(Path().rglob("last.ckpt"))
+
+
+def test_a_schedule_of_a_fixed_length_is_not_gone_on_with_for_more_epochs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *PLAIN, "--model=zoo.odd.OneCycle", "--best_checkpoint.monitor=val_loss"]) == 0
+    run = only_run()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=3"]) == 2
+    assert "14" in error_of(capsys)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
