@@ -1,7 +1,8 @@
 """Milliseconds of a training step on one process and on two, and with the images in host memory.
 
 An epoch's time is what `train.py fit` prints, validation and saving included; the first of a run warms up.
-The commands take turns, and a ratio is that of two in the same round.
+The commands take turns, and a ratio is that of two in the same round. Then `two_processes` races `fit`
+against DDP by hand.
 
 Command: python -m tests.benchmarks.devices
 """
@@ -47,6 +48,9 @@ def main() -> None:
     for name, values in times.items():
         ratio = median(a / b for a, b in zip(values, times["1 process"], strict=True))
         print(f"| {name} | {median(values):.2f} ({min(values):.2f} to {max(values):.2f}) | {ratio:.2f} |")
+    race = [*TWO, "-m", "tests.benchmarks.two_processes", f"--rounds={args.rounds}"]
+    print(flush=True)
+    subprocess.run(race, cwd=ROOT, check=True)
 
 
 if __name__ == "__main__":
