@@ -299,7 +299,7 @@ def test_a_checkpoint_that_was_replaced_meanwhile_is_not_gone_on_from(
         path.write_bytes(checkpoint.dumps(saved | {"global_step": saved["global_step"] + 1}))
         yield
 
-    monkeypatch.setattr("softmax_regression.commands.running.locked", slowly_locked)
+    monkeypatch.setattr("softmax_regression.commands.train.locked", slowly_locked)
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 2
     assert "another process has gone on with the run" in one_line(capsys)
 

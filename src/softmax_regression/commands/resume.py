@@ -121,9 +121,9 @@ def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None
     if not loggers:
         print_rank_zero(f"{run}: only a RunLogger goes on in its folder; this run does in {folder_of(trainer)}")
     if trainer.is_global_zero:
+        if read(checkpoint.path)["global_step"] != checkpoint.content["global_step"]:
+            raise InputError(f"{checkpoint.path}: another process has gone on with the run; start the command again")
         keep_logged_rows(trainer.loggers, step)
-    if trainer.is_global_zero and saved_step(read(checkpoint.path)) != step:
-        raise InputError(f"{checkpoint.path}: another process has gone on with the run; start the command again")
 
 
 def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:

@@ -58,19 +58,24 @@ class TrainCLI(ExperimentCLI):
                 for folder in folders:
                     stack.enter_context(locked(folder, "start a new run without --resume"))
                     remove_debris(folder)
-            if self.checkpoint:
-                if run:
-                    resume.reopen_run(run, trainer, self.checkpoint)
-                reason = resume.reason_not_to_resume(trainer, self.checkpoint.content)
-                if reason:
-                    resume.record_end(run, trainer, self.checkpoint.content, reason)
-                    print_rank_zero(f"{run or self.checkpoint.path}: nothing to resume ({reason})")
-                    return
             try:
-                trainer.fit(model, **kwargs)
+                self._fit_in(run, model, kwargs)
             finally:
                 if not run and not trainer.global_step:
                     outputs.discard_unstarted(folders)
+
+    def _fit_in(self, run: Path | None, model: LightningModule, kwargs: dict[str, Any]) -> None:
+        """Train in a new folder, or in that of a run, unless there is nothing left to train."""
+        trainer, checkpoint = self.trainer, self.checkpoint
+        if checkpoint:
+            if run:
+                resume.reopen_run(run, trainer, checkpoint)
+            reason = resume.reason_not_to_resume(trainer, checkpoint.content)
+            if reason:
+                resume.record_end(run, trainer, checkpoint.content, reason)
+                print_rank_zero(f"{run or checkpoint.path}: nothing to resume ({reason})")
+                return
+        trainer.fit(model, **kwargs)
         print_rank_zero(outputs.summary(trainer, folder_of(trainer)))  # which all processes find together
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
@@ -117,8 +122,6 @@ class TrainCLI(ExperimentCLI):
             raise InputError(f"{command}: needs a trained model; give --ckpt_path a run's folder, best or last")
         checks.check_devices(self.trainer, self.datamodule)
         self._check_data()
-        if checkpoint.run:
-            read_manifest(checkpoint.run)  # a damaged one would be noticed when there is something to add to it
         return checkpoint
 
     def _say_what_is_scored(self, checkpoint: SavedCheckpoint) -> None:
@@ -137,6 +140,8 @@ class TrainCLI(ExperimentCLI):
         checks.check_classes(self.model, self.datamodule, self.flags)
         if self.checkpoint:
             checks.check_shapes(self.checkpoint, self.model)
+            if self.checkpoint.run:
+                read_manifest(self.checkpoint.run)  # a damaged one would be noticed only in the end
 
 
 def find_command(args: Sequence[str]) -> str:
