@@ -192,7 +192,6 @@ def test_one_process_writes_and_speaks(trained: Callable[[int], Path]) -> None:
     assert ended[0].out.startswith("training on 3 x CPU, ")
     assert [process.out.count("epoch 1/1") for process in ended] == [1, 0, 0]
     assert [process.out for process in ended[1:]] == ["", ""]
-    assert "one process would be faster" in ended[0].out
 
 
 @pytest.mark.parametrize(
