@@ -23,8 +23,12 @@ def write_page(folder: Path, template: Path, figures: Mapping[str, Figure], **va
         figures: Embedded by name, and on phones with their panels below one another.
         values: For the template.
     """
-    images = {name: to_png(figure, dpi=160) for name, figure in figures.items()}
-    narrow = {name: to_png(figure) for name, figure in figures.items() if _stack(figure)}
+    images = {}
+    narrow = {}
+    for name, figure in figures.items():
+        images[name] = to_png(figure, dpi=160)
+        if _stack(figure):
+            narrow[name] = to_png(figure)
     loader = FileSystemLoader([template.parent, Path(__file__).parent])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True

@@ -124,15 +124,18 @@ def differing(runs: Sequence[Run]) -> list[str]:
 def labels_of(runs: Sequence[Run]) -> list[str]:
     """Name each run by what sets it apart, `model.lr=0.5`, and by its folder where that is not enough."""
     names = differing(runs)
-    labels = []
+    labels: list[str] = []
+    folders: list[str] = []
     for run in runs:
         words = " ".join(f"{name}={run.settings[name]}" for name in names if name in run.settings)
         labels.append(shorten(words, 40, placeholder=" ..."))
-    folders = [run.folder.name for run in runs]
+        folders.append(run.folder.name)
     found = []
     for run, label in zip(runs, labels, strict=True):
         if labels.count(label) > 1 or not label:
-            folder = str(run.folder) if folders.count(run.folder.name) > 1 else run.folder.name
+            folder = run.folder.name
+            if folders.count(folder) > 1:
+                folder = str(run.folder)
             label = f"{folder}: {label}".removesuffix(": ")
         found.append(label)
     return found
