@@ -116,6 +116,8 @@ def check_shapes(checkpoint: SavedCheckpoint, model: LightningModule) -> None:
     for name, weight in model.state_dict().items():
         if is_lazy(weight):  # its shape is that of the checkpoint
             continue
+        if name not in saved and not model.strict_loading:  # the module keeps it out itself
+            continue
         shape = tuple(saved[name].shape) if name in saved else None
         if shape != weight.shape:
             raise InputError(
