@@ -99,6 +99,7 @@ WRONG_OPTIONS = [
     ("--seed_everything=4294967296", "seed_everything=4294967296"),
     ("--seed_everything=true", "seed_everything: Expected a int. Got value: True"),
     ("--threads=0", "threads=0"),
+    ("--trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: is for processes that a notebook starts; give ddp"),
     ("--early_stopping.patience=-1", "early_stopping.patience=-1"),
     ("--early_stopping.monitor=val/accuracy", "val/accuracy of EarlyStopping: nothing logs it"),
     # of the Trainer

@@ -40,6 +40,9 @@ def check_options(command: str, config: Any) -> None:
         raise InputError(f"seed_everything={config.seed_everything}: must be at least 0 and below 2^32")
     if config.threads is not None and config.threads < 1:
         raise InputError(f"threads={config.threads}: must be at least 1, or dropped")
+    strategy = str(config.trainer.strategy)
+    if strategy.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
+        raise InputError(f"trainer.strategy={strategy}: is for processes that a notebook starts; give ddp")
     for name in COUNTS:
         if command == "fit" and config.trainer[name] == 0:
             raise InputError(f"trainer.{name}=0: must be at least 1, or dropped")
