@@ -43,7 +43,7 @@ def test_the_page_states_what_was_measured_and_what_it_used(page: Path) -> None:
     assert "28 of the 28 measured scales are the first step above the prediction: range and precision" in text
     assert "Of 4 runs with each, 2 broke with the naive loss and 0 with the stable one." in text
     assert f"numerics --out={page.parent} --source=synthetic --seed=0 --quick" in text
-    assert "5 rows of logits at 11 scales; 160 steps a training run, generated" in text
+    assert "5 rows of logits at 11 scales; 240 steps a training run, generated" in text
     for row in rows(page, "failures.csv"):
         assert f"<td>{float(row['measured']):g} ({float(row['predicted']):.2f})</td>" in text
 
@@ -71,7 +71,7 @@ def test_what_is_used_is_said_before_the_work(
     monkeypatch.setattr(numerics_measurements, "errors", interrupt)
     with pytest.raises(InterruptedError):
         numerics_study.run(tmp_path, quick=True)
-    assert capsys.readouterr().err.startswith("5 rows of logits at 11 scales; 160 steps a training run")
+    assert capsys.readouterr().err.startswith("5 rows of logits at 11 scales; 240 steps a training run")
 
 
 def interrupt(*args: object) -> None:
@@ -104,7 +104,7 @@ def test_the_naive_loss_breaks_in_float16_and_from_large_weights_and_the_stable_
     page: Path,
 ) -> None:
     table = rows(page, "training.csv")
-    assert len(table) == 160
+    assert len(table) == 240
     broken = {name for row in table for name, loss in row.items() if not math.isfinite(float(loss))}
     assert broken == {"naive float16 0.01", "naive float32 2"}
 

@@ -62,7 +62,7 @@ def train_alone(**hparams: Any) -> tuple[SoftmaxRegression, list[dict[str, float
 @pytest.mark.parametrize(
     "models",
     [
-        [{"lr": 0.1}, {"lr": 0.5, "init_std": 0.1}, {"lr": 0.01, "weight_decay": 0.1}],
+        [{"lr": 0.02}, {"lr": 0.05, "init_std": 0.1}, {"lr": 0.01, "weight_decay": 0.1}],
         [{"momentum": 0.9, "weight_decay": 0.01}, {"lr": 0.3}],
         [{"schedule": "cosine", "lr": 0.1}, {"schedule": "cosine", "lr": 0.2, "weight_decay": 0.01}],
     ],
@@ -80,13 +80,13 @@ def test_each_model_of_a_stack_scores_as_the_single_run(models: list[dict[str, A
 
 def test_the_weights_of_a_stack_are_those_of_the_single_runs() -> None:
     models = []
-    for lr in (0.1, 0.5):
+    for lr in (0.02, 0.05):
         seed_everything(SEED, verbose=False)
         models.append(SoftmaxRegression(lr))
     stack = Stack(models, datamodule(SEED).train_dataloader(), EPOCHS)
     for _ in range(EPOCHS):
         stack.train_epoch()
-    for i, lr in enumerate((0.1, 0.5)):
+    for i, lr in enumerate((0.02, 0.05)):
         module, _ = train_alone(lr=lr)
         weight, bias = module.parameters()
         torch.testing.assert_close(stack.weight.view(-1, 10, 784)[i], weight.detach(), rtol=1e-5, atol=1e-5)

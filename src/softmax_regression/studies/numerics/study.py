@@ -56,7 +56,7 @@ def run(
     rows, scales, steps, size = 25, 31, 400, 60_000
     if quick:
         source = "synthetic"
-        rows, scales, steps, size = 5, 11, 160, 2_000
+        rows, scales, steps, size = 5, 11, 240, 2_000
     data = FashionMNISTDataModule(val_size=0, source=source, dirs=dirs, synthetic_size=size).loaded
     used = f"{rows} rows of logits at {scales} scales; {steps} steps a training run, {data.origin}"
     print(used, file=sys.stderr)
