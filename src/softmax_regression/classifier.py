@@ -73,7 +73,7 @@ class Classifier(LightningModule):
         """Score a minibatch; return its `loss`, `logits` (n, k) and `labels` (n,) for callbacks."""
         return self._score_loader(batch, "test", self.trainer.test_dataloaders, dataloader_idx)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Predict n images.
 
         Returns:

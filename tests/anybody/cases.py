@@ -20,7 +20,8 @@ MODULES: dict[str, tuple[list[str], Callable[[], LightningModule]]] = {
     "Ours": ([], modules.Ours),
     "InjectedModule": (["--model.act=torch.nn.Tanh"], partial(modules.InjectedModule, nn.Tanh())),
     "InjectedOptimizer": (
-        ["--model.optimizer=torch.optim.RMSprop"], partial(modules.InjectedOptimizer, torch.optim.RMSprop),
+        ["--model.optimizer=torch.optim.RMSprop", "--model.optimizer.lr=0.003"],
+        partial(modules.InjectedOptimizer, partial(torch.optim.RMSprop, lr=0.003)),
     ),
     "Configured": ([], modules.Configured),
     "Lazy": ([], modules.Lazy),
