@@ -69,3 +69,24 @@ def test_images_of_another_size_are_one_line_and_leave_no_run(
 def test_a_configuration_of_conf_is_found_from_any_folder() -> None:
     assert main(["fit", "--config=smoke.yaml", *SMALL, "--trainer.max_epochs=1"]) == 0
     assert only_run().parent.name == "smoke"
+
+
+STEPS = """
+from softmax_regression import SoftmaxRegression
+
+class Steps(SoftmaxRegression):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("step_loss", loss)
+        return loss
+"""
+
+
+@pytest.mark.parametrize(("model", "warns"), [("softmax_regression.SoftmaxRegression", False), ("steps.Steps", True)])
+def test_few_batches_are_warned_of_where_something_is_logged_on_a_step(
+    model: str, warns: bool, recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("steps.py").write_text(STEPS)
+    monkeypatch.syspath_prepend(Path.cwd())
+    assert fit(f"--model={model}", "--trainer.max_epochs=1") == 0
+    assert any("smaller than the logging interval" in str(warning.message) for warning in recwarn) == warns

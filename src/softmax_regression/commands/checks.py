@@ -86,11 +86,11 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
         if not validates and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
             callback.switch_off()
             print_rank_zero(f"{name} is off: no validation images, so nothing logs {monitor}")
-        elif not _may_log_more(trainer, model):
+        elif not may_log_more(trainer, model):
             raise InputError(f"monitor={monitor} of {name}: nothing logs it; expected {' or '.join(logged)}")
 
 
-def _may_log_more(trainer: Trainer, model: LightningModule) -> bool:
+def may_log_more(trainer: Trainer, model: LightningModule) -> bool:
     """Whether a class of the user's own, the model's or a callback's, calls `log` or `log_dict` itself."""
     for part in (model, *trainer.callbacks):  # type: ignore[attr-defined]
         for kind in type(part).__mro__:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+LOGGING_INTERVAL = "The number of training batches .* is smaller than the logging interval"
 # Warnings that Lightning and TensorBoard raise about each other's code.
 FOREIGN_WARNINGS = (
     r"You called `self.log\(.*\)` but have no logger configured",  # test and validate write run.json instead
@@ -16,7 +17,7 @@ FOREIGN_WARNINGS = (
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
     r"torch\.distributed\.nn\.functional\.\w+ is deprecated",  # which Lightning gathers with
     "The `srun` command is available on your system",  # which does not mean that it is wanted
-    "The number of training batches .* is smaller than the logging interval",  # nothing is logged on a step
+    LOGGING_INTERVAL,
     r"You are trying to `self.log\(\)` but `Trainer\(barebones=True\)` is configured",  # as was asked for
     "Trainer already configured with model summary callbacks",
     "The '(train|val|test|predict)_dataloader' does not have many workers",  # the images are in memory
@@ -74,3 +75,8 @@ def quiet_lightning() -> Iterator[None]:
         threading.excepthook = before
         for handler in handlers:
             handler.removeFilter(_is_no_greeting)
+
+
+def show_logging_interval() -> None:
+    """Let Lightning warn, until the end of the command, that too few batches are trained for what steps log."""
+    warnings.filterwarnings("default", LOGGING_INTERVAL)
