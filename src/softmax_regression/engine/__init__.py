@@ -1,3 +1,3 @@
-"""Lightning's own training step, less the calls that nobody answers."""
+"""Lightning's own training step, less the hooks that nothing implements."""
 
 from softmax_regression.engine.callback import Engine as Engine

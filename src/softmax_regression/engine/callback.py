@@ -12,7 +12,7 @@ except ImportError as error:  # a Lightning that names its parts in another way
 
 
 class Engine(Callback):
-    """Train any LightningModule by Lightning's step without the calls that nobody answers, to the same bits.
+    """Train any LightningModule by Lightning's step without the hooks that nothing implements, to the same bits.
 
     Args:
         enabled: False to train by Lightning's own loop.

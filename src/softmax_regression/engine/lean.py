@@ -1,4 +1,4 @@
-"""Lightning's training step, call for call and in its order, less the calls that nobody answers.
+"""Lightning's training step, call for call and in its order, less the hooks that nothing implements.
 
 Lightning asks callbacks, module, strategy and profiler for each hook of a step. This loop knows which hooks are
 there, and does what Lightning 2.6 does with those only. Whether it may is decided in `reasons`.

@@ -77,15 +77,22 @@ def launched_devices() -> dict[str, int]:
 
 
 def install_signal_handlers(names: Sequence[str], handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Let a handler answer signals, but for those that are ignored, as under nohup; return who answered before."""
+    """Install a handler for signals, except for those that are ignored, as SIGHUP is under nohup.
+
+    Returns:
+        The handlers before, for `restore_signal_handlers`; none outside the main thread, which alone may set any.
+    """
+    before: dict[int, Any] = {}
     if threading.current_thread() is not threading.main_thread():
-        return {}
-    known = [each for each in signal.Signals if each.name in names]  # Windows lacks some
-    return {each: signal.signal(each, handler) for each in known if signal.getsignal(each) is not signal.SIG_IGN}
+        return before
+    for number in signal.Signals:  # Windows lacks some of the names
+        if number.name in names and signal.getsignal(number) is not signal.SIG_IGN:
+            before[number] = signal.signal(number, handler)
+    return before
 
 
 def restore_signal_handlers(handlers: Mapping[int, Any]) -> None:
-    """Let those answer signals who did before `hear`."""
+    """Give signals back to the handlers that `install_signal_handlers` has returned."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
@@ -96,7 +103,10 @@ def is_local_rank_zero() -> bool:
 
 
 def is_speaking_process() -> bool:
-    """Whether this process says what is wrong: until they are joined, all of a machine find the same."""
+    """Whether this process prints an error.
+
+    Before the processes of a run have connected, each meets the same error, and local rank 0 prints it.
+    """
     return is_local_rank_zero() or (distributed.is_available() and distributed.is_initialized())
 
 
