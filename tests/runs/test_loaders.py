@@ -157,3 +157,15 @@ def test_a_loader_stays_what_it_is() -> None:
     assert isinstance(loader, Mine)
     assert type(loader).__name__ == "Mine"
     assert len(list(loader)) == 7
+
+
+@pytest.mark.parametrize("every", [2, None])
+def test_with_max_steps_it_goes_on_within_an_epoch_and_a_line_says_where_not(
+    every: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = trained(Noting(), LOADERS["shuffled"], every=every, max_steps=18)
+    Path("logs").rename("whole")
+    done, *rest = resumed(11, LOADERS["shuffled"], every=every, max_steps=18)
+    if every:
+        assert rest == whole[done:]
+    assert ("max_steps: this DataLoader goes on in another order" in capsys.readouterr().out) == (every is None)

@@ -117,6 +117,9 @@ def make_loaders_resumable(trainer: Trainer, position: LoaderPosition) -> None:
             loader.__class__ = type(kind.__name__, (ResumableLoader, kind), {})
         if isinstance(loader, ResumableLoader):
             loader.position = position
+            if trainer.max_steps != -1 and position.started and not position.batches:
+                # Where max_steps is set, Lightning goes on in the iterator of the epoch before.
+                print_rank_zero("max_steps: this DataLoader goes on in another order; max_epochs keeps the order")
         return loader
 
     strategy.process_dataloader = process_dataloader
