@@ -87,6 +87,7 @@ for args in {commands!r}:
 def test_it_runs_as_a_module(
     args: list[str], word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delitem(sys.modules, "softmax_regression.__main__", raising=False)  # another test may have imported it
     monkeypatch.setattr(sys, "argv", ["softmax_regression", *args])
     with pytest.raises(SystemExit, match="0"):
         runpy.run_module("softmax_regression", run_name="__main__")

@@ -114,6 +114,7 @@ def test_the_best_is_what_a_plain_checkpoint_keeps(cell: Cell) -> None:
     assert best["score"] == pytest.approx(cell.plain.best)
 
 
+@pytest.mark.slow
 def test_every_command_that_fit_prints_can_be_typed(cell: Cell) -> None:
     following = cell.printed[cell.printed.index("next:") + 1 :]
     assert [shlex.split(line)[1] for line in following] == ["test", "report", "--logdir"]
@@ -145,6 +146,7 @@ def shows(text: str, value: float) -> bool:
     return any(format(value, digits) in text for digits in (".3f", ".4f", ".4g"))
 
 
+@pytest.mark.slow
 def test_report_compare_and_list_show_the_scores(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(cell.run)]) == 0
     page = (cell.run / "report" / "index.html").read_text()
@@ -157,6 +159,7 @@ def test_report_compare_and_list_show_the_scores(cell: Cell, capsys: pytest.Capt
     assert shows(capsys.readouterr().out, cell.plain.best)
 
 
+@pytest.mark.slow
 def test_export_writes_onnx_or_says_why_not(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("onnxscript")
     code = main(["export", str(cell.run)])

@@ -227,6 +227,7 @@ def test_predict_writes_a_row_for_each_test_image(run: Path) -> None:
         assert max(probabilities, key=probabilities.__getitem__) == row["predicted"]
 
 
+@pytest.mark.slow
 def test_one_process_scores_however_many_have_trained(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(
@@ -260,6 +261,7 @@ def test_predict_takes_photos_beside_the_test_images(run: Path, capsys: pytest.C
     assert "data 2 photos" in out
 
 
+@pytest.mark.slow
 def test_predict_writes_through_devices_pipes_and_links(run: Path) -> None:
     def predict(path: str) -> int:
         return main(["predict", "--ckpt_path", str(run), "--output", path])
@@ -281,6 +283,7 @@ def test_predict_writes_through_devices_pipes_and_links(run: Path) -> None:
     assert Path("own.csv").read_text().startswith("index,label")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_configuration_runs(path: Path) -> None:
     assert path.read_text().startswith("# ")

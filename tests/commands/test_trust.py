@@ -267,6 +267,7 @@ def test_a_class_that_a_checkpoint_names_is_not_imported(
     assert not Path(CANARY).exists()
 
 
+@pytest.mark.slow
 def test_what_a_user_names_is_trusted_in_flags_and_in_files(saved: dict[str, Any]) -> None:
     Path("x.yaml").write_text(f"trainer: {{callbacks: [{C}]}}")
     Path("t.yaml").write_text(f"callbacks: [{C}]")
@@ -357,6 +358,7 @@ def server() -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched_from_a_url(server: tuple[str, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     address, asked = server
     for option in (

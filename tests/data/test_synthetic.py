@@ -87,6 +87,7 @@ def accuracy_of(model: nn.Module, drawn: tuple[Tensor, Tensor]) -> float:
     return int((predicted == y[10_000:]).sum()) / 2000
 
 
+@pytest.mark.slow
 def test_a_linear_model_learns_it_but_not_to_the_end_and_a_hidden_layer_more(drawn: tuple[Tensor, Tensor]) -> None:
     torch.manual_seed(0)
     linear = accuracy_of(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), drawn)

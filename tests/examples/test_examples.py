@@ -48,6 +48,7 @@ def test_every_command_works_with_it(flag: str) -> None:
     assert 0 <= manifest(run)["test"]["test/acc"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", CHANGES.values(), ids=CHANGES)
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(flag: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -98,6 +99,7 @@ def test_a_class_begins_with_its_own_defaults() -> None:
     assert model.hparams["lr"] == 0.2
 
 
+@pytest.mark.slow
 def test_the_metric_appears_wherever_metrics_do(capsys: pytest.CaptureFixture[str]) -> None:
     monitor = ("--early_stopping.monitor=val/f1", "--early_stopping.mode=max")
     assert fit(CHANGES["macro_f1"], *monitor, "--trainer.max_epochs=4") == 0

@@ -80,6 +80,7 @@ def train(model: str, definition: str = IMPORT) -> Path:
     return only_run()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_every_command_opens_its_run(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(model)

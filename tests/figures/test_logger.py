@@ -74,6 +74,7 @@ def trained(model: LightningModule, *callbacks: Callback, data: Any = (), epochs
     return trainer
 
 
+@pytest.mark.slow
 def test_the_last_and_the_best_epoch_are_drawn_and_all_of_the_test() -> None:
     assert fit(ON, "--best_checkpoint.mode=max", "--trainer.max_epochs=4") == 0  # the first, with the highest loss
     run = only_run()
@@ -94,6 +95,7 @@ def test_figures_are_drawn_as_often_as_asked() -> None:
     assert steps(only_run())["val/weights"] == [2 * STEPS - 1, 3 * STEPS - 1]
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_draws_its_new_last_and_best_epoch() -> None:
     assert fit(ON, "--trainer.max_epochs=2") == 0
     run = only_run()

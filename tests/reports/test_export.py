@@ -136,6 +136,7 @@ def test_onnx_predicts_what_the_checkpoint_does(
     np.testing.assert_allclose(found, probabilities(model, images), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_any_model_is_exported_and_the_names_of_the_classes_are_those_of_its_data(
     folder: Path, dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -320,6 +320,7 @@ def test_if_all_checkpoints_are_damaged_nothing_is_resumed(run: Path, capsys: py
     assert names(Path()) == before
 
 
+@pytest.mark.slow
 # Lightning's, about its own ModelCheckpoint
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
 def test_the_checkpoint_of_a_plain_trainer_opens_with_every_command(

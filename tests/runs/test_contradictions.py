@@ -130,6 +130,7 @@ def test_a_manifest_that_is_none_is_one_line(command: str, run: Path, capsys: py
     assert files(run) == before
 
 
+@pytest.mark.slow
 def test_other_files_of_the_same_name_are_an_error_and_testing_on_them_says_so(
     tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

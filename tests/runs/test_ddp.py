@@ -111,7 +111,8 @@ def assert_close(run: Path, reference: Path) -> None:
         assert {name: row[name] for name in accuracies} == pytest.approx(accuracies, abs=5e-4)
 
 
-@pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3, 4])
 def test_several_processes_train_the_model_of_one(trained: Callable[[int], Path], n: int) -> None:
     assert_close(trained(n) / RUN, trained(1) / RUN)
     assert manifest(trained(n) / RUN)["device"] == {"type": "cpu", "count": n}
@@ -182,6 +183,7 @@ def test_a_repetition_has_the_same_bits_however_it_was_started(
     assert_same(state(RUN), state(trained(2) / RUN))
 
 
+@pytest.mark.slow
 def test_one_process_writes_and_speaks(trained: Callable[[int], Path]) -> None:
     names = [
         sorted(re.sub(r"events\..*", "events", path.name) for path in (trained(n) / "logs").rglob("*")) for n in (1, 3)
@@ -223,6 +225,7 @@ def test_data_that_are_not_there_are_one_message_of_all_processes(
     assert (ended[0].err.count("error"), ended[1].err) == (1, "")
 
 
+@pytest.mark.slow
 def test_what_only_one_process_may_have_met_is_said_by_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

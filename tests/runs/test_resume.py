@@ -89,7 +89,10 @@ def resume(run: Path, *options: str, number: int = 1) -> int:
     return main(["fit", "--resume", str(run), *options])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+QUICK, *SLOW = KINDS
+
+
+@pytest.mark.parametrize("kind", [QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)])
 def test_a_run_that_is_killed_at_every_moment_resumes_bit_for_bit(kind: str) -> None:
     Path("own_mlp.py").write_text(MLP)
     steps, options = KINDS[kind]

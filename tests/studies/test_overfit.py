@@ -124,6 +124,7 @@ def test_the_page_has_curves_tables_and_conclusions_and_workers_do_not_matter(tm
     assert not list(tmp_path.glob("unfinished/*"))
 
 
+@pytest.mark.slow
 def test_what_was_finished_before_an_interruption_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +192,7 @@ def test_too_few_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         study.run(tmp_path, source="synthetic", quick=True)
 
 
+@pytest.mark.slow
 def test_each_kind_of_study_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(overfit, "FULL", TINY)
@@ -207,6 +209,7 @@ class Bare(MLP):
         super().__init__(hidden)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "remedies"), [(MLP, 5), (Bare, 2)])
 def test_another_model_has_the_remedies_that_it_has_parameters_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: type[MLP], remedies: int

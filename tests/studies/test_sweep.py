@@ -323,6 +323,7 @@ def test_one_configuration_with_one_seed_is_called_so() -> None:
     assert "inf" not in text.split("<h2>Learning curves")[0]
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_stacked_is_swept_as_fit_trains_it() -> None:
     space: Space = {"lr": [0.1, 0.3], "hidden": [16], "batch_size": [64]}
     page = sweep.run(space, seeds=[0, 3], model=MLP, source="synthetic", quick=True)
@@ -432,6 +433,7 @@ class TestAnybodysModel:
         assert page == Path("logs/sweep/batch-lr-epochs-Net-Rows-quick/index.html")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [SoftmaxRegression, MLP])
 def test_hopeless_trials_are_given_up_on_request(data: FashionMNISTDataModule, model: type[SoftmaxRegression]) -> None:
     space: Space = {"init_std": [0.01], "dropout": [0.0, 0.1, 0.2, 0.3, 0.4, 0.99], "lr": [0.1], "epochs": [3]}

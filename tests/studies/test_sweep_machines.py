@@ -52,6 +52,7 @@ def histories(search: Search) -> dict[str, dict[str, list[list[float]]]]:
     return {describe(result.params): result.history for result in search.results()}
 
 
+@pytest.mark.slow
 def test_what_a_killed_machine_had_begun_is_made_by_the_others() -> None:
     killed, other = opened(GRID), opened(GRID)
     trial = killed.study.ask()  # and no more is heard of it
@@ -63,6 +64,7 @@ def test_what_a_killed_machine_had_begun_is_made_by_the_others() -> None:
     other.close()
 
 
+@pytest.mark.slow
 def test_of_a_trial_that_two_machines_have_run_the_first_result_counts() -> None:
     late, other = opened(GRID), opened(GRID)
     trial = late.study.ask()
@@ -140,6 +142,7 @@ def test_a_database_that_is_lost_is_an_error_of_storage(monkeypatch: pytest.Monk
     search.close()
 
 
+@pytest.mark.slow
 def test_two_processes_that_share_a_folder_and_a_database_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["study.py", "sweep", f"--storage={SQLITE}"])
     with locked(Path(), None):  # as if the other one wrote its page elsewhere
