@@ -24,15 +24,39 @@ from softmax_regression.__main__ import main
 from softmax_regression.runs import checkpoint
 
 HERE = Path(__file__).parent
-QUICK = ("Plain, a list of loaders", "InjectedModule, dict batches", "Lazy, own data")  # the others are slow
+# These are quick. Of the others, which are slow, these are run by .ci/run; the rest, of the marker `table`, is for a
+# change of how runs are trained, kept or opened, and takes half an hour.
+QUICK = ("Plain, a list of loaders", "InjectedModule, dict batches", "Lazy, own data")
+OFTEN = (
+    "Ours, our data",
+    "InjectedOptimizer, a dict of loaders",
+    "Configured, dict batches",
+    "Compiled, own data",
+    "Manual, our data",
+    "Autoencoder, a list of loaders",
+    "a path",
+    "a part that is not saved",
+    "wrapped metrics of ours",
+    "ReduceLROnPlateau",
+    "a stream",
+    "validated twice an epoch",
+    "accumulated",
+    "float64",
+)
 REFUSED = ("Ours, dict batches",)  # see test_refused.py
 
 
 def parameters() -> Iterator[Any]:
     """Yield every cell of the table."""
     for name, case in {**table(), **ODD, **TRAINER}.items():
-        if name not in REFUSED:
-            yield pytest.param(case, id=name, marks=[] if name in QUICK else pytest.mark.slow)
+        if name in REFUSED:
+            continue
+        marks = []
+        if name not in QUICK:
+            marks.append(pytest.mark.slow)
+        if name not in (*QUICK, *OFTEN):
+            marks.append(pytest.mark.table)
+        yield pytest.param(case, id=name, marks=marks)
 
 
 # What Lightning says of these modules to a plain Trainer, too.
