@@ -15,4 +15,8 @@ if __name__ == "__main__":
 
     if watched:
         print(end="\033[K", file=sys.stderr, flush=True)  # that line is gone
-    sys.exit(main())
+    code = main()
+    if code > 128:  # interrupted: what a launcher sends to the others of a run must not change the exit code
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
