@@ -141,7 +141,8 @@ def test_two_processes_train_the_model_of_one_on_the_real_data(real_folder: Path
     assert_close(run, RUN.with_name("one"))
 
 
-@pytest.mark.parametrize("n", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [2, 3])
 def test_metrics_count_each_image_once(trained: Callable[[int], Path], n: int) -> None:
     for size in VALIDATIONS:
         ours, theirs = (manifest(trained(k) / f"scored-{size}") for k in (n, 1))

@@ -104,12 +104,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def submit(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., str]]:
     """Submit conf/slurm.sh with two processes and return the number of the job."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)
     Path("train.py").symlink_to(ROOT / "train.py")
     size = ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1")
 
     def job(*options: str) -> str:
-        return ask("sbatch", "--parsable", *size, str(ROOT / "conf" / "slurm.sh"), *OPTIONS, *options)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.delenv("TORCH_CPP_LOG_LEVEL", raising=False)  # which train.py sets
+            return ask("sbatch", "--parsable", *size, str(ROOT / "conf" / "slurm.sh"), *OPTIONS, *options)
 
     yield job
     subprocess.run(["scancel", "-u", getpass.getuser()], check=False, timeout=30)

@@ -2,6 +2,7 @@ import csv
 import html
 import math
 import re
+import shlex
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -42,7 +43,7 @@ def test_the_page_states_what_was_measured_and_what_it_used(page: Path) -> None:
     text = text_of(page)
     assert "28 of the 28 measured scales are the first step above the prediction: range and precision" in text
     assert "Of 4 runs with each, 2 broke with the naive loss and 0 with the stable one." in text
-    assert f"numerics --out={page.parent} --source=synthetic --seed=0 --quick" in text
+    assert f"numerics {shlex.quote(f'--out={page.parent}')} --source=synthetic --seed=0 --quick" in text
     assert "5 rows of logits at 11 scales; 240 steps a training run, generated" in text
     for row in rows(page, "failures.csv"):
         assert f"<td>{float(row['measured']):g} ({float(row['predicted']):.2f})</td>" in text

@@ -170,6 +170,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(tmp_path: Pat
         study.run(tmp_path, source="synthetic", quick=True)
 
 
+@pytest.mark.slow
 def test_a_page_that_cannot_be_written_in_the_end_costs_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -315,6 +315,7 @@ def test_the_commands_on_the_page_repeat_what_it_says(monkeypatch: pytest.Monkey
     assert f"ends with val/loss {rows[-1]['val/loss']:.4f}" in " ".join(text.split())
 
 
+@pytest.mark.slow
 def test_one_configuration_with_one_seed_is_called_so() -> None:
     page = sweep.run({"lr": [0.1], "epochs": [1]}, seeds=[5], name="one", source="synthetic")
     text = " ".join(page.read_text().split("</style>")[1].split())
@@ -393,6 +394,7 @@ class TestAnybodysModel:
         "epochs": [3],
     }
 
+    @pytest.mark.slow
     def test_is_searched_by_what_it_logs_itself(self) -> None:
         page = sweep.run(self.SPACE, seeds=[0, 1], model=Net, data=Rows, monitor="val_loss")
         rows = table(page)
