@@ -182,6 +182,7 @@ class LastCheckpoint(Checkpoint):
         number = self._signals.agreed
         if not number:
             return
+        self._ignore_signals()
         if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
             with suppress(OSError, subprocess.SubprocessError):  # saved, whether or not SLURM can be told
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False, timeout=30)
@@ -195,10 +196,16 @@ class LastCheckpoint(Checkpoint):
         self._restore_handlers()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back; if one has ended the run, another must not come between it and its line."""
+        """Give the signals back, unless one has ended the run."""
         if isinstance(exception, Interrupted):
-            self._handlers = dict.fromkeys(self._handlers, signal.SIG_IGN)
-        self._restore_handlers()
+            self._ignore_signals()
+        else:
+            self._restore_handlers()
+
+    def _ignore_signals(self) -> None:
+        """Let no other signal come between one that ends the run and its line: `scontrol requeue` sends SIGTERM."""
+        for number in self._handlers:
+            signal.signal(number, signal.SIG_IGN)
 
     def _restore_handlers(self) -> None:
         restore_signal_handlers(self._handlers)
