@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -53,3 +55,23 @@ def test_it_runs_on_the_systems_and_pythons_that_are_supported() -> None:
     assert matrix["python"] == ["3.11", "3.12", "3.13", "3.14"]
     assert PROJECT["project"]["requires-python"] == f">={matrix['python'][0]}"
     assert WORKFLOW[True] == ["push", "pull_request"]  # YAML 1.1 reads `on` so
+
+
+def test_the_end_of_ci_run_names_the_tests_that_failed(tmp_path: Path) -> None:
+    (tmp_path / "quick.xml").write_text("""<testsuites><testsuite>
+        <testcase classname="tests.test_a" name="test_one"><failure message="assert 1&#10;== 2" /></testcase>
+        <testcase classname="tests.test_a" name="test_two"><error message="no disk" /></testcase>
+        <testcase classname="tests.test_a" name="test_three"><skipped message="no GPU" /></testcase>
+        <testcase classname="tests.test_a" name="test_four"><skipped message="no network" /></testcase>
+    </testsuite></testsuites>""")
+    (tmp_path / "slow.xml").write_text("""<testsuites><testsuite>
+        <testcase classname="tests.test_a" name="test_one" />
+        <testcase classname="tests.test_a" name="test_four" />
+    </testsuite></testsuites>""")
+    command = [sys.executable, ROOT / ".ci" / "summary.py", tmp_path / "quick.xml", tmp_path / "slow.xml"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines() == [
+        "skipped: tests.test_a::test_three: in quick: no GPU",
+        "failed: tests.test_a::test_one: in quick: assert 1 == 2",
+        "failed: tests.test_a::test_two: in quick: no disk",
+        "1 passed, 2 failed, 1 skipped",
+    ]
