@@ -68,8 +68,9 @@ def test_the_end_of_ci_run_names_the_tests_that_failed(tmp_path: Path) -> None:
         <testcase classname="tests.test_a" name="test_one" />
         <testcase classname="tests.test_a" name="test_four" />
     </testsuite></testsuites>""")
-    command = [sys.executable, ROOT / ".ci" / "summary.py", tmp_path / "quick.xml", tmp_path / "slow.xml"]
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines() == [
+    command = [sys.executable, ".ci/summary.py", str(tmp_path / "quick.xml"), str(tmp_path / "slow.xml")]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines() == [
         "skipped: tests.test_a::test_three: in quick: no GPU",
         "failed: tests.test_a::test_one: in quick: assert 1 == 2",
         "failed: tests.test_a::test_two: in quick: no disk",
