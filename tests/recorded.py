@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from softmax_regression.runs.record import update_manifest
-from softmax_regression.runs.rows import ROWS_FILE, Row, write_rows
+from softmax_regression.runs.rows import ROWS_FILE, Row, RowsFile
 
 
 def record(folder: Path, rows: Sequence[Row] = (), settings: Mapping[str, Any] | None = None, **manifest: Any) -> Path:
@@ -14,5 +14,5 @@ def record(folder: Path, rows: Sequence[Row] = (), settings: Mapping[str, Any] |
     model = {"class_path": "softmax_regression.SoftmaxRegression", "init_args": settings or {}}
     update_manifest(folder, **{"status": "finished", "config": {"model": model}, **manifest})
     if rows:
-        write_rows(rows, folder / ROWS_FILE)
+        RowsFile(folder / ROWS_FILE).save(rows)
     return folder

@@ -46,6 +46,19 @@ def write(data: bytes, path: Path) -> None:
         ) from error
 
 
+def append(data: bytes, path: Path) -> None:
+    """Add a line to a file, without waiting for the disk.
+
+    Raises:
+        StorageError: The file could not be written.
+    """
+    try:
+        with path.open("ab") as file:
+            file.write(data)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be saved ({reason(error)}); free space or make it writable") from error
+
+
 def check_writable(path: Path, ours: bool = True) -> None:
     """Refuse, before the work is done, a file, or the folder of a page, that could not be written in the end.
 

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from commands import fit, manifest, only_run
 from softmax_regression import BestCheckpoint, EarlyStopping, RunLogger, RunRecord
 from softmax_regression.errors import InputError
+from softmax_regression.reports.reading import read_run
 from softmax_regression.runs.checkpoint import read
+from softmax_regression.runs.record import update_manifest
 from softmax_regression.runs.rows import read_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*sequence of dataloaders")
@@ -48,6 +50,14 @@ def test_of_several_validations_in_an_epoch_the_best_is_the_one_that_was_kept() 
     assert len(rows) == 3 * 4
     assert best["score"] == best["val/loss"] == min(row["val/loss"] for row in rows)
     assert best["step"] == best_checkpoint(run)["global_step"]
+
+
+def test_of_a_run_that_was_killed_the_best_is_what_its_checkpoint_says() -> None:
+    assert fit("--model.lr=3") == 0
+    run = only_run()
+    best = manifest(run)["best"]
+    update_manifest(run, status="running", best=None)  # as SIGKILL leaves it
+    assert read_run(run).best == {name: value for name, value in best.items() if name not in ("monitor", "score")}
 
 
 def test_a_checkpoint_of_the_users_own_beside_it_changes_nothing() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer, do_nothing_closure
 from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
@@ -24,6 +24,7 @@ from torch.optim import Optimizer
 
 from softmax_regression.engine.ddp import signals_of
 from softmax_regression.engine.reasons import (
+    LIGHTNINGS,
     STRATEGIES,
     TRANSFER_HOOKS,
     Watch,
@@ -116,16 +117,13 @@ class LeanLoop(_TrainingEpochLoop):
 
     def _hook(self, name: str, *args: Any) -> Any:
         """Call a hook of each callback, then that of the module, and return what the module says."""
-        if name not in self.answered:
-            return None
+        nothing = LIGHTNINGS[Callback, name]
         for callback in self.trainer.callbacks:
             function = getattr(callback, name)
-            if callable(function):
+            if callable(function) and getattr(function, "__func__", None) is not nothing:
                 self._named(name, function, self.trainer, self.module, *args)
         function = getattr(self.module, name)
-        answer = self._named(name, function, *args) if callable(function) else None
-        self._look()
-        return answer
+        return self._named(name, function, *args) if callable(function) else None
 
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Take one minibatch and make one step with it."""
@@ -148,7 +146,9 @@ class LeanLoop(_TrainingEpochLoop):
         if batch is None:
             self._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
         else:
-            skip = self._hook("on_train_batch_start", batch, batch_idx) == -1
+            if "on_train_batch_start" in self.answered:
+                skip = self._hook("on_train_batch_start", batch, batch_idx) == -1
+                self._look()
             if skip:
                 progress.increment_by(0, is_last_batch=True)
             else:
@@ -161,7 +161,8 @@ class LeanLoop(_TrainingEpochLoop):
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if skip:
             raise StopIteration
-        self._hook("on_train_batch_end", output, batch, batch_idx)
+        if "on_train_batch_end" in self.answered:
+            self._hook("on_train_batch_end", output, batch, batch_idx)
         logs_steps = any(result.meta.on_step for result in results.values())
         if logs_steps:
             connector.on_batch_end()

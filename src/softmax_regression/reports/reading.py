@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.figures.drawings import metrics_of, split_metric
 from softmax_regression.files import locked
-from softmax_regression.runs.record import read_manifest
+from softmax_regression.runs import checkpoint
+from softmax_regression.runs.record import read_manifest, saved_results
 from softmax_regression.runs.rows import ROWS_FILE, Row, read_rows
 
 HIDDEN = ("trainer.callbacks", "trainer.logger", "trainer.enable_", "figures", "ckpt_path", "resume", "output", "force")
@@ -45,12 +46,16 @@ class Run(NamedTuple):
 
 
 def read_run(folder: Path) -> Run:
-    """Read run.json and metrics.csv.
+    """Read run.json and metrics.csv, and of a run that has not ended what best.ckpt says.
 
     Raises:
         InputError: One of them holds something else.
+        StorageError: The system cannot read one.
     """
     manifest = read_manifest(folder)
+    best = folder / "checkpoints" / "best.ckpt"
+    if manifest.get("status") == "running" and best.is_file():  # run.json has the best of a run that has ended
+        manifest |= saved_results(folder, checkpoint.read(best))
     return Run(folder, manifest, read_rows(folder), settings_of(manifest.get("config") or {}))
 
 

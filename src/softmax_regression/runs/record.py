@@ -25,7 +25,7 @@ from softmax_regression.files import write
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, folder_of
 from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.processes import print_rank_zero
-from softmax_regression.runs.rows import Row, RowCallback, read_rows, rows_file, steps_done, write_rows
+from softmax_regression.runs.rows import Row, RowCallback, RowsFile, read_rows, rows_file, steps_done
 from softmax_regression.runs.settings import describe_run, with_found
 
 
@@ -175,8 +175,7 @@ class RunRecord(RowCallback):
         self.run: Path | None = None  # on the first process, if there is a logger
         self._unrecorded: list[str] = []  # what of a run from Python the configuration cannot say
         self._saved: Mapping[str, Any] | None = None  # the checkpoint that the run goes on from
-        self._unwritten = False  # whether a row is not in the file yet
-        self._best: dict[str, Any] | None = None  # as run.json has it
+        self._file: RowsFile | None = None  # on the first process, if there is a logger
 
     def _update(self, **entries: Any) -> None:
         if self.run:
@@ -211,9 +210,11 @@ class RunRecord(RowCallback):
             known["data"] = {"origin": data.origin, "sha256": data.sha256}
         elif trainer.datamodule:  # type: ignore[attr-defined]
             known["data"] = {"origin": type(trainer.datamodule).__name__}  # type: ignore[attr-defined]
+        self._file = None
         if self.run:
             self._update(**known, threads=torch.get_num_threads(), **environment())
             write(str(self.config).encode(), self.run / "config.yaml")
+            self._file = RowsFile(rows_file(self.run, trainer.loggers))
         if folder and self._saved and trainer.ckpt_path:
             self._go_on(trainer, folder, self._saved)
         self._saved = None
@@ -226,26 +227,17 @@ class RunRecord(RowCallback):
             if rows:
                 self.start_with(trainer, rows)
                 break
-        if self.run:
-            write_rows(self.rows, rows_file(self.run, trainer.loggers))
+        if self._file:
+            self._file.save(self.rows)
 
     def update_row(self, trainer: Trainer) -> bool:
         """Collect the row of this step, and write it."""
         changed = super().update_row(trainer)
-        self._unwritten = self._unwritten or changed
         ends_here = trainer.validating and trainer.is_last_batch  # then the epoch's end writes it
-        if self._unwritten and self.run and not ends_here:
-            check_there(self.run)
-            write_rows(self.rows, rows_file(self.run, trainer.loggers))
-            self._unwritten = False
+        if self._file and not ends_here:
+            check_there(self._file.path.parent)
+            self._file.save(self.rows)
         return changed
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record what the epoch before has kept as the best."""
-        found = results(trainer)
-        if self.run and found.get("best") != self._best:
-            self._best = found["best"]
-            self._update(**found)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the results."""

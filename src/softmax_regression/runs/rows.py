@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from softmax_regression.errors import InputError
-from softmax_regression.files import write
+from softmax_regression.files import append, write
 
 Row = dict[str, float]  # `epoch`, from 1, `step`, the number of steps done, `lr`, and metrics by their names
 
@@ -122,16 +122,42 @@ def rows_file(run: Path, loggers: Iterable[Logger]) -> Path:
     return run / ROWS_FILE
 
 
-def write_rows(rows: Sequence[Row], path: Path) -> None:
-    """Write rows as a CSV; a metric that was not logged is an empty cell."""
-    names = list(RESERVED)
-    for row in rows:
-        names.extend(name for name in row if name not in names)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write(text.getvalue().encode(), path)
+class RowsFile:
+    """The rows of a run as a CSV, to which each row is added as it comes; a metric not logged is an empty cell.
+
+    Args:
+        path: Where the file is, or will be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._names: list[str] = []  # of the columns in the file
+        self._rows: list[Row] = []  # in the file
+
+    def save(self, rows: Sequence[Row]) -> None:
+        """Add the rows that are new; write the file anew if one before them has changed, or there is a new column.
+
+        Raises:
+            StorageError: The file could not be written.
+        """
+        names = list(RESERVED)
+        for row in rows:
+            names.extend(name for name in row if name not in names)
+        new = rows[len(self._rows) :]
+        is_longer = names == self._names and rows[: len(self._rows)] == self._rows
+        if is_longer and not new:
+            return
+        text = io.StringIO()
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        if is_longer:
+            writer.writerows(new)
+            append(text.getvalue().encode(), self.path)
+        else:
+            writer.writeheader()
+            writer.writerows(rows)
+            write(text.getvalue().encode(), self.path)
+        self._names = names
+        self._rows = [dict(row) for row in rows]
 
 
 def read_rows(run: Path) -> list[Row]:
@@ -145,12 +171,13 @@ def read_rows(run: Path) -> list[Row]:
         path = run / ROWS_FILE
     rows = []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for cells in csv.DictReader(file):
-                row = {name: float(cell) for name, cell in cells.items() if cell}
-                row["epoch"] = int(row["epoch"])
-                row["step"] = int(row["step"])
-                rows.append(row)
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1]  # without a row that was cut short as the process was killed
+        for cells in csv.DictReader(io.StringIO(whole, newline="")):
+            row = {name: float(cell) for name, cell in cells.items() if cell}
+            row["epoch"] = int(row["epoch"])
+            row["step"] = int(row["step"])
+            rows.append(row)
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:

@@ -1,0 +1,43 @@
+"""metrics.csv: a row is added as it comes, and what a kill has cut short is left out."""
+
+from pathlib import Path
+
+import pytest
+
+from softmax_regression.runs.rows import ROWS_FILE, Row, RowsFile, read_rows
+
+NAN = float("nan")
+FIRST: Row = {"epoch": 1, "step": 10, "lr": 0.1, "val/loss": 0.5}
+SECOND: Row = {"epoch": 2, "step": 20, "lr": 0.1, "val/loss": 0.25}
+
+
+def test_a_new_row_is_added_to_the_file_which_stays_the_same_file(tmp_path: Path) -> None:
+    file = RowsFile(tmp_path / ROWS_FILE)
+    rows = [FIRST | {"val/loss": NAN}]
+    file.save(rows)
+    same = file.path.stat().st_ino
+    rows.append(SECOND)
+    file.save(rows)
+    file.save(rows)
+    assert file.path.stat().st_ino == same
+    assert file.path.read_text() == "epoch,step,lr,val/loss\n1,10,0.1,nan\n2,20,0.1,0.25\n"
+
+
+@pytest.mark.parametrize("change", [{"val/loss": 0.75}, {"train/loss": 0.75}], ids=["another value", "a new column"])
+def test_a_row_that_changes_is_written_anew(tmp_path: Path, change: Row) -> None:
+    file = RowsFile(tmp_path / ROWS_FILE)
+    rows = [dict(FIRST)]
+    file.save(rows)
+    rows[0].update(change)
+    rows.append(SECOND)
+    file.save(rows)
+    assert read_rows(tmp_path) == [FIRST | change, SECOND]
+
+
+def test_a_row_that_a_kill_has_cut_short_is_left_out(tmp_path: Path) -> None:
+    file = RowsFile(tmp_path / ROWS_FILE)
+    file.save([FIRST, SECOND])
+    whole = file.path.read_bytes()
+    for n in range(1, len(b"2,20,0.1,0.25\n") + 1):
+        file.path.write_bytes(whole[:-n])
+        assert read_rows(tmp_path) == [FIRST]
