@@ -133,9 +133,9 @@ def test_quick_generated_and_full_have_folders_of_their_own(monkeypatch: pytest.
         with pytest.raises(InterruptedError):
             numerics_study.run(**options)
     assert [str(path.parent) for path in checked] == [
-        "logs/numerics",
-        "logs/numerics-quick",
-        "logs/numerics-synthetic",
+        "studies/numerics",
+        "studies/numerics-quick",
+        "studies/numerics-synthetic",
         "mine",
     ]
 

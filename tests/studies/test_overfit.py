@@ -8,6 +8,7 @@ import pytest
 import torch
 from examples.mlp import MLP
 from lightning.pytorch import LightningModule
+from lightning.pytorch.demos.boring_classes import BoringDataModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -187,6 +188,11 @@ def test_a_page_that_cannot_be_written_in_the_end_costs_no_result(
     assert (tmp_path / "index.html").exists()
 
 
+def test_data_of_which_no_few_images_can_be_taken_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="data=BoringDataModule: expected a subclass of FashionMNISTDataModule"):
+        study.run(tmp_path, data=BoringDataModule, quick=True)
+
+
 def test_too_few_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overfit, "QUICK", FULL)
     with pytest.raises(InputError, match="need 55000"):
@@ -198,8 +204,8 @@ def test_each_kind_of_study_has_a_folder_of_its_own(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(overfit, "FULL", TINY)
     page = study.run(source="synthetic", quick=True)
-    assert page == Path("logs/overfit-synthetic-quick/index.html")
-    assert study.run(source="synthetic") == Path("logs/overfit-synthetic/index.html")
+    assert page == Path("studies/overfit-synthetic-quick/index.html")
+    assert study.run(source="synthetic") == Path("studies/overfit-synthetic/index.html")
     assert own_name("overfit", model=MLP) == "overfit-MLP"
 
 

@@ -34,7 +34,7 @@ from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.studies.stacked import Scores, Stack
 from softmax_regression.studies.sweep import study as sweep
-from softmax_regression.studies.sweep.search import Search, number_of_workers
+from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
 from softmax_regression.studies.sweep.space import Plan, Range, Value, describe
 from softmax_regression.studies.sweep.training import LightningTraining, StackTraining
 
@@ -243,7 +243,7 @@ def test_a_folder_keeps_one_plan_and_one_sweep_at_a_time(data: FashionMNISTDataM
     searched(data, "mine", Plan({"lr": [0.1], "epochs": [1]}, [0]))
     with pytest.raises(InputError, match="another plan"):
         opened(data, "mine", Plan({"lr": [0.2], "epochs": [1]}, [0]))
-    folder = Path("logs/sweep/mine-quick")
+    folder = Path("studies/sweep/mine-quick")
     folder.mkdir(parents=True)
     with locked(folder, ""), pytest.raises(InputError, match=r"another process is at work there.* --name"):
         sweep.run({"lr": [0.1]}, name="mine", source="synthetic", quick=True)
@@ -256,10 +256,36 @@ def test_bad_input_is_refused_before_anything_is_kept() -> None:
         sweep.run({"lr": [0.1]}, source="synthetic", quick=True, workers=0)
     with pytest.raises(InputError, match="source=synthetic: Rows has no parameter of this name"):
         sweep.run({"lr": [0.1]}, data=Rows, source="synthetic")
-    assert not Path("logs").exists()
-    Path("logs").write_text("a file\n")
-    with pytest.raises(InputError, match=r"logs/sweep/mine: cannot be written"):
+    assert not Path("studies").exists()
+    Path("studies").write_text("a file\n")
+    with pytest.raises(InputError, match=r"studies/sweep/mine: cannot be written"):
         sweep.run({"lr": [0.1]}, name="mine", source="synthetic")
+
+
+def test_grid_sampler_by_name_is_the_grid() -> None:
+    page = sweep.run({"lr": [0.1], "batch_size": [64]}, "GridSampler", source="synthetic", quick=True)
+    assert '"sampler": "grid"' in html.unescape(page.read_text())
+
+
+def test_a_sampler_that_cannot_choose_is_refused_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cmaes", None)
+    space: Space = {"lr": Range(0.01, 1.0), "weight_decay": Range(0.0, 0.1)}
+    for sampler, why in (
+        (optuna.samplers.CmaEsSampler(), "CmaEsSampler: cannot be used .*cmaes"),
+        (optuna.samplers.GridSampler({"lr": [0.1]}), "GridSampler: cannot be used .*weight_decay, is not found"),
+    ):
+        with pytest.raises(InputError, match=f"sampler={why}"):
+            sweep.run(space, sampler, source="synthetic")
+    assert not Path("studies").exists()
+
+
+def test_a_sampler_of_optuna_s_draws_as_if_nobody_had_tried_it(data: FashionMNISTDataModule) -> None:
+    plan = Plan({"lr": Range(0.01, 1.0), "batch_size": [64]}, [0], sampler="random", trials=2)
+    tried = optuna.samplers.RandomSampler(3)
+    check_sampler(tried, plan)
+    drawn = [list(histories(searched(data, "tried", plan, sampler=tried)))]
+    drawn.append(list(histories(searched(data, "fresh", plan, sampler=optuna.samplers.RandomSampler(3)))))
+    assert drawn[0] == drawn[1]
 
 
 def test_there_are_as_many_workers_as_cores_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +303,7 @@ def table(page: Path) -> list[dict[str, str]]:
 def test_the_page_the_table_and_tensorboard_have_every_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["study.py", "sweep", "--space", '{"lr": [0.1]}', "--quick"])
     page = sweep.run({"batch_size": [64, 9999], "lr": [0.1, 0.5], "epochs": [5]}, source="synthetic", quick=True)
-    assert page == Path("logs/sweep/batch-lr-epochs-synthetic-quick/index.html")
+    assert page == Path("studies/sweep/batch-lr-epochs-synthetic-quick/index.html")
     text = html.unescape(page.read_text())
     assert "came out best of 4 configurations" in text
     assert "InputError: batch_size=9999" in text
@@ -328,7 +354,7 @@ def test_one_configuration_with_one_seed_is_called_so() -> None:
 def test_a_model_that_cannot_be_stacked_is_swept_as_fit_trains_it() -> None:
     space: Space = {"lr": [0.1, 0.3], "hidden": [16], "batch_size": [64]}
     page = sweep.run(space, seeds=[0, 3], model=MLP, source="synthetic", quick=True)
-    assert page == Path("logs/sweep/batch-lr-epochs-MLP-synthetic-quick/index.html")
+    assert page == Path("studies/sweep/batch-lr-epochs-MLP-synthetic-quick/index.html")
     assert "--model examples.mlp.MLP" in page.read_text()
     rows = table(page)
     assert len(rows) == 2 * 2 * (1 + 2)
@@ -421,7 +447,7 @@ class TestAnybodysModel:
         logged = "train_loss, train_loss_epoch, train_loss_step, val_hits, val_loss"
         with pytest.raises(InputError, match=f"monitor=val/loss: Net logs {logged}; give --monitor one of them"):
             sweep.run(self.SPACE, seeds=[0], model=Net, data=Rows)
-        assert not Path("logs").exists()
+        assert not Path("studies").exists()
 
     def test_may_fail_in_one_configuration(self) -> None:
         space: Space = {**self.SPACE, "lr": [0.1, "high"]}
@@ -432,7 +458,7 @@ class TestAnybodysModel:
 
     def test_quick_does_a_few_minibatches(self) -> None:
         page = sweep.run(self.SPACE, model=Net, data=Rows, monitor="val_loss", quick=True)
-        assert page == Path("logs/sweep/batch-lr-epochs-Net-Rows-quick/index.html")
+        assert page == Path("studies/sweep/batch-lr-epochs-Net-Rows-quick/index.html")
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from softmax_regression.errors import InputError, StorageError
 from softmax_regression.files import locked
 from softmax_regression.studies.sweep import study as sweep
 from softmax_regression.studies.sweep.search import Search
-from softmax_regression.studies.sweep.space import Plan, describe
+from softmax_regression.studies.sweep.space import Params, Plan, describe
 from softmax_regression.studies.sweep.storage import open_storage, shown
 from softmax_regression.studies.sweep.training import StackTraining
 
@@ -56,7 +56,7 @@ def histories(search: Search) -> dict[str, dict[str, list[list[float]]]]:
 def test_what_a_killed_machine_had_begun_is_made_by_the_others() -> None:
     killed, other = opened(GRID), opened(GRID)
     trial = killed.study.ask()  # and no more is heard of it
-    assert killed._suggest(trial)["batch_size"] in (16, 64)
+    assert killed.plan.suggest(trial)["batch_size"] in (16, 64)
     other.run()
     assert len(other.finished) == 4
     assert len(histories(other)) == 4
@@ -68,7 +68,7 @@ def test_what_a_killed_machine_had_begun_is_made_by_the_others() -> None:
 def test_of_a_trial_that_two_machines_have_run_the_first_result_counts() -> None:
     late, other = opened(GRID), opened(GRID)
     trial = late.study.ask()
-    late._suggest(trial)
+    late.plan.suggest(trial)
     other.run()
     expected = histories(other)
     trial.set_user_attr("models", [{"params": {}, "seed": 0, "scores": {"val/loss": [0.0]}}])
@@ -139,6 +139,10 @@ def test_a_database_that_is_lost_is_an_error_of_storage(monkeypatch: pytest.Monk
     monkeypatch.setattr(search.study, "optimize", lost)
     with pytest.raises(StorageError, match=r"storage: lost it .* start again to go on"):
         search.run()
+    search.study.set_user_attr("test", {})
+    monkeypatch.setattr(search.storage, "get_study_user_attrs", lost)
+    with pytest.raises(StorageError, match=r"storage: lost it .* start again to go on"):
+        search.test(lambda params, seed: pytest.fail("tested"))
     search.close()
 
 
@@ -227,6 +231,48 @@ def test_machines_that_start_at_once_on_an_empty_database_work_ten_times_of_ten(
         search.close()
 
 
+def machine_that_tests(url: str, folder: Path, name: str, seconds: float) -> None:
+    """A machine that tests the winner of a finished search, which takes it some time."""
+
+    def test(params: Params, seed: int) -> dict[str, float]:
+        (folder / name).touch()
+        time.sleep(seconds)
+        return {"test/loss": 0.5}
+
+    search = opened(GRID, url)
+    search.test(test)
+    search.close()
+
+
+@pytest.mark.postgres
+@pytest.mark.slow
+def test_the_winner_is_tested_by_one_machine_unless_that_one_is_killed(
+    database: Callable[[str], str], tmp_path: Path
+) -> None:
+    url = database("winner")
+    search = opened(GRID, url)
+    search.run()
+    first = CONTEXT.Process(target=machine_that_tests, args=(url, tmp_path, "first", 600.0), daemon=True)
+    first.start()
+    while not (tmp_path / "first").exists():
+        time.sleep(0.01)
+    second = CONTEXT.Process(target=machine_that_tests, args=(url, tmp_path, "second", 0.0))
+    second.start()
+    second.join(3)
+    assert second.is_alive()  # it waits
+    assert not (tmp_path / "second").exists()
+    first.kill()
+    second.join()
+    assert second.exitcode == 0
+    assert (tmp_path / "second").exists()
+    third = CONTEXT.Process(target=machine_that_tests, args=(url, tmp_path, "third", 0.0))
+    third.start()
+    third.join()
+    assert third.exitcode == 0
+    assert not (tmp_path / "third").exists()
+    search.close()
+
+
 @pytest.mark.postgres
 @pytest.mark.slow
 @pytest.mark.timeout(300)
@@ -259,6 +305,6 @@ def test_the_page_of_a_sweep_on_a_database_names_the_machine_and_no_password(
     page = sweep.run({"lr": [0.1, 0.3]}, source="synthetic", storage=url, quick=True)
     assert "postgresql+psycopg://me:***@127.0.0.1" in page.read_text()
     assert f"<td>{socket.gethostname()}</td>" in page.read_text()
-    for path in Path("logs").rglob("*"):
+    for path in Path("studies").rglob("*"):
         assert path.is_dir() or not re.search(b"sec.{1,9}ret", path.read_bytes())
     assert not re.search("sec.{1,9}ret", "".join(capsys.readouterr()))

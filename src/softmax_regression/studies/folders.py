@@ -1,9 +1,16 @@
-"""Where a study is kept: what would replace another study has a folder of its own."""
+"""Where a study is kept: what would replace another study has a folder of its own.
+
+Not in logs/, where TensorBoard would show a sweep's trials among the runs.
+"""
+
+from pathlib import Path
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.model import SoftmaxRegression
+
+STUDIES = Path("studies")
 
 
 def own_name(

@@ -19,7 +19,7 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.figures.drawings import BLUE, GREEN, ORANGE, VERMILION
 from softmax_regression.figures.page import check_output, write_csv, write_page
 from softmax_regression.numerics import logsumexp, naive_softmax, softmax
-from softmax_regression.studies.folders import own_name
+from softmax_regression.studies.folders import STUDIES, own_name
 from softmax_regression.studies.numerics import measurements as measure
 from softmax_regression.studies.numerics.measurements import DTYPES, FORMS, Error, Failure, Training
 
@@ -41,7 +41,7 @@ def run(
     """Measure where softmax and cross-entropy break in floating point, and what the stable forms mend.
 
     Args:
-        out: Folder of the page; the default is logs/numerics, with an ending such as `-quick` for another study.
+        out: Folder of the page; the default is studies/numerics, with an ending such as `-quick` for another study.
         source: What to train on: `files`, or `synthetic` for generated stand-ins that need none.
         dirs: Folders to look for the data in.
         seed: Decides random logits, initial weights and minibatches.
@@ -51,7 +51,7 @@ def run(
     Raises:
         InputError: The page cannot be written, or the data cannot be had.
     """
-    out = out or Path("logs", own_name("numerics", source=source, quick=quick))
+    out = out or STUDIES / own_name("numerics", source=source, quick=quick)
     check_output(out / "index.html", force)
     rows, scales, steps, size = 25, 31, 400, 60_000
     if quick:

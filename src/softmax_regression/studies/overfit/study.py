@@ -10,7 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
@@ -18,7 +18,7 @@ from softmax_regression.figures.page import check_output, write_csv
 from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
-from softmax_regression.studies.folders import own_name
+from softmax_regression.studies.folders import STUDIES, own_name
 from softmax_regression.studies.overfit import measurements
 from softmax_regression.studies.overfit.measurements import OverfitTraining, choose_remedies, curves
 from softmax_regression.studies.overfit.page import write
@@ -29,7 +29,7 @@ from softmax_regression.studies.sweep.search import Search, number_of_workers
 def run(
     out: Path | None = None,
     model: type[LightningModule] = SoftmaxRegression,
-    data: type[FashionMNISTDataModule] = FashionMNISTDataModule,
+    data: type[LightningDataModule] = FashionMNISTDataModule,
     monitor: str = measurements.MONITOR,
     source: Literal["files", "synthetic"] = "files",
     dirs: Sequence[str] | None = None,
@@ -40,9 +40,9 @@ def run(
     """Train with and without remedies, on few images and on all, or go on with it; return the page.
 
     Args:
-        out: Folder of the page; the default is logs/overfit, with an ending such as `-quick` for another study.
+        out: Folder of the page; the default is studies/overfit, with an ending such as `-quick` for another study.
         model: Class of what is trained, with the remedies that it has parameters for.
-        data: Class of the data set.
+        data: Class of the data set, a subclass of FashionMNISTDataModule, which can take few of its images.
         monitor: The loss that the model logs in validation; its accuracy is called the same with `acc`.
         source: `files`, or `synthetic` for generated stand-ins.
         dirs: Folders to look for the files in.
@@ -53,7 +53,10 @@ def run(
     Raises:
         InputError: There are too few images, or the page cannot be written.
     """
-    out = out or Path("logs", own_name("overfit", model, data, source, quick))
+    if not issubclass(data, FashionMNISTDataModule):
+        name = FashionMNISTDataModule.__name__
+        raise InputError(f"data={data.__name__}: expected a subclass of {name}, to take few of its images")
+    out = out or STUDIES / own_name("overfit", model, data, source, quick)
     check_output(out / "index.html", force)
     design = measurements.FULL
     options: dict[str, Any] = {"source": source, "dirs": dirs}

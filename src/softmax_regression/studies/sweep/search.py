@@ -5,6 +5,7 @@ another sampler trains one model with every seed. The value of a trial is its be
 scored is in the trial's attribute `models`.
 """
 
+import copy
 import json
 import math
 import socket
@@ -19,21 +20,20 @@ from typing import Any, Literal, NamedTuple, NoReturn, cast
 
 import optuna
 import torch
-from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, GridSampler
 from optuna.study import MaxTrialsCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from sqlalchemy.exc import SQLAlchemyError
 from torch import Tensor
 
-from softmax_regression.errors import DivergedError, InputError, Interrupted, StorageError, format_error
+from softmax_regression.errors import DivergedError, InputError, Interrupted, format_error
+from softmax_regression.files import reason
 from softmax_regression.runs.processes import choose_threads, cores
 from softmax_regression.studies.learning import Watcher
-from softmax_regression.studies.sweep.space import Params, Plan, Range, describe, is_better
-from softmax_regression.studies.sweep.storage import open_storage
+from softmax_regression.studies.sweep.space import Params, Plan, describe, is_better
+from softmax_regression.studies.sweep.storage import loss_is_a_storage_error, one_machine, open_storage
 from softmax_regression.studies.sweep.training import Scores, longest
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -134,12 +134,10 @@ class Search:
         else:
             choose_threads(None, processes=1)  # as `fit` does
         background = ThreadPoolExecutor(1)  # so that a signal finds this thread waiting
-        with ProgressLine(self) as progress:
+        with ProgressLine(self) as progress, loss_is_a_storage_error():
             try:
                 while len(self.finished) < self.plan.size:
                     background.submit(self._optimize, workers, progress).result()
-            except (StorageInternalError, SQLAlchemyError) as error:
-                raise StorageError(f"storage: lost it ({format_error(error)}); start again to go on") from error
             except Interrupted as error:
                 raise Interrupted(error.exit_code - 128, "the same command goes on where it was") from error
             finally:
@@ -160,7 +158,7 @@ class Search:
         """Train the models of a trial and keep their scores; return the score of the best."""
         trial.set_user_attr("machine", socket.gethostname())
         try:
-            runs = self._train(trial, self._suggest(trial))
+            runs = self._train(trial, self.plan.suggest(trial))
             value, params = self._best_of(runs)
         except optuna.TrialPruned:
             raise
@@ -170,19 +168,6 @@ class Search:
         trial.set_user_attr("models", runs)
         trial.set_user_attr("best", describe(params))
         return value
-
-    def _suggest(self, trial: Trial) -> Params:
-        """Let the sampler choose what a trial is of."""
-        space: Mapping[str, Any] = self.plan.space
-        if self.plan.sampler == "grid":
-            space = self.plan.grid
-        params: Params = {}
-        for name, values in space.items():
-            if isinstance(values, Range):
-                params[name] = values.suggest(trial, name)
-            else:
-                params[name] = trial.suggest_categorical(name, values)
-        return params
 
     def _train(self, trial: Trial, params: Params) -> list[dict[str, Any]]:
         """Train what belongs to a trial; return `params`, `seed` and `scores` of each model."""
@@ -244,14 +229,14 @@ class Search:
 
     def test(self, test: Callable[[Params, int], dict[str, float]]) -> dict[str, list[float]]:
         """Test the best configuration once and for all; return each metric's value for each seed."""
-        if "test" not in self.study.user_attrs:
-            scores: dict[str, list[float]] = {}
-            for seed in self.plan.seeds:
-                for name, value in test(self.results()[0].params, seed).items():
-                    scores.setdefault(name, []).append(value)
-            if "test" not in self.study.user_attrs:  # another machine may have been faster
+        with loss_is_a_storage_error(), one_machine(self.storage, self.study.study_name):
+            if "test" not in self.study.user_attrs:
+                scores: dict[str, list[float]] = {}
+                for seed in self.plan.seeds:
+                    for name, value in test(self.results()[0].params, seed).items():
+                        scores.setdefault(name, []).append(value)
                 self.study.set_user_attr("test", scores)
-        tested: dict[str, list[float]] = self.study.user_attrs["test"]
+            tested: dict[str, list[float]] = self.study.user_attrs["test"]
         return tested
 
     def _refuse(self) -> NoReturn:
@@ -341,6 +326,24 @@ class ProgressLine:
         elif best != self.best:
             self.bar.console.print(f"best so far: {best}", highlight=False)
         self.best = best
+
+
+def check_sampler(sampler: BaseSampler, plan: Plan) -> None:
+    """Refuse, before anything is trained, a sampler that cannot choose from a space, or lacks a package.
+
+    Raises:
+        InputError: It fails in one of twelve trials; after ten of them samplers begin to learn.
+    """
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+
+    def objective(trial: Trial) -> float:
+        plan.suggest(trial)
+        return float(trial.number)
+
+    try:
+        optuna.create_study(sampler=copy.deepcopy(sampler)).optimize(objective, n_trials=12)
+    except Exception as error:  # of anybody's sampler
+        raise InputError(f"sampler={type(sampler).__name__}: cannot be used ({reason(error)})") from error
 
 
 def number_of_workers(asked: int | None, is_stackable: bool) -> int:

@@ -166,6 +166,19 @@ class Plan:
             return self.trials
         return self.size // len(self.seeds) * len(self.together({}))
 
+    def suggest(self, trial: Trial) -> Params:
+        """Let Optuna's sampler choose what a trial is of."""
+        space: Space = self.space
+        if self.sampler == "grid":
+            space = self.grid
+        params: Params = {}
+        for name, values in space.items():
+            if isinstance(values, Range):
+                params[name] = values.suggest(trial, name)
+            else:
+                params[name] = trial.suggest_categorical(name, values)
+        return params
+
     def together(self, params: Params) -> list[Params]:
         """Return the configurations that a trial trains together: every value of what is stacked."""
         lists = []

@@ -1,14 +1,16 @@
 """The database of a study: a file in the folder of the sweep, or a server that several machines share."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
+from sqlalchemy import URL, func, make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
-from softmax_regression.errors import InputError, format_error
+from softmax_regression.errors import InputError, StorageError, format_error
 
 ATTEMPTS = 10  # to make the tables, which machines that start at once all try
 
@@ -34,6 +36,24 @@ def open_storage(url: str | None, folder: Path) -> RDBStorage:
                 raise InputError(f"storage={shown(url)}: cannot be used ({format_error(error)})") from error
             attempt += 1
             time.sleep(0.1)  # another machine is making the same tables
+
+
+@contextmanager
+def one_machine(storage: RDBStorage, name: str) -> Iterator[None]:
+    """Let the machines that share a PostgreSQL database into a block one by one; the server ends a lost one's turn."""
+    with storage.engine.connect() as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
+        yield
+
+
+@contextmanager
+def loss_is_a_storage_error() -> Iterator[None]:
+    """Turn what Optuna and SQLAlchemy raise when a database does not answer any more into one line."""
+    try:
+        yield
+    except (StorageInternalError, SQLAlchemyError) as error:
+        raise StorageError(f"storage: lost it ({format_error(error)}); start again to go on") from error
 
 
 def shown(url: str) -> str:

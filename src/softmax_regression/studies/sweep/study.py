@@ -19,9 +19,9 @@ from softmax_regression.files import check_writable, locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
 from softmax_regression.studies.alone import make, parameters_of, path_of
-from softmax_regression.studies.folders import own_name
+from softmax_regression.studies.folders import STUDIES, own_name
 from softmax_regression.studies.sweep import page
-from softmax_regression.studies.sweep.search import Search, number_of_workers
+from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
 from softmax_regression.studies.sweep.space import Plan, Range, Space, Value
 from softmax_regression.studies.sweep.storage import shown
 from softmax_regression.studies.sweep.training import LightningTraining, StackTraining
@@ -32,7 +32,7 @@ QUICK_LIMITS = {"limit_train_batches": 10, "limit_val_batches": 10, "limit_test_
 
 def run(
     space: dict[str, list[Value] | Range],
-    sampler: BaseSampler | Literal["grid", "random", "tpe"] = "grid",
+    sampler: BaseSampler | Literal["grid", "random", "tpe", "GridSampler"] = "grid",
     trials: int = 100,
     seeds: Sequence[int] = (0, 1, 2),
     name: str | None = None,
@@ -55,11 +55,11 @@ def run(
         space: What to try: `epochs`, and parameters of the model and the data. In YAML `lr: [0.1, 0.3]` for values,
             `lr: {low: 0.001, high: 1.0, log: true}` for a range, which a grid does not take. As flags
             `--space '{"lr": [0.1, 0.3], "epochs": [10]}'`, or `--space.lr '[0.1, 0.3]'` to change one of them.
-        sampler: `grid` for all combinations; `random`; `tpe`, which learns from the trials before; or a class
-            of Optuna's, such as `TPESampler --sampler.n_startup_trials 5`.
+        sampler: `grid`, or `GridSampler`, for all combinations; `random`; `tpe`, which learns from the trials before;
+            or a class of Optuna's, such as `TPESampler --sampler.n_startup_trials 5`.
         trials: Number of trials, if the sampler is not `grid`.
         seeds: Each configuration is trained with each of them.
-        name: Everything is kept in logs/sweep/NAME.
+        name: Everything is kept in studies/sweep/NAME.
         workers: Trials trained at the same time, at most one a core; None for one a core.
         storage: URL of a PostgreSQL database that several machines share; its password may be in PGPASSWORD.
         model: Class of what is trained; what cannot be stacked is trained alone, as `fit` does it.
@@ -80,21 +80,26 @@ def run(
         space = _quick_space(space)
         seeds = seeds[:2]
         trials = min(trials, 4)
+    if sampler == "GridSampler":
+        sampler = "grid"
     if prune and pruner is None:
         pruner = MedianPruner()
+    chosen = _sampler(sampler, seed)
     plan = Plan(space, list(seeds), "", _name_of(sampler), _name_of(pruner), trials, model, data, monitor, mode)
+    if chosen:
+        check_sampler(chosen, plan)
     workers = number_of_workers(workers, plan.is_stackable)
     name = name or own_name("batch-lr-epochs", model, data, source)
-    folder = Path("logs/sweep", f"{name}-quick" if quick else name)
+    folder = STUDIES / "sweep" / (f"{name}-quick" if quick else name)
     check_writable(folder)
     training = _training(plan, _data_options(data, source, dirs, quick), quick)
     plan = training.plan
     folder.mkdir(parents=True, exist_ok=True)
     alone = locked(folder, "choose another --name") if storage is None else nullcontext()
-    with alone, closing(Search(plan, folder, training.train, storage, _sampler(sampler, seed), pruner)) as search:
+    with alone, closing(Search(plan, folder, training.train, storage, chosen, pruner)) as search:
         search.run(workers)
-        test = search.test(training.test)
         with nullcontext() if storage is None else locked(folder):
+            test = search.test(training.test)
             return page.write(folder, search, test, training, _command(storage))
 
 
