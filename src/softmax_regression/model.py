@@ -101,7 +101,7 @@ class SoftmaxRegression(Classifier):
         Raises:
             InputError: The images have another size or colours.
         """
-        if isinstance(self.net[-1], NarrowLinear) and x.shape[1:].numel() != 28 * 28:
+        if x.shape[1:].numel() != 28 * 28 and isinstance(self.net[-1], NarrowLinear):
             size = " x ".join(map(str, x.shape[1:]))
             raise InputError(f"images of {size}: the model takes 1 x 28 x 28; name a model for yours with --model")
         if not x.is_floating_point():

@@ -1,0 +1,73 @@
+"""Which hooks a run has, looked at again where one may have come, and how the lean step calls them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.strategies import SingleDeviceStrategy
+
+from softmax_regression.engine.reasons import LIGHTNINGS, TRANSFER_HOOKS, Watch, answered_hooks, is_plain, why_not
+
+
+class Hooks:
+    """What a step has to call, and what it may leave out.
+
+    Attributes:
+        module: The LightningModule of the run.
+        lean: Whether the lean step may train.
+        answered: The hooks that a callback, the module or the data module has.
+        in_place: Whether nobody moves or converts a batch that is on the device already.
+        direct: Whether `training_step` may be called without the strategy.
+        updates: Whether backward and update need neither Lightning's methods nor anybody else's.
+    """
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.trainer = trainer
+        self._watch: Watch | None = None
+        self.look()
+
+    def look(self) -> None:
+        """Find out which hooks are there, and what may be left out, unless all is as it was."""
+        trainer = self.trainer
+        if self._watch and self._watch.holds(trainer):
+            return
+        self._watch = Watch(trainer)
+        self.module: Any = trainer.lightning_module
+        strategy: Any = trainer.strategy
+        precision = trainer.precision_plugin
+        automatic = trainer.fit_loop.epoch_loop.automatic_optimization
+        self.lean = why_not(trainer) is None
+        self.answered = answered_hooks(trainer)
+        known = type(precision) in (Precision, MixedPrecision) and is_plain(precision, type(precision))
+        self.in_place = known and self.answered.isdisjoint(TRANSFER_HOOKS)
+        self.direct = type(strategy) is SingleDeviceStrategy and type(precision) is Precision
+        self.updates = (
+            known
+            and self.lean
+            and getattr(precision, "scaler", None) is None
+            and "optimizer_step" not in self.answered
+            and all(is_plain(optimizer, LightningOptimizer) for optimizer in strategy._lightning_optimizers)
+            and type(automatic) is _AutomaticOptimization
+            and is_plain(automatic, _AutomaticOptimization)
+        )
+
+    def named(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function; what it logs has this name."""
+        module, before = self.module, self.module._current_fx_name
+        object.__setattr__(module, "_current_fx_name", name)  # that of nn.Module looks for parameters first
+        result = function(*args, **kwargs)
+        object.__setattr__(module, "_current_fx_name", before)
+        return result
+
+    def call(self, name: str, *args: Any) -> Any:
+        """Call a hook of each callback that has it, then that of the module, and return what the module says."""
+        nothing = LIGHTNINGS[Callback, name]
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            function = getattr(callback, name)
+            if callable(function) and getattr(function, "__func__", None) is not nothing:
+                self.named(name, function, self.trainer, self.module, *args)
+        function = getattr(self.module, name)
+        return self.named(name, function, *args) if callable(function) else None

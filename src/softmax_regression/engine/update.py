@@ -1,0 +1,120 @@
+"""The update of a minibatch: loss, gradients and optimizer, in Lightning's order."""
+
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+from lightning.pytorch.core.optimizer import do_nothing_closure
+from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from torch import Tensor
+from torch.optim import Optimizer
+
+from softmax_regression.engine.hooks import Hooks
+
+ZERO_GRAD = Optimizer.zero_grad
+ZERO_GRAD_HOOKS = {"on_before_zero_grad", "optimizer_zero_grad"}
+BACKWARD_HOOKS = {"on_before_backward", "on_after_backward", "backward"}
+STEP_HOOKS = {"on_before_optimizer_step", "configure_gradient_clipping", "clip_gradients"}
+
+
+class Update:
+    """Make the update of a minibatch, or let Lightning make it where somebody has a method of his own.
+
+    Args:
+        loop: The loop over an epoch.
+        hooks: Which hooks the run has.
+    """
+
+    def __init__(self, loop: _TrainingEpochLoop, hooks: Hooks) -> None:
+        self.loop, self.hooks = loop, hooks
+        self.automatic: _AutomaticOptimization = loop.automatic_optimization
+        self._known_step: Any = None  # a `training_step` whose arguments are known
+        self._takes_index = True
+
+    def _arguments(self, batch: Any, batch_idx: int) -> "OrderedDict[str, Any]":
+        """Return the arguments of `training_step`, which need not take the index."""
+        step = self.hooks.module.training_step
+        if self._known_step != step:
+            self._known_step = step
+            self._takes_index = len(self.loop._build_kwargs(OrderedDict(), batch, batch_idx)) == 2
+        arguments = OrderedDict(batch=batch)
+        if self._takes_index:
+            arguments["batch_idx"] = batch_idx
+        return arguments
+
+    def run(self, batch: Any, batch_idx: int) -> Any:
+        """Make the update of a minibatch; return what `on_train_batch_end` gets of it."""
+        self.automatic = self.loop.automatic_optimization  # another one counts from the next minibatch on
+        trainer, automatic = self.hooks.trainer, self.automatic
+        arguments = self._arguments(batch, batch_idx)
+        if not self.hooks.module.automatic_optimization:
+            return self.loop.manual_optimization.run(arguments)
+        wrapper = trainer.strategy._lightning_optimizers[0]
+        plain = wrapper._on_before_step is wrapper._on_after_step is do_nothing_closure
+        if not self.hooks.updates or automatic._skip_backward or not plain:
+            return automatic.run(trainer.optimizers[0], batch_idx, arguments)
+        optimizer, progress = trainer.optimizers[0], automatic.optim_progress.optimizer
+        backward, zero_grad = partial(self._backward, optimizer), None
+        if batch_idx % trainer.accumulate_grad_batches == 0:
+            zero_grad = partial(self._zero_grad, batch_idx, optimizer)
+        closure = Closure(partial(self._training_step, arguments), backward, zero_grad)
+        if self.loop._should_accumulate():
+            with _block_parallel_sync_behavior(trainer.strategy):
+                closure()
+        else:
+            progress.step.increment_ready()
+            whole = partial(self._closure_for_step, closure, wrapper.optimizer)
+            self.hooks.named("optimizer_step", wrapper.optimizer.step, closure=whole)
+            progress.step.increment_completed()
+        result = closure.consume_result()
+        return {} if result.loss is None else result.asdict()
+
+    def _training_step(self, arguments: "OrderedDict[str, Any]") -> ClosureResult:
+        """Call `training_step`, through the strategy where that wraps the module or sets a precision."""
+        hooks = self.hooks
+        if not hooks.direct:
+            result = self.automatic._training_step(arguments)
+            hooks.look()
+            return result
+        output = hooks.named("training_step", hooks.module.training_step, *arguments.values())
+        hooks.look()
+        batches = hooks.trainer.accumulate_grad_batches
+        if type(output) is Tensor and batches == 1 and not vars(output):  # it need not be divided
+            return ClosureResult(output)
+        return ClosureResult.from_training_step_output(output, batches)
+
+    def _zero_grad(self, batch_idx: int, optimizer: Optimizer) -> None:
+        """Forget the gradients of the update before."""
+        method: Any = optimizer.zero_grad
+        plain = getattr(method, "__func__", None) is ZERO_GRAD and self.hooks.answered.isdisjoint(ZERO_GRAD_HOOKS)
+        if not plain:
+            self.automatic._on_before_zero_grad(optimizer)
+            self.automatic._optimizer_zero_grad(batch_idx, optimizer)
+            return
+        for group in method.__self__.param_groups:  # what torch does, less a record for profilers, which costs more
+            for parameter in group["params"]:
+                parameter.grad = None
+        self.automatic.optim_progress.optimizer.zero_grad.increment_by(1)
+
+    def _backward(self, optimizer: Optimizer, loss: Tensor) -> None:
+        """Compute the gradients of a loss."""
+        hooks = self.hooks
+        if hooks.updates and hooks.answered.isdisjoint(BACKWARD_HOOKS):
+            hooks.trainer.strategy.pre_backward(loss)
+            hooks.named("backward", loss.backward)
+            hooks.trainer.strategy.post_backward(loss)
+        else:
+            call_backward = self.automatic._make_backward_fn(optimizer)
+            assert call_backward  # `_skip_backward` was False as the step began
+            call_backward(loss)
+
+    def _closure_for_step(self, closure: Closure, optimizer: Optimizer) -> Any:
+        """Compute loss and gradients, and clip them, for an optimizer that is about to step."""
+        hooks, trainer = self.hooks, self.hooks.trainer
+        loss = closure()
+        hooks.look()
+        if not hooks.updates or trainer.gradient_clip_val or not hooks.answered.isdisjoint(STEP_HOOKS):
+            trainer.precision_plugin._after_closure(hooks.module, optimizer)
+        return loss
