@@ -1,8 +1,8 @@
 """With the engine and without it: the same weights, checkpoints, metrics, random numbers and calls."""
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from examples.mlp import MLP
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.demos import boring_classes as demos
 from lightning.pytorch.demos.transformer import LightningTransformer
@@ -59,26 +59,54 @@ class ByHand(Mixed):
         optimizer.zero_grad()
         self.manual_backward(loss)
         optimizer.step()
-        for schedule in schedules if isinstance(schedules, list) else []:
-            schedule.step(*[loss.detach()] * isinstance(schedule, Plateau))  # type: ignore[arg-type]
+        if isinstance(schedules, list):
+            for schedule in schedules:
+                if isinstance(schedule, Plateau):
+                    schedule.step(loss.detach())
+                else:
+                    schedule.step()
 
 
 def sgd(parameters: Any) -> SGD:
     return SGD(parameters, 0.1)
 
 
+def momentum(parameters: Any) -> SGD:
+    return SGD(parameters, 0.1, momentum=0.9)
+
+
+def lbfgs(parameters: Any) -> LBFGS:
+    return LBFGS(parameters, max_iter=3)
+
+
+def cosine(optimizer: Any, steps: int) -> Any:
+    return lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+
+def one_cycle(optimizer: Any, steps: int) -> Any:
+    return lr_scheduler.OneCycleLR(optimizer, 0.2, steps + 1)
+
+
+def plateau(optimizer: Any, steps: int) -> Any:
+    return Plateau(optimizer, patience=0)
+
+
+def each_epoch(optimizer: Any, steps: int) -> Any:
+    return lr_scheduler.StepLR(optimizer, 1)
+
+
 MODULES = {"linear": SoftmaxRegression, "MLP": MLP, "BatchNorm and dropout": Mixed, "by hand": ByHand}
-OPTIMIZERS: dict[str, tuple[Callable[..., Any], Callable[[Any, int], Any] | None]] = {
+OPTIMIZERS: dict[str, tuple[Callable[[Any], Any], Callable[[Any, int], Any] | None]] = {
     "SGD": (sgd, None),
-    "momentum": (lambda p: SGD(p, 0.1, 0.9), None),
+    "momentum": (momentum, None),
     "Adam": (Adam, None),
-    "cosine": (sgd, lambda o, steps: lr_scheduler.CosineAnnealingLR(o, steps)),
-    "OneCycle": (lambda p: SGD(p, 0.1, 0.9), lambda o, steps: lr_scheduler.OneCycleLR(o, 0.2, steps + 1)),
-    "plateau": (sgd, lambda o, _: Plateau(o, patience=0)),
+    "cosine": (sgd, cosine),
+    "OneCycle": (momentum, one_cycle),
+    "plateau": (sgd, plateau),
     "bf16-mixed": (sgd, None),
-    "plateau by step": (sgd, lambda o, _: Plateau(o, patience=0)),
-    "StepLR": (sgd, lambda o, _: lr_scheduler.StepLR(o, 1)),
-    "LBFGS": (lambda p: LBFGS(p, max_iter=3), None),
+    "plateau by step": (sgd, plateau),
+    "StepLR": (sgd, each_epoch),
+    "LBFGS": (lbfgs, None),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -89,27 +117,48 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "clipping": {"gradient_clip_val": 0.05},
     "kill and resume": {},
 }
-MATRIX = [
-    each
-    for each in itertools.product(MODULES, [*OPTIMIZERS][:7], SETTINGS)
-    if each[0] != "by hand" or each[2] not in ("accumulation", "clipping")  # which Lightning refuses
-]
+
+
+def matrix() -> list[Any]:
+    """Each module with each optimizer in each setting; those that are not slow have each module in each setting."""
+    cases: list[Any] = []
+    for row, module in enumerate(MODULES):
+        for column, setting in enumerate(SETTINGS):
+            if module == "by hand" and setting in ("accumulation", "clipping"):
+                continue  # which Lightning refuses
+            for place, optimizer in enumerate(list(OPTIMIZERS)[:7]):
+                hooks = ((), BATCH, ALL)[len(cases) % 3]
+                quick = place == (2 * row + column) % 7
+                marks = [] if quick else [pytest.mark.slow]
+                name = f"{module}, {optimizer}, {setting}"
+                cases.append(pytest.param(module, optimizer, setting, hooks, marks=marks, id=name))
+    return cases
 
 
 def with_optimizer(make: Callable[[], LightningModule], name: str) -> Callable[[], LightningModule]:
     """A module whose optimizers, two where it is optimized by hand, are of this kind."""
 
-    def configured(module: LightningModule) -> Any:
+    def configure_optimizers(module: LightningModule) -> Any:
         parameters, steps = list(module.parameters()), int(module.trainer.estimated_stepping_batches)
-        halves = [parameters] if module.automatic_optimization else [parameters[:2], parameters[2:]]
-        optimizers, schedule = [OPTIMIZERS[name][0](half) for half in halves], OPTIMIZERS[name][1]
-        how = {"interval": "epoch" if name in ("plateau", "StepLR") else "step"}
-        how["monitor"] = "loss_step" if name == "plateau by step" else "val/loss"
-        return optimizers, [{"scheduler": schedule(o, steps), **how} for o in optimizers if schedule]
+        make_optimizer, make_schedule = OPTIMIZERS[name]
+        if module.automatic_optimization:
+            optimizers = [make_optimizer(parameters)]
+        else:
+            optimizers = [make_optimizer(parameters[:2]), make_optimizer(parameters[2:])]
+        how = {"interval": "step", "monitor": "val/loss"}
+        if name in ("plateau", "StepLR"):
+            how["interval"] = "epoch"
+        if name == "plateau by step":
+            how["monitor"] = "loss_step"
+        schedules = []
+        if make_schedule:
+            for optimizer in optimizers:
+                schedules.append({"scheduler": make_schedule(optimizer, steps), **how})
+        return optimizers, schedules
 
     def module() -> LightningModule:
         made = make()
-        made.configure_optimizers = lambda: configured(made)  # type: ignore[method-assign]
+        made.configure_optimizers = partial(configure_optimizers, made)  # type: ignore[method-assign]
         return made
 
     return module
@@ -118,29 +167,36 @@ def with_optimizer(make: Callable[[], LightningModule], name: str) -> Callable[[
 @pytest.fixture(scope="module")
 def data() -> Callable[[], FashionMNISTDataModule]:
     module = FashionMNISTDataModule(32, 50, 200, "synthetic", synthetic_size=250)
-    return lambda: module
+
+    def same_module() -> FashionMNISTDataModule:
+        return module
+
+    return same_module
 
 
 class Halt(Exception):  # noqa: N818 (it stands for a kill)
     """A kill."""
 
 
-def killed(path: Path, step: int, trainer: Trainer) -> None:
+def kill(path: Path, step: int, trainer: Trainer, *_: Any) -> None:
+    """Save a checkpoint, and end the run, at the first call of a hook after so many batches."""
     if trainer.fit_loop.total_batch_idx >= step:
         trainer.save_checkpoint(path)
         raise Halt
 
 
-@pytest.mark.parametrize("case", range(len(MATRIX)), ids=[", ".join(each) for each in MATRIX])
-def test_runs_are_equal_to_the_last_bit(case: int, data: Any, tmp_path: Path) -> None:
-    module, optimizer, setting = MATRIX[case]
-    make, hooks = with_optimizer(MODULES[module], optimizer), ((), BATCH, ALL)[case % 3]
-    options = SETTINGS[setting] | ({"precision": optimizer} if optimizer == "bf16-mixed" else {})
+@pytest.mark.parametrize(("module", "optimizer", "setting", "hooks"), matrix())
+def test_runs_are_equal_to_the_last_bit(
+    module: str, optimizer: str, setting: str, hooks: Sequence[str], data: Any, tmp_path: Path
+) -> None:
+    make, options = with_optimizer(MODULES[module], optimizer), SETTINGS[setting].copy()
+    if optimizer == "bf16-mixed":
+        options["precision"] = optimizer
     if setting == "kill and resume":
-        kill = on("on_train_batch_end", lambda trainer, *_: killed(tmp_path / "k", 4, trainer))
+        path = tmp_path / "killed.ckpt"
         with pytest.raises(Halt):
-            trained(make, data, callbacks=kill, **options)
-        options["ckpt_path"] = tmp_path / "k"
+            trained(make, data, callbacks=on("on_train_batch_end", partial(kill, path, 4)), **options)
+        options["ckpt_path"] = path
     says, trainer = twins(make, data, hooks=hooks, **options)
     assert says.startswith("lean step")
     assert trainer.global_step > 0
@@ -153,11 +209,12 @@ def test_runs_are_equal_to_the_last_bit(case: int, data: Any, tmp_path: Path) ->
 def test_a_run_goes_on_alike_wherever_it_was_saved_and_by_whom(
     hook: str, step: int, saved_by: bool, data: Any, tmp_path: Path
 ) -> None:
-    path = tmp_path / "k"
+    path = tmp_path / "killed.ckpt"
     options: dict[str, Any] = {"val_check_interval": 3, "max_epochs": 3}
     with pytest.raises(Halt):
-        trained(Mixed, data, saved_by, callbacks=on(hook, lambda t, *_: killed(path, step, t)), **options)
-    assert twins(Mixed, data, hooks=BATCH, ckpt_path=path, **options)[1].current_epoch == 3
+        trained(Mixed, data, saved_by, callbacks=on(hook, partial(kill, path, step)), **options)
+    _, trainer = twins(Mixed, data, hooks=BATCH, ckpt_path=path, **options)
+    assert trainer.current_epoch == 3
 
 
 class Own(demos.BoringModel):
@@ -165,17 +222,21 @@ class Own(demos.BoringModel):
 
     def __init__(self) -> None:
         super().__init__()
-        self.on_after_backward = lambda: self.log("after", 1.0)  # type: ignore[method-assign]
+        self.on_after_backward = partial(self.log, "after", 1.0)  # type: ignore[method-assign]
         self.on_before_backward = Mock()  # type: ignore[method-assign]
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> Any:
         self.log("started", float(batch_idx))
-        return -1 if batch_idx == 20 else None
+        if batch_idx == 20:
+            return -1
+        return None
 
     def training_step(self, batch: Any) -> Any:  # type: ignore[override]
         loss = self.layer(batch["x"]).square().mean()
-        loss.register_hook(lambda gradient: self.log("gradient", gradient))
-        return None if self.current_epoch and self.global_step % 4 == 3 else {"loss": loss, "x": batch["x"]}
+        loss.register_hook(partial(self.log, "gradient"))
+        if self.current_epoch and self.global_step % 4 == 3:
+            return None
+        return {"loss": loss, "x": batch["x"]}
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         for parameter in self.parameters():
@@ -191,7 +252,10 @@ class OwnUpdate(demos.BoringModel):
     on_train_batch_start = None  # type: ignore[assignment] # nobody to call
 
     def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, closure: Any = None) -> None:
-        optimizer.step(closure=closure) if batch_idx % 2 else closure()
+        if batch_idx % 2:
+            optimizer.step(closure=closure)
+        else:
+            closure()
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Any) -> None:
         optimizer.zero_grad(set_to_none=False)
@@ -219,7 +283,9 @@ class OwnOptimizer(demos.BoringModel):
 
 class OfLists(demos.BoringModel):
     def training_step(self, batch: Any) -> Any:  # type: ignore[override]
-        return self.step(sum(batch.pop() for _ in range(len(batch))))  # its own list, that it may empty
+        loss = self.step(batch.pop() + batch.pop())
+        assert batch == []  # its own list, that it may empty
+        return loss
 
 
 class OfDicts(demos.BoringModel):
@@ -235,16 +301,39 @@ class ByIterator(demos.BoringModel):
 class Rows(IterableDataset[Any]):
     """Rows without a known length."""
 
-    def __init__(self, n: int, each: Callable[[Tensor], Any] = lambda row: row) -> None:
-        self.rows = [each(row) for row in torch.randn(n, 4, 32, generator=torch.Generator().manual_seed(0))]
+    def __init__(self, n: int) -> None:
+        self.rows = torch.randn(n, 4, 32, generator=torch.Generator().manual_seed(0))
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self.rows)
 
 
 class Sized(Rows):
     def __len__(self) -> int:
         return len(self.rows)
+
+
+class SizedDicts(Sized):
+    def __iter__(self) -> Iterator[Any]:
+        for row in self.rows:
+            yield {"x": row}
+
+
+class SizedLists(Sized):
+    def __iter__(self) -> Iterator[Any]:
+        for row in self.rows:
+            yield [row, row]
+
+
+class SizedNones(Sized):
+    """Some of its batches are None."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for row in self.rows:
+            if row[0, 0] > 0:
+                yield row
+            else:
+                yield None
 
 
 def stop(trainer: Trainer, *args: Any) -> None:
@@ -259,7 +348,7 @@ def pairs() -> tuple[DataLoader[Any], DataLoader[Any]]:
 
 def transformer() -> LightningModule:
     module = LightningTransformer(50)
-    module.prepare_data = lambda: None  # type: ignore[method-assign] # it downloads
+    module.prepare_data = Mock()  # type: ignore[method-assign] # it downloads
     return module
 
 
@@ -267,27 +356,44 @@ def tokens() -> DataLoader[Any]:
     return DataLoader(TensorDataset(*torch.randint(50, (2, 12, 9)).unbind()), 4)
 
 
+def without_length() -> tuple[Rows, Rows]:
+    return Rows(9), Rows(3)
+
+
+def compiled() -> Any:
+    return torch.compile(Boring(), backend="eager")
+
+
+def accumulation() -> list[Callback]:
+    return [GradientAccumulationScheduler({0: 3, 1: 2})]
+
+
+def swa() -> list[Callback]:
+    return [StochasticWeightAveraging(0.01)]
+
+
 Boring = demos.BoringModel
 Case = tuple[Callable[[], Any], Callable[[], Any], dict[str, Any]]
-SHORT = {"limit_train_batches": 9, "limit_val_batches": 2}
+FEW = {"limit_val_batches": 2}
+SHORT = FEW | {"limit_train_batches": 9}
 STEPS = {"val_check_interval": 7, "check_val_every_n_epoch": None}
 STOP = {"callbacks": on("on_train_batch_end", stop)}
 CASES: dict[str, Case] = {
-    "dict batches, skipped steps, own hooks": (Own, lambda: Sized(24, lambda row: {"x": row}), {}),
+    "dict batches, skipped steps, own hooks": (Own, partial(SizedDicts, 24), FEW),
     "own update and transfer": (OwnUpdate, tuple, SHORT),
     "own zero_grad of the optimizer": (OwnOptimizer, tuple, SHORT),
-    "a batch is a list": (OfLists, lambda: Sized(9, lambda row: [row, row]), {}),
-    "None batches": (Boring, lambda: Sized(9, lambda row: row if row[0, 0] > 0 else None), {}),
-    "several loaders": (OfDicts, lambda: ({"a": Sized(9), "b": Sized(4)},), {}),
-    "dataloader_iter": (ByIterator, lambda: Sized(9), {}),
-    "no length": (Boring, lambda: (Rows(9), Rows(3)), {"val_check_interval": 4}),
-    "no length, limits": (Boring, lambda: (Rows(9), Rows(3)), {"limit_train_batches": 5}),
-    "a callback says -1": (Boring, tuple, SHORT | {"callbacks": on("on_train_batch_start", lambda *_: -1)}),
+    "a batch is a list": (OfLists, partial(SizedLists, 9), FEW),
+    "None batches": (Boring, partial(SizedNones, 9), FEW),
+    "several loaders": (OfDicts, partial(dict, a=Sized(9), b=Sized(4)), FEW),
+    "dataloader_iter": (ByIterator, partial(Sized, 9), FEW),
+    "no length": (Boring, without_length, {"val_check_interval": 4}),
+    "no length, limits": (Boring, without_length, {"limit_train_batches": 5}),
+    "a callback says -1": (Boring, tuple, SHORT | {"callbacks": on("on_train_batch_start", Mock(return_value=-1))}),
     "should_stop": (Boring, tuple, SHORT | STOP),
     "min_steps": (Mixed, pairs, STOP | {"min_steps": 7}),
     "min_epochs": (Mixed, pairs, STOP | {"min_epochs": 2}),
-    "accumulation": (Mixed, pairs, {"callbacks": lambda: [GradientAccumulationScheduler({0: 3, 1: 2})]}),
-    "SWA": (Mixed, pairs, {"callbacks": lambda: [StochasticWeightAveraging(0.01)], "max_epochs": 4}),
+    "accumulation": (Mixed, pairs, {"callbacks": accumulation}),
+    "SWA": (Mixed, pairs, {"callbacks": swa, "max_epochs": 4}),
     "plateau by step": (with_optimizer(Mixed, "plateau by step"), pairs, {}),
     "profiler": (Mixed, pairs, {"profiler": "simple"}),
     "validation by time": (Boring, tuple, SHORT | {"val_check_interval": timedelta(0)}),
@@ -299,8 +405,8 @@ CASES: dict[str, Case] = {
     "detect_anomaly": (Mixed, pairs, {"detect_anomaly": True}),
     "16-mixed, clipping": (Mixed, pairs, {"precision": "16-mixed", "gradient_clip_val": 0.1}),
     "64-true": (Mixed, pairs, {"precision": "64-true"}),
-    "torch.compile": (lambda: torch.compile(Boring(), backend="eager"), tuple, SHORT),
-    "demo model": (demos.DemoModel, lambda: (Sized(9),), {}),
+    "torch.compile": (compiled, tuple, SHORT),
+    "demo model": (demos.DemoModel, partial(Sized, 9), FEW),
     "demo by hand": (demos.ManualOptimBoringModel, tuple, SHORT),
     "demo data module": (Boring, demos.BoringDataModule, SHORT),
     "demo without a length": (Boring, demos.BoringDataModuleNoLen, SHORT),

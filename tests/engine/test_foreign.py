@@ -3,7 +3,8 @@
 import importlib
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Any:
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
     subprocess.run([*pip, *PACKAGES, *NEEDED], check=True)
     for path in folder.glob("**/*.py"):
-        if "pytorch_lightning" in (text := path.read_text(errors="replace")):
+        text = path.read_text(errors="replace")
+        if "pytorch_lightning" in text:
             path.write_text(text.replace("pytorch_lightning", "lightning.pytorch"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
@@ -38,13 +40,10 @@ def finetuned(foreign: Any) -> Any:
     return foreign("lightly.utils.benchmarking").FinetuneClassifier(backbone, 8, feature_dim=16, num_classes=10)
 
 
-def prototypes(name: str) -> Callable[[Any], LightningModule]:
-    def module(foreign: Any) -> Any:
-        start = foreign("prototorch.core.initializers").RandomNormalCompInitializer(784)
-        hparams = {"distribution": [2] * 10, "input_dim": 784, "latent_dim": 5, "lr": 0.01}
-        return getattr(foreign("prototorch.models"), name)(hparams, prototypes_initializer=start)
-
-    return module
+def prototypes(name: str, foreign: Any) -> Any:
+    start = foreign("prototorch.core.initializers").RandomNormalCompInitializer(784)
+    hparams = {"distribution": [2] * 10, "input_dim": 784, "latent_dim": 5, "lr": 0.01}
+    return getattr(foreign("prototorch.models"), name)(hparams, prototypes_initializer=start)
 
 
 def chess(foreign: Any) -> Any:
@@ -53,20 +52,28 @@ def chess(foreign: Any) -> Any:
     return module
 
 
-def positions(row: torch.Tensor) -> list[torch.Tensor]:
-    x = torch.cat([row, row], 1)
-    return [x[:, :1], 1 - x[:, :1], x, x.flip(0), x[:, :1], x[:, :1]]
+class Positions(Sized):
+    """What stands for positions of chess."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for row in self.rows:
+            x = torch.cat([row, row], 1)
+            yield [x[:, :1], 1 - x[:, :1], x, x.flip(0), x[:, :1], x[:, :1]]
 
 
 CASES: dict[str, tuple[Callable[[Any], LightningModule], Callable[[], Any]]] = {
     "lightly": (finetuned, pairs),
-    **{name: (prototypes(name), pairs) for name in ("GLVQ", "ImageGLVQ", "GMLVQ", "LVQ21")},
-    "nnue": (chess, lambda: Sized(9, positions)),
+    "GLVQ": (partial(prototypes, "GLVQ"), pairs),
+    "ImageGLVQ": (partial(prototypes, "ImageGLVQ"), pairs),
+    "GMLVQ": (partial(prototypes, "GMLVQ"), pairs),
+    "LVQ21": (partial(prototypes, "LVQ21"), pairs),
+    "nnue": (chess, partial(Positions, 9)),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_modules_of_others_are_equal(case: str, foreign: Any) -> None:
+    module, data = CASES[case]
     for hooks in ((), ALL):
-        says, _ = twins(lambda: CASES[case][0](foreign), CASES[case][1], hooks=hooks)
+        says, _ = twins(partial(module, foreign), data, hooks=hooks)
         assert says.startswith("lean step")

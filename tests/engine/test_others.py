@@ -1,6 +1,7 @@
 """Loaders, callbacks, optimizers, losses and strategies with methods of their own, and what comes in mid-epoch."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 from unittest.mock import Mock
 
@@ -29,11 +30,9 @@ LIMITS: dict[str, Any] = {"limit_train_batches": 9, "limit_val_batches": 2}
 class OwnIterator:
     """A loader that is its own iterator, and shuffles whenever `iter` is called."""
 
-    def __init__(self, length: bool) -> None:
+    def __init__(self) -> None:
         self.rows = torch.randn(9, 4, 32, generator=torch.Generator().manual_seed(0))
         self.generator = torch.Generator().manual_seed(1)
-        if length:
-            self.__class__ = type("Sized", (OwnIterator,), {"__len__": lambda loader: len(loader.rows)})
 
     def __iter__(self) -> Iterator[Tensor]:
         self.order = torch.randperm(len(self.rows), generator=self.generator).tolist()
@@ -45,7 +44,12 @@ class OwnIterator:
         return self.rows[self.order.pop()]
 
 
-class EveryTwice(CombinedLoader):
+class SizedIterator(OwnIterator):
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class Doubling(CombinedLoader):
     """A CombinedLoader that hands out each batch doubled."""
 
     def __next__(self) -> Any:
@@ -65,19 +69,22 @@ def with_fetcher(trainer: Trainer, *_: Any) -> None:
     trainer.fit_loop._data_fetcher.__class__ = Negative
 
 
-@pytest.mark.parametrize("length", [True, False])
-def test_a_loader_that_is_its_own_iterator_is_asked_for_one_iterator_an_epoch(length: bool) -> None:
-    says, _ = twins(BoringModel, lambda: OwnIterator(length), hooks=BATCH, max_epochs=3)
+@pytest.mark.parametrize("loader", [OwnIterator, SizedIterator])
+def test_a_loader_that_is_its_own_iterator_is_asked_for_one_iterator_an_epoch(loader: type[OwnIterator]) -> None:
+    says, _ = twins(BoringModel, loader, hooks=BATCH, max_epochs=3)
     assert says == "lean step"
 
 
 @pytest.mark.parametrize("mode", ["min_size", "max_size_cycle", "max_size"])
 def test_a_combined_loader_with_its_own_next_is_asked(mode: Any) -> None:
-    twins(BoringModel, lambda: EveryTwice(OwnIterator(True), mode), max_epochs=2)
+    def loader() -> CombinedLoader:
+        return Doubling(SizedIterator(), mode)
+
+    twins(BoringModel, loader)
 
 
 def test_another_fetcher_is_asked() -> None:
-    twins(BoringModel, lambda: OwnIterator(True), callbacks=on("on_train_epoch_start", with_fetcher))
+    twins(BoringModel, SizedIterator, callbacks=on("on_train_epoch_start", with_fetcher))
 
 
 # Callbacks
@@ -95,7 +102,8 @@ class Duck:
 
     def on_after_backward(self, trainer: Any, module: LightningModule) -> None:
         for parameter in module.parameters():
-            parameter.grad = None if parameter.grad is None else 2 * parameter.grad
+            if parameter.grad is not None:
+                parameter.grad.mul_(2)
 
 
 class Wrapper:
@@ -117,21 +125,23 @@ class ByAttribute(Callback):
         return super().__getattribute__(name)
 
 
+def wrapper() -> Wrapper:
+    (inner,) = on("on_after_backward", Duck().on_after_backward)()
+    return Wrapper(inner)
+
+
 def mock() -> Any:
-    return Mock(spec=Callback, state_key="mock", _legacy_state_key="mock", state_dict=lambda: {})
+    callback = Mock(spec=Callback, state_key="mock", _legacy_state_key="mock")
+    callback.state_dict.return_value = {}
+    return callback
 
 
-CALLBACKS: dict[str, Callable[[], Any]] = {
-    "duck type": Duck,
-    "wrapper": lambda: Wrapper(on("on_after_backward", Duck().on_after_backward)()[0]),
-    "mock": mock,
-    "__getattribute__": ByAttribute,
-}
+@pytest.mark.parametrize("make", [Duck, wrapper, mock, ByAttribute])
+def test_a_callback_that_is_not_a_plain_one_is_left_to_lightning(make: Callable[[], Any]) -> None:
+    def callbacks() -> list[Any]:
+        return [make()]
 
-
-@pytest.mark.parametrize("kind", CALLBACKS)
-def test_a_callback_that_is_not_a_plain_one_is_left_to_lightning(kind: str) -> None:
-    says, trainer = twins(BoringModel, callbacks=lambda: [CALLBACKS[kind]()], **LIMITS)
+    says, trainer = twins(BoringModel, callbacks=callbacks, **LIMITS)
     assert says.startswith("Lightning's own step (")
     assert says.endswith(" is not a plain Callback)")
     assert trainer.global_step == 18
@@ -148,53 +158,65 @@ class Twice(LightningOptimizer):
         return super().step(closure, **kwargs)
 
 
-class OfAttributes:
-    """An optimizer that answers by `__getattr__`, and has its own zero_grad or step."""
+class OptimizerWrapper:
+    """An optimizer that answers by `__getattr__`."""
 
-    def __init__(self, inner: Optimizer, own: str) -> None:
-        self.inner, self.own = inner, own
+    def __init__(self, inner: Optimizer) -> None:
+        self.inner = inner
 
     def __getattr__(self, name: str) -> Any:
         if name == "inner":
             raise AttributeError(name)
         return getattr(self.inner, name)
 
+
+class OwnStepWrapper(OptimizerWrapper):
     def step(self, closure: Any = None) -> Any:
-        result = self.inner.step(closure)
-        return self.inner.step() if self.own == "step" else result
+        self.inner.step(closure)
+        return self.inner.step()
 
+
+class OwnZeroGradWrapper(OptimizerWrapper):
     def zero_grad(self, set_to_none: bool = True) -> None:
-        if self.own != "zero_grad":
-            self.inner.zero_grad(set_to_none)
+        pass
 
 
-def patched(optimizer: Optimizer) -> Optimizer:
-    optimizer.zero_grad = lambda set_to_none=True: None  # type: ignore[method-assign]
+def lightning_optimizer(parameters: Any) -> Any:
+    return LightningOptimizer(SGD(parameters, 0.1))
+
+
+def lightning_optimizer_subclass(parameters: Any) -> Any:
+    return Twice(SGD(parameters, 0.1))
+
+
+def wrapped_optimizer(parameters: Any) -> Any:
+    return OptimizerWrapper(SGD(parameters, 0.1))
+
+
+def wrapper_with_own_step(parameters: Any) -> Any:
+    return OwnStepWrapper(SGD(parameters, 0.1))
+
+
+def wrapper_with_own_zero_grad(parameters: Any) -> Any:
+    return OwnZeroGradWrapper(SGD(parameters, 0.1))
+
+
+def zero_grad_set_on_the_object(parameters: Any) -> Any:
+    optimizer = SGD(parameters, 0.1)
+    optimizer.zero_grad = Mock()  # type: ignore[method-assign]
     return optimizer
 
 
-OPTIMIZERS: dict[str, Callable[[Any], Any]] = {
-    "LightningOptimizer": lambda p: LightningOptimizer(SGD(p, 0.1)),
-    "its subclass": lambda p: Twice(SGD(p, 0.1)),
-    "wrapper": lambda p: OfAttributes(SGD(p, 0.1), ""),
-    "wrapper, own step": lambda p: OfAttributes(SGD(p, 0.1), "step"),
-    "wrapper, own zero_grad": lambda p: OfAttributes(SGD(p, 0.1), "zero_grad"),
-    "zero_grad set on the object": lambda p: patched(SGD(p, 0.1)),
-}
+@pytest.mark.parametrize("make", [
+    lightning_optimizer, lightning_optimizer_subclass, wrapped_optimizer, wrapper_with_own_step,
+    wrapper_with_own_zero_grad, zero_grad_set_on_the_object,
+])  # fmt: skip
+def test_an_optimizer_with_methods_of_its_own_is_asked(make: Callable[[Any], Any]) -> None:
+    class Own(BoringModel):
+        def configure_optimizers(self) -> Any:
+            return make(self.parameters())
 
-
-def with_optimizer(make: Callable[[Any], Any]) -> Callable[[], LightningModule]:
-    def module() -> LightningModule:
-        made = BoringModel()
-        made.configure_optimizers = lambda: make(made.parameters())  # type: ignore[method-assign]
-        return made
-
-    return module
-
-
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_an_optimizer_with_methods_of_its_own_is_asked(kind: str) -> None:
-    twins(with_optimizer(OPTIMIZERS[kind]), hooks=BATCH, **LIMITS)
+    twins(Own, hooks=BATCH, **LIMITS)
 
 
 class Doubled(Tensor):
@@ -220,26 +242,33 @@ class Boxed:
         (3 * self.loss).backward()
 
 
-def set_on_it(loss: Tensor) -> Tensor:
-    loss.backward = lambda: None  # type: ignore[method-assign, assignment, misc]
+def subclass(loss: Tensor) -> Any:
+    return loss.as_subclass(Doubled)
+
+
+def subclass_in_a_dict(loss: Tensor) -> Any:
+    return {"loss": loss.as_subclass(Doubled)}
+
+
+def object_in_a_dict(loss: Tensor) -> Any:
+    return {"loss": Boxed(loss)}
+
+
+def set_on_the_tensor(loss: Tensor) -> Any:
+    loss.backward = Mock()  # type: ignore[method-assign]
     return loss
 
 
-LOSSES: dict[str, Callable[[Tensor], Any]] = {
-    "subclass": lambda loss: loss.as_subclass(Doubled),
-    "subclass in a dict": lambda loss: {"loss": loss.as_subclass(Doubled)},
-    "object in a dict": lambda loss: {"loss": Boxed(loss)},
-    "set on the tensor": set_on_it,
-    "a parameter": lambda loss: torch.nn.Parameter(loss.detach()),
-}
+def parameter(loss: Tensor) -> Any:
+    return torch.nn.Parameter(loss.detach())
 
 
-@pytest.mark.parametrize("kind", LOSSES)
+@pytest.mark.parametrize("as_loss", [subclass, subclass_in_a_dict, object_in_a_dict, set_on_the_tensor, parameter])
 @pytest.mark.parametrize("batches", [1, 2])
-def test_a_loss_with_its_own_backward_is_asked(kind: str, batches: int) -> None:
+def test_a_loss_with_its_own_backward_is_asked(as_loss: Callable[[Tensor], Any], batches: int) -> None:
     class Own(BoringModel):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return LOSSES[kind](self.layer(batch).square().mean())
+            return as_loss(self.layer(batch).square().mean())
 
     twins(Own, accumulate_grad_batches=batches, **LIMITS)
 
@@ -270,27 +299,53 @@ class OwnPrecision(Precision):
         return super().pre_backward(3 * tensor, module)
 
 
-def changed(name: str, method: Callable[..., Any]) -> SingleDeviceStrategy:
-    setattr(strategy := SingleDeviceStrategy("cpu"), name, method)
-    return strategy
+def own_backward() -> dict[str, Any]:
+    return {"strategy": OwnBackward("cpu")}
 
 
-STRATEGIES: dict[str, Callable[[], dict[str, Any]]] = {
-    "own backward": lambda: {"strategy": OwnBackward("cpu")},
-    "own training_step": lambda: {"strategy": OwnStep("cpu")},
-    "own batch_to_device": lambda: {"strategy": OwnTransfer("cpu")},
-    "backward set on it": lambda: {"strategy": changed("backward", lambda *_: None)},
-    "on_train_batch_start set on it": lambda: {"strategy": changed("on_train_batch_start", lambda x, _: x.zero_())},
-    "own precision": lambda: {"plugins": OwnPrecision()},
-    "bf16-mixed": lambda: {"precision": "bf16-mixed"},
-    "16-mixed": lambda: {"precision": "16-mixed"},
-}
+def own_training_step() -> dict[str, Any]:
+    return {"strategy": OwnStep("cpu")}
 
 
-@pytest.mark.parametrize("kind", STRATEGIES)
-def test_a_strategy_or_precision_with_methods_of_its_own_is_asked(kind: str) -> None:
-    outcomes = [trained(BoringModel, engine=engine, **LIMITS, **STRATEGIES[kind]())[0] for engine in (True, False)]
-    same(*outcomes)
+def own_batch_to_device() -> dict[str, Any]:
+    return {"strategy": OwnTransfer("cpu")}
+
+
+def backward_set_on_it() -> dict[str, Any]:
+    strategy = SingleDeviceStrategy("cpu")
+    strategy.backward = Mock()  # type: ignore[method-assign]
+    return {"strategy": strategy}
+
+
+def on_train_batch_start_set_on_it() -> dict[str, Any]:
+    def empty(batch: Tensor, batch_idx: int) -> None:
+        batch.zero_()
+
+    strategy = SingleDeviceStrategy("cpu")
+    strategy.on_train_batch_start = empty  # type: ignore[method-assign]
+    return {"strategy": strategy}
+
+
+def own_precision() -> dict[str, Any]:
+    return {"plugins": OwnPrecision()}
+
+
+def bf16_mixed() -> dict[str, Any]:
+    return {"precision": "bf16-mixed"}
+
+
+def fp16_mixed() -> dict[str, Any]:
+    return {"precision": "16-mixed"}
+
+
+@pytest.mark.parametrize("options", [
+    own_backward, own_training_step, own_batch_to_device, backward_set_on_it, on_train_batch_start_set_on_it,
+    own_precision, bf16_mixed, fp16_mixed,
+])  # fmt: skip
+def test_a_strategy_or_precision_with_methods_of_its_own_is_asked(options: Callable[[], dict[str, Any]]) -> None:
+    ours = trained(BoringModel, engine=True, **LIMITS, **options())
+    theirs = trained(BoringModel, engine=False, **LIMITS, **options())
+    same(ours[0], theirs[0])
 
 
 # In mid-epoch
@@ -314,119 +369,214 @@ class OwnSGD(SGD):
 
 class OwnLoop(_AutomaticOptimization):
     def _make_backward_fn(self, optimizer: Any) -> Any:
-        return lambda loss: (2 * loss).backward()
+        def backward(loss: Tensor) -> None:
+            (2 * loss).backward()
+
+        return backward
 
 
-def patch_class(module: Any) -> None:
+# What comes: each function changes something at a module or its Trainer, which holds from then on.
+
+
+def sets_on_after_backward(module: Any) -> None:
+    module.on_after_backward = partial(halve, module)
+
+
+def sets_on_before_optimizer_step(module: Any) -> None:
+    def on_before_optimizer_step(optimizer: Any) -> None:
+        halve(module)
+
+    module.on_before_optimizer_step = on_before_optimizer_step
+
+
+def sets_on_train_batch_start(module: Any) -> None:
+    module.on_train_batch_start = Mock(return_value=-1)  # ends the epoch
+
+
+def sets_on_train_batch_end(module: Any) -> None:
+    def on_train_batch_end(outputs: Any, batch: Any, batch_idx: int) -> None:
+        module.layer.weight.data.mul_(0.5)
+
+    module.on_train_batch_end = on_train_batch_end
+
+
+def sets_on_before_zero_grad(module: Any) -> None:
+    def on_before_zero_grad(optimizer: Any) -> None:
+        module.layer.weight.data.mul_(0.5)
+
+    module.on_before_zero_grad = on_before_zero_grad
+
+
+def sets_optimizer_step(module: Any) -> None:
+    def optimizer_step(epoch: int, batch_idx: int, optimizer: Any, closure: Callable[[], Any]) -> None:
+        closure()  # and no step
+
+    module.optimizer_step = optimizer_step
+
+
+def sets_backward(module: Any) -> None:
+    def backward(loss: Tensor) -> None:
+        (2 * loss).backward()
+
+    module.backward = backward
+
+
+def sets_clipping(module: Any) -> None:
+    def configure_gradient_clipping(optimizer: Any, **_: Any) -> None:
+        halve(module)
+
+    module.configure_gradient_clipping = configure_gradient_clipping
+
+
+def sets_transfer(module: Any) -> None:
+    def on_after_batch_transfer(batch: Tensor, dataloader_idx: int) -> Tensor:
+        return 2 * batch
+
+    module.on_after_batch_transfer = on_after_batch_transfer
+
+
+def sets_training_step(module: Any) -> None:
+    def training_step(batch: Tensor, batch_idx: int) -> Any:
+        return {"loss": 2 * module.layer(batch).square().mean()}
+
+    module.training_step = training_step
+
+
+def sets_training_step_without_index(module: Any) -> None:
+    def training_step(batch: Tensor) -> Any:
+        return {"loss": 2 * module.layer(batch).square().mean()}
+
+    module.training_step = training_step
+
+
+def sets_a_hook_of_the_class(module: Any) -> None:
     type(module).on_after_backward = halve
 
 
-def steps(module: Any, batch: Any) -> Any:
-    return {"loss": 2 * module.layer(batch).square().mean()}
-
-
-def hooked_later(module: Any) -> None:
+def sets_a_hook_in_backward(module: Any) -> None:
     """A tensor's hook sets one on the module."""
-    module.layer.weight.register_hook(lambda _: setattr(module, "on_before_optimizer_step", lambda _: halve(module)))
+
+    def set_hook(gradient: Tensor) -> None:
+        sets_on_before_optimizer_step(module)
+
+    module.layer.weight.register_hook(set_hook)
 
 
-def replace_optimizer(module: Any) -> None:
+def adds_a_callback(module: Any) -> None:
+    module.trainer.callbacks.append(Halving())
+
+
+def adds_a_duck(module: Any) -> None:
+    module.trainer.callbacks.append(Duck())
+
+
+def adds_a_mock(module: Any) -> None:
+    module.trainer.callbacks.append(mock())
+
+
+def exchanges_a_callback(module: Any) -> None:
+    module.trainer.callbacks[-2] = Halving()
+
+
+def exchanges_the_list_of_callbacks(module: Any) -> None:
+    module.trainer.callbacks = [*module.trainer.callbacks[:-1], Halving()]
+
+
+def sets_a_hook_of_a_callback(module: Any) -> None:
+    module.trainer.callbacks[-1].on_after_backward = Halving().on_after_backward
+
+
+def sets_gradient_clip_val(module: Any) -> None:
+    module.trainer.gradient_clip_val = 0.001
+
+
+def sets_accumulate_grad_batches(module: Any) -> None:
+    module.trainer.accumulate_grad_batches = 2
+
+
+def exchanges_the_optimizers(module: Any) -> None:
     module.trainer.optimizers = [OwnSGD(module.parameters(), 0.05)]
 
 
-def use(owner: Any, name: str, value: Any) -> None:
-    setattr(owner, name, value)
-
-
-def precision(module: Any) -> None:
+def exchanges_the_precision(module: Any) -> None:
     module.trainer.strategy.precision_plugin = OwnPrecision()
 
 
-def loop(module: Any) -> None:
+def sets_backward_of_the_strategy(module: Any) -> None:
+    module.trainer.strategy.backward = Mock()
+
+
+def exchanges_the_loop(module: Any) -> None:
     module.trainer.fit_loop.epoch_loop.automatic_optimization = OwnLoop(module.trainer)
 
 
-def profiler(module: Any) -> None:
+def sets_a_profiler(module: Any) -> None:
     module.trainer.profiler = SimpleProfiler()
 
 
-def callbacks(module: Any) -> list[Any]:
-    found: list[Any] = module.trainer.callbacks
-    return found
+def freezes(module: Any) -> None:
+    module.layer.weight.requires_grad = False
 
 
-CHANGES: dict[str, Callable[[Any], None]] = {
-    **{name: lambda m, name=name: use(m, name, lambda *_: halve(m)) for name in (  # type: ignore[misc]
-        "on_after_backward", "on_before_optimizer_step", "on_train_batch_end", "on_before_zero_grad")},
-    "on_train_batch_start": lambda m: use(m, "on_train_batch_start", lambda *_: -1),
-    "optimizer_step": lambda m: use(m, "optimizer_step", lambda *args: args[-1]()),
-    "backward": lambda m: use(m, "backward", lambda loss: (2 * loss).backward()),
-    "clipping": lambda m: use(m, "configure_gradient_clipping", lambda *_, **__: halve(m)),
-    "transfer": lambda m: use(m, "on_after_batch_transfer", lambda batch, _: 2 * batch),
-    "training_step": lambda m: use(m, "training_step", lambda batch, batch_idx: steps(m, batch)),
-    "training_step without index": lambda m: use(m, "training_step", lambda batch: steps(m, batch)),
-    "hook of the class": patch_class,
-    "hook of a tensor": hooked_later,
-    "callback": lambda m: callbacks(m).append(Halving()),
-    "duck callback": lambda m: callbacks(m).append(Duck()),
-    "mock callback": lambda m: callbacks(m).append(mock()),
-    "callback in another's place": lambda m: callbacks(m).__setitem__(-2, Halving()),
-    "new list of callbacks": lambda m: setattr(m.trainer, "callbacks", [*callbacks(m)[:-1], Halving()]),
-    "hook of a callback": lambda m: use(callbacks(m)[-1], "on_after_backward", lambda *_: halve(m)),
-    "gradient_clip_val": lambda m: use(m.trainer, "gradient_clip_val", 0.001),
-    "accumulate_grad_batches": lambda m: use(m.trainer, "accumulate_grad_batches", 2),
-    "optimizers": replace_optimizer,
-    "precision": precision,
-    "strategy's backward": lambda m: use(m.trainer.strategy, "backward", lambda *_: None),
-    "loop": loop,
-    "profiler": profiler,
-    "frozen": lambda m: use(m.layer.weight, "requires_grad", False),
-}  # fmt: skip
+CHANGES = [
+    sets_on_after_backward, sets_on_before_optimizer_step, sets_on_train_batch_start, sets_on_train_batch_end,
+    sets_on_before_zero_grad, sets_optimizer_step, sets_backward, sets_clipping, sets_transfer, sets_training_step,
+    sets_training_step_without_index, sets_a_hook_of_the_class, sets_a_hook_in_backward, adds_a_callback,
+    adds_a_duck, adds_a_mock, exchanges_a_callback, exchanges_the_list_of_callbacks, sets_a_hook_of_a_callback,
+    sets_gradient_clip_val, sets_accumulate_grad_batches, exchanges_the_optimizers, exchanges_the_precision,
+    sets_backward_of_the_strategy, exchanges_the_loop, sets_a_profiler, freezes,
+]  # fmt: skip
 
 
-def changing(change: str, where: str) -> type[BoringModel]:
-    """A module that makes a change in the fourth step, in the first validation, or in a callback's hook."""
+def changing(change: Callable[[Any], None], where: str) -> BoringModel:
+    """A module, of a class of its own, that makes a change once: in the fourth step, or in the first validation."""
 
     class Changing(BoringModel):
         done = False
 
         def change(self) -> None:
             if not self.done:
-                CHANGES[change](self)
+                change(self)
             self.done = True
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             loss = self.layer(batch).square().mean()
-            if where == "step" and batch_idx == 3:
+            if where == "training_step" and batch_idx == 3:
                 self.change()
             return {"loss": loss}
 
         def validation_step(self, batch: Any, batch_idx: int) -> Any:
-            if where == "validation":
+            if where == "validation_step":
                 self.change()
 
-    return Changing
+    return Changing()
 
 
-@pytest.mark.parametrize("where", ["step", "validation", "start", "end"])
+@pytest.mark.parametrize("where", [
+    "training_step",
+    pytest.param("validation_step", marks=pytest.mark.slow),
+    pytest.param("on_train_batch_start", marks=pytest.mark.slow),
+    pytest.param("on_train_batch_end", marks=pytest.mark.slow),
+])  # fmt: skip
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_comes_in_mid_epoch_counts_at_once(change: str, where: str) -> None:
-    hook = {"start": "on_train_batch_start", "end": "on_train_batch_end"}.get(where, "on_fit_start")
-
+def test_what_comes_in_mid_epoch_counts_at_once(change: Callable[[Any], None], where: str) -> None:
     def change_at_four(trainer: Trainer, module: Any, *args: Any) -> None:
-        if where in ("start", "end") and args[-1] == 3:
+        if args[-1] == 3:
             module.change()
 
-    made = changing(change, where)
-    twins(lambda: type("Changing", (made,), {})(), callbacks=on(hook, change_at_four), val_check_interval=5, **LIMITS)
+    options: dict[str, Any] = {"val_check_interval": 5, "max_epochs": 1, **LIMITS}
+    if where.startswith("on_"):
+        options["callbacks"] = on(where, change_at_four)
+    twins(partial(changing, change, where), **options)
 
 
 def test_a_hook_may_be_replaced_and_removed_again() -> None:
     class Replacing(BoringModel):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            if batch_idx in (2, 4):
-                factor = float(batch_idx)
-                self.on_after_backward = lambda: self.layer.weight.grad.mul_(factor)  # type: ignore[method-assign, union-attr, assignment]
+            if batch_idx == 2:
+                self.on_after_backward = partial(halve, self)  # type: ignore[method-assign]
+            if batch_idx == 4:
+                self.on_after_backward = Mock()  # type: ignore[method-assign]
             if batch_idx == 6:
                 del self.on_after_backward
             return super().training_step(batch, batch_idx)

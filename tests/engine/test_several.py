@@ -5,7 +5,9 @@ import socket
 import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -65,7 +67,17 @@ class Uneven(DDPStrategy):
 
 def ducks() -> list[Any]:
     """A callback of another kind on one of the processes only."""
-    return [Duck()] if os.environ["RANK"] == "1" else []
+    if os.environ["RANK"] == "1":
+        return [Duck()]
+    return []
+
+
+def swa() -> list[Any]:
+    return [StochasticWeightAveraging(0.01)]
+
+
+def ema() -> list[Any]:
+    return [EMAWeightAveraging(decay=0.8)]
 
 
 Case = tuple[Callable[[], Any], dict[str, Any]]
@@ -75,18 +87,18 @@ CASES: dict[str, Case] = {
     "accumulation, clipping by norm": (Mixed, {"accumulate_grad_batches": 2, "gradient_clip_val": 0.05}),
     "clipping by value": (Mixed, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
     "two optimizers by hand": (with_optimizer(ByHand, "SGD"), {}),
-    "unused parameters": (Unused, {"strategy": lambda: DDPStrategy(find_unused_parameters=True)}),
-    "static graph": (Mixed, {"strategy": lambda: DDPStrategy(static_graph=True)}),
-    "static graph by hand": (with_optimizer(ByHand, "SGD"), {"strategy": lambda: DDPStrategy(static_graph=True)}),
-    "bucket views": (Mixed, {"strategy": lambda: DDPStrategy(gradient_as_bucket_view=True)}),
-    "buffers of each": (Mixed, {"strategy": lambda: DDPStrategy(broadcast_buffers=False)}),
+    "unused parameters": (Unused, {"strategy": partial(DDPStrategy, find_unused_parameters=True)}),
+    "static graph": (Mixed, {"strategy": partial(DDPStrategy, static_graph=True)}),
+    "static graph by hand": (with_optimizer(ByHand, "SGD"), {"strategy": partial(DDPStrategy, static_graph=True)}),
+    "bucket views": (Mixed, {"strategy": partial(DDPStrategy, gradient_as_bucket_view=True)}),
+    "buffers of each": (Mixed, {"strategy": partial(DDPStrategy, broadcast_buffers=False)}),
     "ExactDDP": (Mixed, {"strategy": ExactDDP}),
     "own backward": (Mixed, {"strategy": Uneven}),
     "two forwards": (TwoForwards, {}),
     "bf16-mixed": (Mixed, {"precision": "bf16-mixed"}),
     "validation in the epoch": (Mixed, {"val_check_interval": 1}),
-    "SWA": (Mixed, {"callbacks": lambda: [StochasticWeightAveraging(0.01)], "max_epochs": 3}),
-    "EMA": (Mixed, {"callbacks": lambda: [EMAWeightAveraging(decay=0.8)]}),
+    "SWA": (Mixed, {"callbacks": swa, "max_epochs": 3}),
+    "EMA": (Mixed, {"callbacks": ema}),
     "a callback that comes": (HookInMidEpoch, {}),
     "a duck on one process": (Mixed, {"callbacks": ducks}),
 }
@@ -104,12 +116,17 @@ def compare(n: int) -> None:
         ours, theirs = outcome(case, True, n), outcome(case, False, n)
         same(ours[0], theirs[0], case)
         lightnings = case == "own backward" or (case == "a duck on one process" and os.environ["RANK"] == "1")
-        assert ours[1].startswith("Lightning's own step" if lightnings else "lean step"), case
+        if lightnings:
+            assert ours[1].startswith("Lightning's own step"), case
+        else:
+            assert ours[1].startswith("lean step"), case
 
 
 class Nothing(BoringModel):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        return None if batch_idx == 2 else super().training_step(batch, batch_idx)
+        if batch_idx == 2:
+            return None
+        return super().training_step(batch, batch_idx)
 
 
 def refuse_none(n: int) -> None:
@@ -126,7 +143,7 @@ class Told(BoringModel):
         time.sleep(0.005)
         if batch_idx == 150 and self.global_rank == 1:
             self.trainer._signal_connector.received_sigterm = True
-            self.trainer.fit_loop.epoch_loop.on_advance_end = lambda *_: None  # type: ignore[method-assign] # where it would leave the others
+            self.trainer.fit_loop.epoch_loop.on_advance_end = Mock()  # type: ignore[method-assign] # where it would leave the others
         return super().training_step(batch, batch_idx)
 
 
@@ -167,12 +184,15 @@ def run(test: Callable[[int], None], n: int) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [CONTEXT.Process(target=work, args=(test, rank, n, port)) for rank in range(n)]
-    for process in processes:
+    processes = []
+    for rank in range(n):
+        process = CONTEXT.Process(target=work, args=(test, rank, n, port))
         process.start()
+        processes.append(process)
+    codes = []
     for process in processes:
         process.join(110)
-    codes = [process.exitcode for process in processes]
+        codes.append(process.exitcode)
     for process in processes:
         process.kill()
         process.join()

@@ -23,7 +23,8 @@ def on(hook: str, answer: Callable[..., Any]) -> Callable[[], list[Callback]]:
     """Make a callback whose hook is set on the object."""
 
     def callbacks() -> list[Callback]:
-        setattr(callback := Callback(), hook, answer)
+        callback = Callback()
+        setattr(callback, hook, answer)
         return [callback]
 
     return callbacks
@@ -39,16 +40,22 @@ class Calls(Callback):
 
     def _noting(self, name: str) -> Callable[..., None]:
         def note(trainer: Trainer, module: LightningModule, *args: Any) -> None:
-            weights = torch.cat([p.detach().flatten() for p in module.parameters()])
+            weights = torch.nn.utils.parameters_to_vector(module.parameters()).detach()
             loops = trainer.global_step, trainer.fit_loop.batch_idx, trainer.fit_loop.state_dict()
-            plain = (int, Tensor, list, tuple, dict)
-            seen = [arg if isinstance(arg, plain) else type(arg).__name__ for arg in args]
+            seen: list[Any] = []
+            for arg in args:
+                if isinstance(arg, int | Tensor | list | tuple | dict):
+                    seen.append(arg)
+                else:  # an optimizer, say, of which each run has its own
+                    seen.append(type(arg).__name__)
             self.calls.append((name, module._current_fx_name, repr(loops), weights, seen))
 
         return note
 
     def on_train_start(self, trainer: Any, pl_module: LightningModule) -> None:
-        self.says = next(c for c in trainer.callbacks if isinstance(c, Engine)).describe(trainer)
+        for callback in trainer.callbacks:
+            if isinstance(callback, Engine):
+                self.says = callback.describe(trainer)
 
 
 def trained(
@@ -63,12 +70,20 @@ def trained(
     """Train; return all that is left, what the engine said of the step, and the Trainer."""
     seed_everything(3)
     module, loaders, calls = make(), data(), Calls(hooks)
+    if not isinstance(loaders, tuple):
+        loaders = (loaders,)
     options["callbacks"] = [Engine(engine), *callbacks(), calls]
-    trainer = Trainer(**(options if options.get("barebones") else QUIET | options))
-    load: Any = {"ckpt_path": ckpt_path, "weights_only": False} if ckpt_path else {}
-    trainer.fit(module, *(loaders if isinstance(loaders, tuple) else (loaders,)), **load)
-    lean = getattr(trainer.fit_loop.epoch_loop, "lean", False)
-    assert calls.says.startswith("lean step" if lean else ("lean step", "Lightning's own step ("))  # from the start
+    if not options.get("barebones"):
+        options = QUIET | options
+    trainer = Trainer(**options)
+    load: dict[str, Any] = {}
+    if ckpt_path:
+        load = {"ckpt_path": ckpt_path, "weights_only": False}
+    trainer.fit(module, *loaders, **load)
+    if getattr(trainer.fit_loop.epoch_loop, "lean", False):
+        assert calls.says.startswith("lean step")
+    else:  # from the start, or later
+        assert calls.says.startswith(("lean step", "Lightning's own step ("))
     whole = trainer._checkpoint_connector.dump_checkpoint()
     metrics = {**trainer.callback_metrics, **trainer.logged_metrics}
     return (whole, metrics, torch.get_rng_state(), calls.calls), calls.says, trainer
@@ -93,6 +108,7 @@ def same(a: Any, b: Any, where: str = "", atol: float = 0) -> None:
 
 def twins(make: Callable[[], Any], data: Callable[[], Any] = tuple, **options: Any) -> tuple[str, Trainer]:
     """Train with the engine and without it, each on data made anew; compare everything."""
-    ours, theirs = (trained(make, data, engine, **options) for engine in (True, False))
-    same(ours[0], theirs[0])
-    return ours[1:]
+    ours, says, trainer = trained(make, data, engine=True, **options)
+    theirs, _, _ = trained(make, data, engine=False, **options)
+    same(ours, theirs)
+    return says, trainer

@@ -6,6 +6,9 @@ import re
 import shutil
 import sys
 from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +51,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """What a person has who types commands in that folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def in_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(folder)
+def in_folder(folder: Path) -> Iterator[None]:
+    with working_in(folder):
+        yield
 
 
 def train(folder: Path, name: str, *options: str) -> Path:
     """The folder of a small run of that name in the folder of the examples."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.syspath_prepend(folder)
+    with working_in(folder):
         assert fit(f"--trainer.logger.name={name}", "--model.lr=0.3", *options) == 0
     return next((folder / "logs" / name).iterdir())
 
@@ -76,37 +86,33 @@ def mlp(folder: Path) -> Path:
 
 
 def exported_from(run: Path) -> Path:
-    """Export a run into its folder; read only, please."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(run.parents[2])
-        patch.syspath_prepend(run.parents[2])
-        assert main(["export", str(run)]) == 0
+    """Export a run once into its folder; read only, please."""
+    if not (run / "export").exists():
+        with working_in(run.parents[2]):
+            assert main(["export", str(run)]) == 0
     return run / "export"
 
 
 @pytest.fixture(scope="module")
-def both(linear: Path, mlp: Path) -> dict[str, tuple[Path, Path]]:
-    return {"linear": (linear, exported_from(linear)), "mlp": (mlp, exported_from(mlp))}
+def linear_export(linear: Path) -> Path:
+    return exported_from(linear)
 
 
-@pytest.fixture(params=["linear", "mlp"])
-def case(request: pytest.FixtureRequest, both: dict[str, tuple[Path, Path]]) -> tuple[Path, Path]:
-    return both[request.param]
+@pytest.fixture(scope="module", params=["linear", pytest.param("mlp", marks=pytest.mark.slow)])
+def trained(request: pytest.FixtureRequest) -> Path:
+    run: Path = request.getfixturevalue(request.param)
+    return run
 
 
-@pytest.fixture
-def trained(case: tuple[Path, Path]) -> Path:
-    return case[0]
+@pytest.fixture(scope="module")
+def exported(trained: Path) -> Path:
+    return exported_from(trained)
 
 
-@pytest.fixture
-def exported(case: tuple[Path, Path]) -> Path:
-    return case[1]
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def model(trained: Path) -> LightningModule:
-    return open_run(str(trained)).model.requires_grad_(False)
+    with working_in(trained.parents[2]):
+        return open_run(str(trained)).model.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -117,23 +123,23 @@ def dataset() -> Dataset:
 
 def probabilities(model: LightningModule, images: Tensor) -> NDArray[np.float64]:
     """In float64 throughout."""
-    found: NDArray[np.float64] = model.double()(images.double() / 255).softmax(1).numpy()
+    found: NDArray[np.float64] = deepcopy(model).double()(images.double() / 255).softmax(1).numpy()
     return found
 
 
-@pytest.mark.parametrize("n", [1, 7])
 @pytest.mark.parametrize("file", FILES)
 def test_onnx_predicts_what_the_checkpoint_does(
-    file: str, n: int, exported: Path, model: LightningModule, dataset: Dataset
+    file: str, exported: Path, model: LightningModule, dataset: Dataset
 ) -> None:
     session = onnxruntime.InferenceSession(exported / file)
-    images = dataset.test_images[:n]
-    given = images if file == "model.onnx" else images / 255
-    found, logits = session.run(["probabilities", "logits"], {"images": given.numpy()})
-    assert found.shape == logits.shape == (n, len(CLASSES))
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(logits, model(images).numpy(), atol=1e-4)
-    np.testing.assert_allclose(found, probabilities(model, images), rtol=0, atol=1e-5)
+    for n in (1, 7):
+        images = dataset.test_images[:n]
+        given = images if file == "model.onnx" else images / 255
+        found, logits = session.run(["probabilities", "logits"], {"images": given.numpy()})
+        assert found.shape == logits.shape == (n, len(CLASSES))
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(logits, model(images).numpy(), atol=1e-4)
+        np.testing.assert_allclose(found, probabilities(model, images), rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -279,8 +285,9 @@ def test_a_model_that_is_no_classifier_of_images_is_one_line(
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 def test_by_default_the_export_lies_in_the_folder_of_the_run(
-    linear: Path, both: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    linear: Path, linear_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(linear, tmp_path / "run")
     assert {file.name for file in (run / "export").iterdir()} == {*FILES, "index.html"}
@@ -296,9 +303,9 @@ def test_by_default_the_export_lies_in_the_folder_of_the_run(
 
 @pytest.mark.parametrize("name", [*FILES, "index.html"])
 def test_a_file_of_somebody_elses_is_not_replaced(
-    name: str, linear: Path, both: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, linear: Path, linear_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = shutil.copytree(linear / "export", tmp_path / "out")
+    out = shutil.copytree(linear_export, tmp_path / "out")
     before = {file: file.read_bytes() for file in out.iterdir()} | {out / name: b"mine"}
     (out / name).write_bytes(b"mine")
     capsys.readouterr()
@@ -392,7 +399,7 @@ def test_the_page_predicts_what_the_checkpoint_does(
 
 @pytest.mark.browser
 def test_the_page_takes_pictures_nearly_as_predict_does(
-    linear: Path, both: object, dataset: Dataset, browser: "Browser"
+    linear_export: Path, dataset: Dataset, browser: "Browser"
 ) -> None:
     image = Image.fromarray(dataset.test_images[0].numpy())
     large = image.resize((336, 336), Image.Resampling.BICUBIC)
@@ -403,7 +410,7 @@ def test_the_page_takes_pictures_nearly_as_predict_does(
         for (const file of [{", ".join(map(png, pictures))}])
             found.push([...await fromPicture(new Blob([bytes(file)]))]);
         return found;"""
-    found = in_browser(browser, linear / "export" / "index.html", script)
+    found = in_browser(browser, linear_export / "index.html", script)
     for pixels, picture, most in zip(found, pictures, (0, 0, 4), strict=True):
         expected = to_fashion_mnist(picture).flatten().double().numpy()
         assert np.abs(np.array(pixels) - expected).mean() <= most
