@@ -131,16 +131,16 @@ def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:
     steps = saved["global_step"]
     epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if trainer.max_epochs and 0 < trainer.max_epochs <= epochs:
-        return f"it has {epochs} epochs, max_epochs={trainer.max_epochs}; raise trainer.max_epochs to go on"
+        return f"it has done epoch {epochs}, max_epochs={trainer.max_epochs}; raise trainer.max_epochs to go on"
     if 0 < trainer.max_steps <= steps:
-        return f"it has {steps} steps, max_steps={trainer.max_steps}; raise trainer.max_steps to go on"
+        return f"it has made step {steps}, max_steps={trainer.max_steps}; raise trainer.max_steps to go on"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         state = saved["callbacks"].get(callback.state_key, {})
         if isinstance(callback, EarlyStopping):
             waited = state.get("wait_count", 0)
             if 0 < callback.patience <= waited:
                 return (
-                    f"early stopping: {callback.monitor} did not improve for {waited} validations; "
+                    f"early stopping: {callback.monitor} did not improve with a patience of {waited}; "
                     f"go on with --early_stopping.patience {waited + 1} or more"
                 )
         elif isinstance(callback, Timer):

@@ -15,8 +15,8 @@ from torchvision.datasets import MNIST, FashionMNIST
 from softmax_regression.data.download import download
 from softmax_regression.data.image_files import DatasetClass, ImageFiles
 from softmax_regression.data.synthetic import generate
-from softmax_regression.errors import InputError, StorageError
-from softmax_regression.files import reason
+from softmax_regression.errors import InputError
+from softmax_regression.files import reason, write
 
 
 class Dataset(NamedTuple):
@@ -69,10 +69,19 @@ def load_files(dataset: DatasetClass = FashionMNIST, dirs: Sequence[str] | None 
     with tempfile.TemporaryDirectory() as temporary:
         raw = Path(temporary)
         data = _read(files, folder, raw)
-        if dirs is None and files.extras.sha256 and any(raw.iterdir()):  # next time they load in a third of the time
-            with suppress(StorageError):
-                files.place(raw, folders[0])
+        if files.extras.sha256 and not named:
+            _keep_unpacked(raw, folders[0] if dirs is None else folder)
     return data
+
+
+def _keep_unpacked(raw: Path, target: Path) -> None:
+    """Keep what was unpacked, so that it loads in a third of the time, unless the folder is meant to stay as it is."""
+    with suppress(OSError):
+        if target.exists() and not target.stat().st_mode & 0o200:  # root could write there all the same
+            return
+        for file in raw.iterdir():
+            if not (target / file.name).exists():
+                write(file.read_bytes(), target / file.name)
 
 
 def search_folders(files: ImageFiles, dirs: Sequence[str] | None = None) -> list[Path]:

@@ -121,12 +121,12 @@ class FashionMNISTDataModule(LightningDataModule):
             data = load_files(type(self).dataset, self.dirs)
         order = stratified_order(data.labels, seed=0)
         val_size = self.val_size
-        self._check("val_size", 0, len(order) - 1, f"less than the {len(order)} training images")
+        self._check("val_size", 0, len(order) - 1, f"less than {len(order)}, the number of training images")
         self.val_index, rest = order[:val_size], order[val_size:]
-        self._check("train_size", 1, len(rest), f"at most the {len(rest)} images left beside data.val_size")
+        self._check("train_size", 1, len(rest), f"at most {len(rest)}, the images left beside data.val_size")
         self.train_index = rest[: self.train_size]
         n = len(self.train_index)
-        self._check("batch_size", 1, n, f"at most the {n} training images")
+        self._check("batch_size", 1, n, f"at most {n}, the number of training images")
         self.data = data
 
     def _check(self, name: str, low: int, high: float = math.inf, expected: str = "") -> None:

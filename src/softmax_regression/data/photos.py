@@ -59,7 +59,7 @@ def load_photos(paths: Sequence[str | Path] | str) -> Photos:
         first = ""
         if skipped:
             first = " ({}: {})".format(*skipped[0])
-        raise InputError(f"none of {len(skipped)} photos can be used{first}; change data.images")
+        raise InputError(f"no photo can be used{first}; change data.images")
     if skipped:
         for file, why in skipped:
             print(f"skipped {file}: {why}", file=sys.stderr)

@@ -109,9 +109,10 @@ def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:
     for name, row in zip(names, class_scores(logits.argmax(1), labels, k).tolist(), strict=True):
         classes.append([name, *row])
     what = {"val": "validation", "test": "test"}[stage]
+    noun = "image" if len(labels) == 1 else "images"
     return {
         "figures": {name: draw() for name, draw in drawn.items()},
-        "shown": f"{len(labels):,} {what} images",
+        "shown": f"{len(labels):,} {what} {noun}",
         "classes": classes,
         "left_out": left_out,
     }

@@ -129,7 +129,7 @@ def stop_reason(trainer: Trainer) -> str:
     for callback in trainer.early_stopping_callbacks:
         if message := callback.stopping_reason_message:
             why = message.partition(". ")[0].removeprefix("Monitored metric ")
-            why = why.replace(" in the last ", " for ").replace(" records", " validations")
+            why = why.replace(" in the last ", " with a patience of ").replace(" records", "")
             ours = isinstance(callback, EarlyStopping)
             return f"early stopping: {why}" + "; --early_stopping.patience 0 trains on" * ours
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:

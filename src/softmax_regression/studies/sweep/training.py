@@ -64,9 +64,9 @@ class StackTraining:
         assert isinstance(train_size, int)
         batch_size = count(params, "batch_size")
         if train_size > images:
-            raise InputError(f"train_size={train_size}: must be at most the {images} training images")
+            raise InputError(f"train_size={train_size}: must be at most {images}, the number of training images")
         if batch_size > train_size:
-            raise InputError(f"batch_size={batch_size}: must be at most the {train_size} training images")
+            raise InputError(f"batch_size={batch_size}: must be at most {train_size}, the number of training images")
         loaded = self.images.loaded
         return Minibatches(loaded.images, loaded.labels, self.images.train_index[:train_size], batch_size, seed)
 
