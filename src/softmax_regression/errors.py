@@ -2,6 +2,7 @@
 
 import shlex
 import signal
+import sys
 from pathlib import Path
 
 
@@ -43,5 +44,15 @@ def format_error(error: BaseException) -> str:
 
 
 def shell_command(script: str, *words: str) -> str:
-    """Return a command of train.py or study.py as it is typed here: where that is not, it was installed."""
-    return shlex.join([*(["python", script] if Path(script).is_file() else ["softmax-regression"]), *words])
+    """Return a command of train.py or study.py as it is typed here.
+
+    Both scripts lie in this folder, or beside the one that runs, or the package is installed without them.
+    """
+    beside = Path(sys.argv[0]).with_name(script)
+    if Path(script).is_file():
+        program = ["python", script]
+    elif sys.argv[0].endswith(".py") and beside.is_file():
+        program = ["python", str(beside)]
+    else:
+        program = ["softmax-regression"]
+    return shlex.join([*program, *words])

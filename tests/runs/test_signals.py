@@ -258,7 +258,7 @@ def test_the_program_itself_handles_sigint() -> None:
                 process.kill()
     assert "Traceback" not in (text := Path("log.txt").read_text())
     assert "interrupted by SIGINT: " in text
-    assert "go on with `softmax-regression fit --resume" in text
+    assert f"go on with `python {ROOT / 'train.py'} fit --resume" in text
     assert_resumes_exactly(only_run())
 
 
