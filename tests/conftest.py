@@ -92,6 +92,7 @@ def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split, (images, labels) in (("train", generate(TRAIN, seed=0)), ("t10k", generate(TEST, seed=1))):
         write_idx(images, folder / f"{split}-images-idx3-ubyte.gz")
         write_idx(labels, folder / f"{split}-labels-idx1-ubyte.gz")
+    folder.chmod(0o555)  # or they would be unpacked there
     return folder
 
 

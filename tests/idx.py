@@ -1,6 +1,7 @@
 """Files in the format of MNIST."""
 
 import gzip
+import shutil
 from pathlib import Path
 
 import torch
@@ -20,3 +21,10 @@ def write_idx(tensor: Tensor, path: Path) -> None:
     if path.suffix == ".gz":
         data = gzip.compress(data, mtime=0)
     path.write_bytes(data)
+
+
+def copy_files(folder: Path, place: Path | str) -> Path:
+    """Copy a folder of files to a place where they may be changed."""
+    copied = Path(shutil.copytree(folder, place))
+    copied.chmod(0o755)
+    return copied

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torchvision import datasets
 
-from idx import write_idx
+from idx import copy_files, write_idx
 from softmax_regression import FashionMNISTDataModule
 from softmax_regression.data import image_files
 from softmax_regression.data.datasets import Dataset, generate_dataset, load_files
@@ -40,7 +40,7 @@ def message_of(dataset: image_files.DatasetClass, *dirs: Path) -> str:
 @pytest.fixture
 def folder(tiny: Path, tmp_path: Path) -> Path:
     """A copy of the tiny files, to be changed."""
-    return Path(shutil.copytree(tiny, tmp_path / "copy"))
+    return copy_files(tiny, tmp_path / "copy")
 
 
 @pytest.fixture
@@ -76,8 +76,8 @@ def test_the_images_and_labels_are_those_that_were_written(tiny: Path) -> None:
 
 def test_the_first_folder_that_has_all_four_files_is_taken(folder: Path, tmp_path: Path) -> None:
     partial, other = tmp_path / "partial", tmp_path / "other"
-    shutil.copytree(folder, partial)
-    shutil.copytree(folder, other)
+    copy_files(folder, partial)
+    copy_files(folder, other)
     (partial / f"{LABELS}.gz").unlink()
     dirs = [str(tmp_path / "absent"), str(partial), str(other), str(folder)]
     assert load_files(dirs=dirs).origin == str(other)
@@ -92,7 +92,7 @@ def test_files_that_users_already_have_are_found(
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("HOME", str(tmp_path))
-    shutil.copytree(tiny, Path(place).expanduser())
+    copy_files(tiny, Path(place).expanduser())
     assert load_files().origin == str(Path(place).expanduser())
 
 
@@ -136,7 +136,7 @@ def test_packed_official_files_are_unpacked_once_to_where_torchvision_looks_for_
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    packed = Path(shutil.copytree(tiny, "data/fashion-mnist"))
+    packed = copy_files(tiny, "data/fashion-mnist")
     first = load_files()
     assert first.origin == str(packed)
     second = load_files()
@@ -146,18 +146,37 @@ def test_packed_official_files_are_unpacked_once_to_where_torchvision_looks_for_
     assert sorted(path.name for path in Path("data/FashionMNIST/raw").iterdir()) == sorted(NAMES)
 
 
+def test_packed_official_files_in_a_folder_that_is_named_are_unpacked_there_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load_files(dirs=[str(folder)])
+    with monkeypatch.context() as patch:
+        patch.delattr(zlib, "decompressobj")
+        assert same(load_files(dirs=[str(folder)]), first)
+    for name in NAMES:
+        (folder / name).unlink()
+    folder.chmod(0o555)
+    assert same(load_files(dirs=[str(folder)]), first)
+    assert len(list(folder.iterdir())) == 4  # it is meant to stay as it is
+
+
+def test_packed_files_that_have_no_checksum_are_not_kept_unpacked(folder: Path) -> None:
+    load_files(datasets.KMNIST, [str(folder)])
+    assert len(list(folder.iterdir())) == 4  # somebody may replace them
+
+
 def test_where_nothing_can_be_written_packed_files_are_loaded_all_the_same(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny, "data/fashion-mnist")
+    copy_files(tiny, "data/fashion-mnist")
     Path("data/FashionMNIST").touch()  # root, who may run the tests, writes into folders that say no
     assert load_files().origin == "data/fashion-mnist"
 
 
 def test_damaged_files_are_not_kept_unpacked(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny, "data/fashion-mnist")
+    copy_files(tiny, "data/fashion-mnist")
     Path("data/fashion-mnist", f"{LABELS}.gz").write_bytes(gzip.compress(b"something else"))
     with pytest.raises(InputError, match="SHA-256"):
         load_files()

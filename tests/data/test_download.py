@@ -17,6 +17,7 @@ import pytest
 import torch
 from torchvision.datasets import FashionMNIST
 
+from idx import copy_files
 from softmax_regression.data import download
 from softmax_regression.data.datasets import Dataset, load_files
 from softmax_regression.data.image_files import EXTRAS, Extras, ImageFiles
@@ -158,9 +159,11 @@ def test_what_is_there_is_neither_downloaded_again_nor_replaced(
     mirror: Mirror, use: Use, tiny: Path, tmp_path: Path
 ) -> None:
     use("good")
-    target = Path(shutil.copytree(tiny, tmp_path / "target"))
+    target = copy_files(tiny, tmp_path / "target")
     load_files(dirs=[str(target)])
     assert mirror.requests == []
+    for name in NAMES:
+        (target / name).unlink()
     (target / f"{NAMES[1]}.gz").unlink()
     (target / f"{NAMES[0]}.gz").write_bytes(b"something else")
     assert error_of(target).startswith(f"{target / NAMES[0]}.gz: 14 bytes with SHA-256")
@@ -350,7 +353,7 @@ def test_a_package_that_is_not_there_or_has_other_images_is_refused(
     apt(needs="nothing of this kind")
     source = "\n  the package dataset-fashion-mnist (apt-get): "
     assert f"{source}E: Unable to locate package" in error_of(target)
-    damaged = Path(shutil.copytree(tiny, tmp_path / "damaged"))
+    damaged = copy_files(tiny, tmp_path / "damaged")
     (damaged / f"{NAMES[0]}.gz").write_bytes(b"something else")
     apt(folder=damaged)
     assert f"{source}14 bytes with SHA-256" in error_of(target)

@@ -197,19 +197,19 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"batch_size": -1}, "batch_size=-1: must be at least 1; raise data.batch_size"),
     (
         {"batch_size": 501},
-        "batch_size=501: must be at most the 500 training images; lower data.batch_size",
+        "batch_size=501: must be at most 500, the number of training images; lower data.batch_size",
     ),
     (
         {"batch_size": 21, "train_size": 20},
-        "batch_size=21: must be at most the 20 training images; lower data.batch_size",
+        "batch_size=21: must be at most 20, the number of training images; lower data.batch_size",
     ),
     ({"val_size": -1}, "val_size=-1: must be at least 0; raise data.val_size"),
-    ({"val_size": 600}, "val_size=600: must be less than the 600 training images; lower data.val_size"),
+    ({"val_size": 600}, "val_size=600: must be less than 600, the number of training images; lower data.val_size"),
     ({"train_size": 0}, "train_size=0: must be at least 1; raise data.train_size"),
     ({"train_size": -5}, "train_size=-5: must be at least 1; raise data.train_size"),
     (
         {"train_size": 501},
-        "train_size=501: must be at most the 500 images left beside data.val_size; lower data.train_size",
+        "train_size=501: must be at most 500, the images left beside data.val_size; lower data.train_size",
     ),
     ({"synthetic_size": 9}, "synthetic_size=9: must be at least 10; raise data.synthetic_size"),
     ({"eval_batch_size": 0}, "eval_batch_size=0: must be at least 1; raise data.eval_batch_size"),
@@ -340,7 +340,7 @@ def test_files_that_are_no_photos_are_named_and_counted(photos: Path, capsys: py
 @pytest.mark.usefixtures("no_files")
 def test_a_folder_without_a_photo_is_bad_input(tmp_path: Path) -> None:
     split = FashionMNISTDataModule(images=str(tmp_path / "absent"))
-    with pytest.raises(InputError, match=r"none of 1 photos can be used .*absent") as caught:
+    with pytest.raises(InputError, match=r"no photo can be used .*absent") as caught:
         split.setup("predict")
     assert "\n" not in str(caught.value)
 

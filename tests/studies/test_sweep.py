@@ -181,13 +181,13 @@ def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(data: FashionMNISTDat
     assert [result.params["lr"] for result in search.results()] == [0.1]
     errors = dict(search.failures())
     assert errors["batch_size=16, lr=1e+38, epochs=2, seed=0"].startswith("DivergedError: val/loss=")
-    message = "InputError: batch_size=9999: must be at most the 200 training images"
+    message = "InputError: batch_size=9999: must be at most 200, the number of training images"
     assert errors["batch_size=9999, seed=0"] == message
 
 
 def test_if_all_trials_fail_one_line_says_why(data: FashionMNISTDataModule) -> None:
     hopeless = searched(data, "hopeless", Plan({"batch_size": [9999]}, [0]))
-    with pytest.raises(InputError, match=r"^all trials failed: InputError: batch_size=9999: must be at most the 200"):
+    with pytest.raises(InputError, match=r"^all trials failed: InputError: batch_size=9999: must be at most 200, "):
         hopeless.results()
     diverged = searched(data, "diverged", Plan({"lr": [1e38], "batch_size": [16]}, [0]))
     with pytest.raises(DivergedError, match=r"^all trials failed: DivergedError: val/loss="):
