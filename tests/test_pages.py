@@ -109,6 +109,14 @@ def test_a_page_is_no_wider_than_its_window(
             assert (brightness(page) < 100) == (scheme == "dark")
 
 
+def test_the_tables_of_remedies_need_no_scrolling_on_a_phone(pages: dict[str, Path], browser: "Browser") -> None:
+    with opened(browser, pages["overfit"], **PHONE) as page:
+        tables = page.locator(".wide")
+        assert tables.count() == 4  # losses and accuracies of two sizes
+        for table in tables.all():
+            assert table.evaluate("table => table.scrollWidth - table.clientWidth") == 0
+
+
 @pytest.mark.parametrize("window", [PHONE, DESKTOP], ids=["phone", "desktop"])
 def test_a_report_shows_its_pictures_and_opens_its_details(
     window: dict[str, Any], pages: dict[str, Path], browser: "Browser"
