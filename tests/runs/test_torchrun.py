@@ -28,6 +28,7 @@ RUN = Path("logs/softmax/run")
 FIT = ("fit", *SMALL, "--trainer.logger.version=run")
 ENDLESS = ("--trainer.max_epochs=100000", "--early_stopping.patience=0")
 TRAIN, TORCHRUN = str(ROOT / "train.py"), ("-m", "torch.distributed.run", "--nproc_per_node=2")
+SECONDS = 10  # it takes two on cores that have nothing else to do
 LAUNCHERS = {
     "ddp.yaml": (TRAIN, *FIT, f"--config={ROOT / 'conf' / 'ddp.yaml'}"),
     "torchrun": (*TORCHRUN, TRAIN, *FIT),
@@ -97,6 +98,33 @@ def test_a_killed_process_ends_all(launcher: str, running: subprocess.Popen[str]
         assert ours(err).startswith(f"error: process {1 - rank}: ")
         assert ours(err).count("\n") == 1
     assert manifest(RUN)["status"] == ("running" if rank == 0 else "interrupted")
+    assert_goes_on()
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a process is gone, or only waits to be asked how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signalled", [(0,), (1,), (0, 1)], ids=["first", "second", "both"])
+def test_a_sigterm_to_any_process_ends_all_within_seconds(
+    launcher: str, running: subprocess.Popen[str], signalled: tuple[int, ...]
+) -> None:
+    ranks = [running.pid, *children(running.pid)] if launcher == "ddp.yaml" else children(running.pid)
+    sent = time.monotonic()
+    for rank in signalled:
+        os.kill(ranks[rank], signal.SIGTERM)
+    while not all(map(has_ended, ranks)):
+        assert time.monotonic() - sent < SECONDS
+        time.sleep(0.01)
+    print(f"ended after {time.monotonic() - sent:.2f} s")
+    err = wait(running)[1]
+    assert running.returncode == (143 if launcher == "ddp.yaml" else 1)
+    assert re.fullmatch(rf"interrupted by SIGTERM: saved; go on with `.* fit --resume {RUN}`\n", ours(err))
     assert_goes_on()
 
 
