@@ -20,6 +20,7 @@ from cases import ODD, TRAINER, Case, table
 from plain_trainer import EPOCHS, LOG_EVERY, Plain, train_plainly
 
 from commands import manifest, only_run, scalars
+from marks import slow
 from softmax_regression.__main__ import main
 from softmax_regression.runs import checkpoint
 
@@ -204,7 +205,7 @@ class Killed(BaseException):
     """Stands for SIGKILL where a new process for each kill would take too long: nobody handles it."""
 
 
-@pytest.mark.parametrize("every", ["epoch", "3 steps"])
+@pytest.mark.parametrize("every", [slow("epoch"), "3 steps"])
 def test_a_run_that_is_killed_and_resumed_is_the_one_that_was_not(
     cell: Cell, every: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from commands import SMALL, fit, one_line, only_run
+from marks import slow
 from softmax_regression.commands.train import main
 from softmax_regression.runs import checkpoint
 
@@ -51,7 +52,7 @@ WRONG_COMMANDS = [
 ]
 
 
-@pytest.mark.parametrize(("args", "named"), WRONG_COMMANDS, ids=[args for args, _ in WRONG_COMMANDS])
+@pytest.mark.parametrize(("args", "named"), WRONG_COMMANDS)
 def test_a_wrong_command_is_one_line(args: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(args.split()) == 2
     assert named in one_line(capsys)
@@ -73,68 +74,65 @@ def test_a_wrong_command_shows_the_four(args: str, line: str, capsys: pytest.Cap
 WRONG_OPTIONS = [
     # mistyped
     ("--lr=0.3", "--lr: no such option; did you mean --model.lr"),
-    ("--model.lrr=0.3", "--model.lrr: no such option; did you mean --model.lr"),
-    ("--modl.lr=0.3", "did you mean --model.lr"),
+    slow("--model.lrr=0.3", "--model.lrr: no such option; did you mean --model.lr"),
+    slow("--modl.lr=0.3", "did you mean --model.lr"),
     ("--epochs=3", "did you mean --trainer.max_epochs"),
-    ("--trainer.max_epoch=3", "did you mean --trainer.max_epochs"),
-    ("--seed=1", "did you mean --seed_everything"),
-    ("--patience=3", "did you mean --early_stopping.patience"),
+    slow("--trainer.max_epoch=3", "did you mean --trainer.max_epochs"),
+    slow("--seed=1", "did you mean --seed_everything"),
+    slow("--patience=3", "did you mean --early_stopping.patience"),
     ("--optimizer=Adam --optimizer.lrr=3", "--optimizer.lrr: no such option; see --help"),
     ("--data.images a b", "b: one word too many; drop it, or write a list as '[a, b]'"),
-    ("-x", "-x: no such option"),
+    slow("-x", "-x: no such option"),
     # wrong values
     ("--data.batch_size=x", "data.batch_size: Expected a int. Got value: x"),
-    ("--data.batch_size=0", "batch_size=0"),
+    slow("--data.batch_size=0", "batch_size=0"),
     ("--data.batch_size=500", "batch_size=500"),
-    ("--data.dirs=/x", "data.dirs: Expected a Sequence; Given value: /x"),
-    ("--model.lr=0", "lr=0"),
+    slow("--data.dirs=/x", "data.dirs: Expected a Sequence; Given value: /x"),
+    slow("--model.lr=0", "lr=0"),
     ("--model.lr=.nan", "lr=nan"),
-    ("--model.lr=1e400", "lr=inf"),
-    ("--model.lr=0,1", "model.lr: Expected a float. Got value: 0,1"),
+    slow("--model.lr=1e400", "lr=inf"),
+    slow("--model.lr=0,1", "model.lr: Expected a float. Got value: 0,1"),
     ("--model.schedule=linear", "model.schedule: Expected a one of ['constant', 'cosine']. Got value: linear"),
     ("--model.num_classes=3", "model.num_classes=3: the data have 10 classes"),
-    ("--data.val_size=600", "val_size=600"),
-    ("--data.source=mnist", "data.source: Expected a one of ['files', 'synthetic']. Got value: mnist"),
+    slow("--data.val_size=600", "val_size=600"),
+    slow("--data.source=mnist", "data.source: Expected a one of ['files', 'synthetic']. Got value: mnist"),
     ("--seed_everything=-1", "seed_everything=-1: must be at least 0 and below 2^32"),
-    ("--seed_everything=4294967296", "seed_everything=4294967296"),
-    ("--seed_everything=true", "seed_everything: Expected a int. Got value: True"),
-    ("--threads=0", "threads=0"),
+    slow("--seed_everything=4294967296", "seed_everything=4294967296"),
+    slow("--seed_everything=true", "seed_everything: Expected a int. Got value: True"),
+    slow("--threads=0", "threads=0"),
     ("--trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: is for processes that a notebook starts; give ddp"),
     ("--early_stopping.patience=-1", "early_stopping.patience=-1"),
     ("--early_stopping.monitor=val/accuracy", "val/accuracy of EarlyStopping: nothing logs it"),
     # of the Trainer
     ("--trainer.max_epochs=0", "trainer.max_epochs=0"),
-    ("--trainer.limit_train_batches=0", "trainer.limit_train_batches=0"),
-    ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0"),
-    ("--trainer.val_check_interval=0", "trainer.val_check_interval=0"),
-    ("--trainer.max_epochs=-5", "max_epochs"),
+    slow("--trainer.limit_train_batches=0", "trainer.limit_train_batches=0"),
+    slow("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0"),
+    slow("--trainer.val_check_interval=0", "trainer.val_check_interval=0"),
+    slow("--trainer.max_epochs=-5", "max_epochs"),
     ("--trainer.max_time=soon", "Timer(duration='soon')"),
     ("--trainer.devices=99", "trainer.devices=99"),
-    ("--trainer.accelerator=gpu", "gpu"),
-    ("--trainer.strategy=deepspeed", "DeepSpeed"),
-    ("--trainer.gradient_clip_algorithm=foo --trainer.gradient_clip_val=1", "gradient_clip_algorithm"),
-    ("--trainer.barebones=true --trainer.logger=CSVLogger --trainer.logger.save_dir=x", "barebones"),
+    slow("--trainer.accelerator=gpu", "gpu"),
+    slow("--trainer.strategy=deepspeed", "DeepSpeed"),
+    slow("--trainer.gradient_clip_algorithm=foo --trainer.gradient_clip_val=1", "gradient_clip_algorithm"),
+    slow("--trainer.barebones=true --trainer.logger=CSVLogger --trainer.logger.save_dir=x", "barebones"),
     ("--trainer.logger=WandbLogger", "pip install"),
-    ("--trainer.callbacks=3", "trainer.callbacks: Expected a list"),
+    slow("--trainer.callbacks=3", "trainer.callbacks: Expected a list"),
     ("--trainer.callbacks+=absent.Callback", "No module named 'absent'"),
-    ("--trainer.callbacks+=softmax_regression.InputError", "subclass of Callback"),
+    slow("--trainer.callbacks+=softmax_regression.InputError", "subclass of Callback"),
     # what goes together
-    ("--optimizer=SGD --optimizer.lr=-1", "Invalid learning rate: -1.0"),
+    slow("--optimizer=SGD --optimizer.lr=-1", "Invalid learning rate: -1.0"),
     ("--lr_scheduler=StepLR --lr_scheduler.step_size=1", "goes with --optimizer"),
-    (
-        "--optimizer=Adam --lr_scheduler=StepLR",
-        "lr_scheduler: the following arguments are required: step_size",
-    ),
+    slow("--optimizer=Adam --lr_scheduler=StepLR", "lr_scheduler: the following arguments are required: step_size"),
     ("--model=softmax_regression.FashionMNISTDataModule", "subclass of LightningModule"),
     ("--output=x.csv", "--output x.csv: goes with predict"),
-    ("--force", "--force: goes with --output"),
-    ("--data.images=x.png", "--data.images x.png: goes with predict"),
-    ("--trainer.logger.save_dir=/proc/forbidden", "/proc/forbidden"),
+    slow("--force", "--force: goes with --output"),
+    slow("--data.images=x.png", "--data.images x.png: goes with predict"),
+    slow("--trainer.logger.save_dir=/proc/forbidden", "/proc/forbidden"),
     ("--trainer.logger.version=a/b", "cannot make a run folder"),
 ]
 
 
-@pytest.mark.parametrize(("options", "named"), WRONG_OPTIONS, ids=[options for options, _ in WRONG_OPTIONS])
+@pytest.mark.parametrize(("options", "named"), WRONG_OPTIONS)
 def test_a_wrong_option_is_one_line_and_leaves_no_run(
     options: str, named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -147,22 +145,22 @@ def test_a_wrong_option_is_one_line_and_leaves_no_run(
 
 WRONG_FILES = [
     ("", "holds no options"),
-    ("- 1", "holds no options"),
+    slow("- 1", "holds no options"),
     ("trainer: [1, ", "not a configuration"),
-    ("\x00\x01\x02", "not a configuration"),
-    ("a: " + "[" * 1500, "not a configuration"),
-    ("1: 2", "Key must be a string"),
+    slow("\x00\x01\x02", "not a configuration"),
+    slow("a: " + "[" * 1500, "not a configuration", name="nested too deeply"),
+    slow("1: 2", "Key must be a string"),
     ("model: {lrr: 1}", "did you mean --model.lr"),
-    ("trainr: {max_epochs: 3}", "did you mean --trainer.max_epochs"),
-    ("data: {batch_size: many}", "many"),
-    ("seed_everything: 2020-01-01", "seed_everything: Expected a int. Got value: 2020-01-01"),
-    ("model: null", "required"),
+    slow("trainr: {max_epochs: 3}", "did you mean --trainer.max_epochs"),
+    slow("data: {batch_size: many}", "many"),
+    slow("seed_everything: 2020-01-01", "seed_everything: Expected a int. Got value: 2020-01-01"),
+    slow("model: null", "required"),
     ("resume: best", "use --resume"),
     ("model: !!python/object/apply:os.system [touch x]", "not a configuration"),
 ]
 
 
-@pytest.mark.parametrize(("text", "named"), WRONG_FILES, ids=[text[:30] for text, _ in WRONG_FILES])
+@pytest.mark.parametrize(("text", "named"), WRONG_FILES)
 def test_a_wrong_configuration_is_one_line(text: str, named: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("x.yaml").write_text(text)
     assert fit("--config=x.yaml") == 2
@@ -175,26 +173,26 @@ TEST = f"test --ckpt_path {RUN}"
 NOT_OURS, NO_RUN = "not written by this project", "cannot make a run folder"
 # The most telling of a longer list: what lies in the way, the command, and what its line says.
 PLACES = [
-    ("mkdir o", PREDICT + "o", "o: is a folder"),
+    slow("mkdir o", PREDICT + "o", "o: is a folder"),
     ("true", PREDICT + "new/", "new: is a folder"),
-    ("touch f", PREDICT + "f/x.csv", "f/x.csv: cannot be written"),
-    ("true", PREDICT + "/proc/x.csv", "/proc/x.csv: cannot be written"),
+    slow("touch f", PREDICT + "f/x.csv", "f/x.csv: cannot be written"),
+    slow("true", PREDICT + "/proc/x.csv", "/proc/x.csv: cannot be written"),
     ("ln -s a b; ln -s b a", PREDICT + "a", "a: cannot be written"),
-    ("echo mine > o.csv", PREDICT + "o.csv", NOT_OURS),
+    slow("echo mine > o.csv", PREDICT + "o.csv", NOT_OURS),
     ("echo index,mine > o.csv", PREDICT + "o.csv", NOT_OURS),
-    ("echo mine > t; ln -s t l", PREDICT + "l", NOT_OURS),
-    ("true", PREDICT + f"{RUN}/run.json", NOT_OURS),
-    (f"echo mine > {RUN}/predictions.csv", f"predict --ckpt_path {RUN}", NOT_OURS),
+    slow("echo mine > t; ln -s t l", PREDICT + "l", NOT_OURS),
+    slow("true", PREDICT + f"{RUN}/run.json", NOT_OURS),
+    slow(f"echo mine > {RUN}/predictions.csv", f"predict --ckpt_path {RUN}", NOT_OURS),
     ("true", f"predict --ckpt_path {RUN} --data.images no.png", "no.png"),
-    ("true", f"predict --ckpt_path {RUN} --trainer.devices 2", "predict uses one"),
+    slow("true", f"predict --ckpt_path {RUN} --trainer.devices 2", "predict uses one"),
     ("rm -r logs; echo mine > logs", "fit", NO_RUN),
-    ("rm -r logs; ln -s /nonexistent/x logs", "fit", NO_RUN),
-    ("rm -r logs; ln -s logs logs", "fit", NO_RUN),
+    slow("rm -r logs; ln -s /nonexistent/x logs", "fit", NO_RUN),
+    slow("rm -r logs; ln -s logs logs", "fit", NO_RUN),
     ("true", "fit --trainer.logger.version=RUN", "is another run's"),
     (f"rm -r {RUN}/checkpoints", TEST, "has no checkpoints"),
-    (f"echo ] >> {RUN}/config.yaml", TEST, "config.yaml: not a configuration"),
+    slow(f"echo ] >> {RUN}/config.yaml", TEST, "config.yaml: not a configuration"),
     (f"echo 'trainer: /dev/zero' > {RUN}/config.yaml", TEST, "Unable to load config '/dev/zero'"),
-    (
+    slow(
         f"touch logs/__init__.py; sed -i s/softmax_regression.RunLogger/logs.C/ {RUN}/config.yaml",
         TEST,
         "refused",
@@ -202,7 +200,7 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize(("prepare", "args", "named"), PLACES, ids=[f"{p}: {a}" for p, a, _ in PLACES])
+@pytest.mark.parametrize(("prepare", "args", "named"), PLACES)
 def test_what_lies_in_the_way_is_one_line_and_stays_as_it_is(
     trained: Path, prepare: str, args: str, named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from commands import SMALL, fit, manifest, one_line, only_run, scalars
+from marks import slow
 from softmax_regression.commands.train import TrainCLI, main
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.rows import read_rows
@@ -118,7 +119,9 @@ def test_without_validation_images_it_says_what_is_off_and_trains(capsys: pytest
     assert [path.name for path in (only_run() / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-@pytest.mark.parametrize("file", ["--config x.yaml", "--config=x.yaml", "-c x.yaml", "-cx.yaml", "--trainer t.yaml"])
+@pytest.mark.parametrize(
+    "file", ["--config x.yaml", slow("--config=x.yaml"), slow("-c x.yaml"), slow("-cx.yaml"), "--trainer t.yaml"]
+)
 def test_a_flag_wins_over_a_file_wherever_it_stands(file: str) -> None:
     Path("x.yaml").write_text("trainer: {max_epochs: 5, limit_train_batches: 2}")
     Path("t.yaml").write_text("max_epochs: 5\nlimit_train_batches: 2")

@@ -22,6 +22,7 @@ import torch
 from jsonargparse import ArgumentParser
 
 from commands import SMALL, fit, one_line, only_run
+from marks import slow_but
 from softmax_regression.commands import study
 from softmax_regression.commands.help import COMMANDS
 from softmax_regression.commands.train import main
@@ -186,7 +187,7 @@ def a_run(saved: dict[str, Any], config: str) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE")  # which as an error would refuse it
-@pytest.mark.parametrize("kind", HOSTILE)
+@pytest.mark.parametrize("kind", slow_but(["os.system", "in callbacks", "numpy", "legacy", "bare pickle"], HOSTILE))
 def test_a_hostile_checkpoint_is_live_and_refused_in_every_way(
     kind: str, saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,11 +236,11 @@ THEIRS = {
 }
 
 
-@pytest.mark.parametrize("text", THEIRS.values(), ids=THEIRS)
+@pytest.mark.parametrize("kind", slow_but(["class", "in init_args", "file beside it", "of Python"], THEIRS))
 def test_a_class_that_a_run_names_is_not_imported(
-    text: str, saved: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    kind: str, saved: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = a_run(saved, text)
+    path = a_run(saved, THEIRS[kind])
     for name, words in {
         "sub.yaml": f"logger: {C}",
         "sub.txt": C,
@@ -251,7 +252,7 @@ def test_a_class_that_a_run_names_is_not_imported(
         code = run(way, path)
         assert not Path(CANARY).exists()
         assert not {"foreign", "étranger"} & sys.modules.keys()
-        if text != THEIRS["where anything goes"]:  # no class is wanted there, so that it is a mere value
+        if kind != "where anything goes":  # no class is wanted there, so that it is a mere value
             assert code == 2
             one_line(capsys)
 

@@ -83,6 +83,7 @@ def test_one_odd_corner_does_not_count() -> None:
     assert lit_box(to_fashion_mnist(image)) == (4, 0, 24, 28)  # 210 x 300 up to the bar's far end
 
 
+@pytest.mark.slow
 def test_the_noise_of_a_large_photo_is_averaged_out_before_trimming() -> None:
     large = np.asarray(picture().resize((3000, 4000), Image.Resampling.NEAREST))
     noisy = large + 8 * np.random.default_rng(0).standard_normal(large.shape, dtype=np.float32)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from twins import QUIET, same
 
+from marks import slow_but
 from softmax_regression import Engine, FashionMNISTDataModule, SoftmaxRegression
 from softmax_regression.data.minibatches import Shuffle
 
@@ -199,12 +200,20 @@ PROMISES: dict[str, dict[str, Any]] = {
 }
 
 
+# One of each kind; the others are slow.
+QUICK = (
+    "limit_train_batches", "overfit_batches 2", "val_check_interval 0.25", "log_every_n_steps", "no validation",
+    "check_val_every_n_epoch", "max_steps", "num_sanity_val_steps", "accumulate_grad_batches", "gradient_clip_val",
+    "SimpleProfiler", "TensorBoardLogger", "TQDMProgressBar", "ModelCheckpoint by steps", "LearningRateMonitor",
+    "EMAWeightAveraging", "frozen parameters", "Timer", "ReduceLROnPlateau",
+)  # fmt: skip
+
 # The collection of garbage between two trials takes seconds in a large process.
 without_collection = patch("lightning.pytorch.tuner.batch_size_scaling.garbage_collection_cuda", list)
 
 
 @without_collection
-@pytest.mark.parametrize("promise", PROMISES)
+@pytest.mark.parametrize("promise", slow_but(QUICK, PROMISES))
 def test_a_run_keeps_the_promise(promise: str, tmp_path: Path) -> None:
     def outcome(ours: bool) -> Any:
         options, watch = PROMISES[promise].copy(), Watch()

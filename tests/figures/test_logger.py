@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from commands import fit, one_line, only_run, pictures
+from marks import slow
 from softmax_regression import FashionMNISTDataModule, FigureLogger, LiveCurve, SoftmaxRegression
 from softmax_regression.commands.train import main
 from softmax_regression.data.minibatches import Minibatches
@@ -90,6 +91,7 @@ def test_the_last_and_the_best_epoch_are_drawn_and_all_of_the_test() -> None:
     assert steps(run) == drawn | {f"test/{name}": [best - 1] for name in tested}
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_as_often_as_asked() -> None:
     assert fit("--figures.every_n_epochs=2", "--trainer.max_epochs=3") == 0
     assert steps(only_run())["val/weights"] == [2 * STEPS - 1, 3 * STEPS - 1]
@@ -113,7 +115,7 @@ def test_a_run_that_goes_on_draws_its_new_last_and_best_epoch() -> None:
     "options",
     [
         ("--figures.every_n_epochs=0",),
-        (ON, "--data.val_size=0"),
+        slow((ON, "--data.val_size=0")),
         (ON, "--data.val_size=0", "--data.watch_test=true"),
     ],
 )
@@ -150,7 +152,7 @@ def test_a_step_costs_a_call_only_with_histograms(histograms: bool) -> None:
         assert not is_overridden(hook, figures, Callback)
 
 
-@pytest.mark.parametrize(("monitor", "tags"), [(None, ("val",)), ("val_loss", ("val", "val_best"))])
+@pytest.mark.parametrize(("monitor", "tags"), [slow(None, ("val",)), ("val_loss", ("val", "val_best"))])
 def test_any_module_and_loader_will_do_but_only_a_linear_one_has_templates(
     monitor: str | None, tags: Sequence[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

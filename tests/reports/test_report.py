@@ -32,19 +32,28 @@ def text_of(page: Path) -> str:
     return page.read_text(encoding="utf-8")
 
 
-def test_a_report_shows_the_validation_images_until_the_test_images_were_scored(run: Path) -> None:
-    page = text_of(report(str(run)))
+@pytest.fixture(scope="module")
+def page(run: Path) -> str:
+    """The report of it."""
+    return text_of(report(str(run)))
+
+
+def test_a_report_shows_the_validation_images(page: str, run: Path) -> None:
     assert "101 validation images" in page
     assert page.count("<img") == 6
     final = json.loads((run / "run.json").read_text())["final"]
     assert f">{final['val/loss']:.4g}</td>" in page
     assert (run / "report" / "confusion_matrix.png").exists()
+
+
+@pytest.mark.slow
+def test_a_report_shows_the_test_images_once_they_were_scored(run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run, tmp_path / run.name)
     assert main(["test", f"--ckpt_path={run}", "--figures.every_n_epochs=0"]) == 0
-    assert "100 test images" in text_of(report(str(run / "checkpoints" / "last.ckpt")))
+    assert "100 test images" in text_of(report(str(run / "checkpoints" / "last.ckpt"), force=True))
 
 
-def test_a_report_opens_with_the_scores_and_explains_its_words(run: Path) -> None:
-    page = text_of(report(str(run)))
+def test_a_report_opens_with_the_scores_and_explains_its_words(page: str, run: Path) -> None:
     shown, hidden = page.split("<details>", 1)
     places = [shown.index(words) for words in ("val/loss", "cross-entropy in nats", "<img", "<td>model.lr</td>")]
     assert places == sorted(places)
@@ -55,6 +64,7 @@ def test_a_report_opens_with_the_scores_and_explains_its_words(run: Path) -> Non
     assert "momentum: 0.0" in hidden
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_was_moved_has_a_report_without_curves(run: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved.ckpt"
     shutil.copy(run / "checkpoints" / "best.ckpt", moved)
@@ -65,6 +75,7 @@ def test_a_checkpoint_that_was_moved_has_a_report_without_curves(run: Path, tmp_
     assert "The curves are left out: this run has no metrics.csv." in page
 
 
+@pytest.mark.slow
 def test_images_that_were_not_trained_on_are_told(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -91,6 +102,12 @@ def test_what_is_no_run_is_refused_and_somebody_elses_page_is_not_replaced(run: 
     with pytest.raises(InputError, match="was not written by this project"):
         report(str(run), tmp_path)
     assert theirs.read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_by_force_somebody_elses_page_is_replaced(run: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "index.html"
+    theirs.write_text("mine")
     report(str(run), tmp_path, force=True)
     assert theirs.read_text() != "mine"
 

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer, seed_everything
 
 from commands import fit, manifest, one_line, only_run
 from killed import strike
+from marks import slow
 from softmax_regression import EarlyStopping, FashionMNISTDataModule, RunLogger, RunRecord, SoftmaxRegression
 from softmax_regression.commands.train import main
 from softmax_regression.errors import DivergedError, InputError, StorageError
@@ -221,7 +222,7 @@ def fill_disk(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     monkeypatch.setattr(Path, "open", refuse)
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+@pytest.mark.parametrize("code", [errno.ENOSPC, slow(errno.EACCES)])
 def test_a_disk_that_fills_up_ends_the_run_and_leaves_the_last_good_checkpoint(
     code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,7 +237,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_leaves_the_last_good_checkpoint(
 
 
 @pytest.mark.parametrize("gone", ["run", "logs"])
-@pytest.mark.parametrize(("moment", "step"), [("mid-epoch", 3), ("mid-epoch", 20), ("after a save", 48)])
+@pytest.mark.parametrize(("moment", "step"), [slow("mid-epoch", 3), ("mid-epoch", 20), slow("after a save", 48)])
 def test_a_folder_that_vanishes_ends_the_run_and_is_not_made_again(
     gone: str, moment: str, step: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -248,7 +249,7 @@ def test_a_folder_that_vanishes_ends_the_run_and_is_not_made_again(
     assert not list(Path("logs").glob("*/*"))
 
 
-@pytest.mark.parametrize(("what", "quota"), [("checkpoint", 30_000), ("manifest", 3_000), ("events", 1_000)])
+@pytest.mark.parametrize(("what", "quota"), [("checkpoint", 30_000), slow("manifest", 3_000), slow("events", 1_000)])
 def test_a_quota_that_is_used_up_ends_the_run(what: str, quota: int, capsys: pytest.CaptureFixture[str]) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)  # a full disk, but for this process only
     resource.setrlimit(resource.RLIMIT_FSIZE, (quota, before[1]))

@@ -14,6 +14,7 @@ from test_resume import assert_same, resume, state
 
 from commands import SMALL, fit, manifest, one_line, only_run
 from killed import strike
+from marks import slow, slow_but
 from softmax_regression import (
     FashionMNISTDataModule,
     LastCheckpoint,
@@ -56,7 +57,9 @@ CONTRADICTIONS = {
 }
 
 
-@pytest.mark.parametrize("flag", CONTRADICTIONS)
+@pytest.mark.parametrize(
+    "flag", slow_but(["--model.lr=0.5", "--data.batch_size=64", "--trainer.precision=bf16-mixed"], CONTRADICTIONS)
+)
 def test_a_flag_that_contradicts_the_checkpoint_is_an_error_that_names_both_values(
     flag: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,7 +110,7 @@ def test_the_same_is_true_of_a_checkpoint_outside_its_run(trained: Path, capsys:
     assert last(only_run())["epoch"] == 3
 
 
-@pytest.mark.parametrize("lost", [["config.yaml"], ["config.yaml", "run.json"]])
+@pytest.mark.parametrize("lost", [["config.yaml"], slow(["config.yaml", "run.json"])])
 def test_a_run_that_lost_its_configuration_has_it_in_its_checkpoints(lost: list[str], run: Path) -> None:
     reference = manifest(run)["final"]["val/loss"]
     for name in lost:
@@ -120,7 +123,7 @@ def test_a_run_that_lost_its_configuration_has_it_in_its_checkpoints(lost: list[
     assert len(read_rows(run if len(lost) == 1 else only_run(Path("on")))) == 4
 
 
-@pytest.mark.parametrize("command", ["test", "fit"])
+@pytest.mark.parametrize("command", ["test", slow("fit")])
 def test_a_manifest_that_is_none_is_one_line(command: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "run.json").write_text("[1]")
     before = files(run)
@@ -195,7 +198,7 @@ ENDS: dict[str, tuple[list[str], str, str]] = {  # options, why it ended, what t
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("limit", ENDS)
+@pytest.mark.parametrize("limit", slow_but(["epochs"], ENDS))
 def test_what_ends_a_run_is_named_and_a_finished_one_is_left_as_it_is(
     limit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,6 +236,7 @@ class Rates(Callback):
         self.seen.append(optimizer.param_groups[0]["lr"])
 
 
+@pytest.mark.slow
 def test_a_cosine_schedule_follows_the_new_length_from_the_first_step() -> None:
     assert fit("--model.schedule=cosine", "--trainer.max_epochs=2") == 0
     Rates.seen.clear()
@@ -246,6 +250,7 @@ def test_a_cosine_schedule_follows_the_new_length_from_the_first_step() -> None:
     assert [row["lr"] for row in rows[1:]] == pytest.approx([0, *Rates.seen[steps::steps], 0], abs=1e-12)
 
 
+@pytest.mark.slow
 def test_raising_the_patience_goes_on_after_early_stopping() -> None:
     options = ("--model.lr=5", "--data.train_size=64", "--trainer.max_epochs=30")
     assert fit(*options) == 0
@@ -310,7 +315,7 @@ def test_a_run_is_not_resumed_without_its_folder(run: Path, capsys: pytest.Captu
     assert "drop the flag" in one_line(capsys)
 
 
-@pytest.mark.parametrize("with_ours", [False, True])
+@pytest.mark.parametrize("with_ours", [False, slow(True)])
 def test_a_run_with_other_loggers_is_resumed(with_ours: bool, capsys: pytest.CaptureFixture[str]) -> None:
     csv = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: csv}}"
     loggers = f"[{csv}, softmax_regression.RunLogger]" if with_ours else csv

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torchmetrics import Metric
 
 from commands import fit, manifest, only_run
+from marks import slow
 from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
 from softmax_regression.commands.train import main
 from softmax_regression.engine import Engine
@@ -38,8 +39,8 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("64-true", torch.float64, 1e-6),
         ("bf16-mixed", torch.float32, 0.02),
-        ("bf16-true", torch.bfloat16, 0.05),
-        ("16-mixed", torch.float32, 0.02),
+        slow("bf16-true", torch.bfloat16, 0.05),
+        slow("16-mixed", torch.float32, 0.02),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*AMP with fp16 is not supported on CPU:UserWarning")  # bf16 takes its place
@@ -73,7 +74,7 @@ def test_gradients_that_are_scaled_for_float16_train_the_same(single: Path, loss
 
 
 @pytest.mark.parametrize("loss", ["torch", "stable"])
-@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", slow("64-true")])
 def test_logits_of_thousands_stay_finite(precision: str, loss: str) -> None:
     assert fit(f"--trainer.precision={precision}", f"--model.loss={loss}", "--model.init_std=100") == 0
     saved = last(only_run())

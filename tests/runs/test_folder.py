@@ -14,6 +14,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 
 from commands import fit, manifest, one_line, only_run, scalars
+from marks import slow
 from softmax_regression import RunLogger, SoftmaxRegression
 from softmax_regression.classifier import Batch
 from softmax_regression.commands.train import main
@@ -163,12 +164,12 @@ EPOCHS = [(1, 16), (2, 32), (3, 48)]  # and their last steps
     ("options", "rows", "validated", "best"),
     [
         (["--trainer.max_steps=5"], [(1, 5)], [], False),  # less than an epoch
-        (["--trainer.max_steps=20"], [(1, 16), (2, 20)], [15], True),
-        (["--trainer.limit_val_batches=0"], EPOCHS, [], False),
+        slow(["--trainer.max_steps=20"], [(1, 16), (2, 20)], [15], True),
+        slow(["--trainer.limit_val_batches=0"], EPOCHS, [], False),
         (["--trainer.check_val_every_n_epoch=2"], EPOCHS, [31], True),
-        (["--trainer.num_sanity_val_steps=2"], EPOCHS, [15, 31, 47], True),
+        slow(["--trainer.num_sanity_val_steps=2"], EPOCHS, [15, 31, 47], True),
         (["--trainer.val_check_interval=0.5", "--trainer.max_epochs=1"], [(1, 8), (1, 16)], [7, 15], True),
-        (
+        slow(
             ["--best_checkpoint.monitor=train/loss", "--early_stopping.monitor=train/loss"],
             EPOCHS,
             [15, 31, 47],

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
 
+from marks import slow_but
 from softmax_regression import LastCheckpoint, RunLogger
 from softmax_regression.runs import checkpoint
 
@@ -114,7 +115,7 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("every", [2, None])
-@pytest.mark.parametrize("kind", LOADERS)
+@pytest.mark.parametrize("kind", slow_but(["shuffled", "a stream"], LOADERS))
 def test_a_loader_goes_on_where_the_run_was_killed(kind: str, every: int | None) -> None:
     whole = trained(Noting(), LOADERS[kind], every=every)
     Path("logs").rename("whole")

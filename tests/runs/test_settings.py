@@ -135,6 +135,7 @@ class Unfreeze(BaseFinetuning):
                 parameter.requires_grad = True
 
 
+@pytest.mark.slow
 def test_what_was_unfrozen_stays_so_when_a_run_goes_on() -> None:
     unfreeze = f"--trainer.callbacks+={__name__}.Unfreeze"
     assert fit(unfreeze, "--trainer.logger.version=whole", "--trainer.max_epochs=4") == 0

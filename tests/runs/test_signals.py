@@ -15,6 +15,7 @@ from test_resume import EVERY, OPTIONS, assert_same, resume, state
 import killed
 from commands import SMALL, fit, manifest, only_run
 from killed import strike
+from marks import slow
 from softmax_regression.commands.train import main
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import shell_command
@@ -62,8 +63,8 @@ def handlers() -> dict[int, Any]:
     [
         (signal.SIGINT, "mid-epoch", 21, 22),
         (signal.SIGTERM, "in validation", 32, 32),
-        (signal.SIGHUP, "at the end of an epoch", 48, 48),
-        (signal.SIGTERM, "mid-epoch", 63, 64),
+        slow(signal.SIGHUP, "at the end of an epoch", 48, 48),
+        slow(signal.SIGTERM, "mid-epoch", 63, 64),
     ],
 )
 def test_a_signal_saves_the_current_step_and_the_run_can_be_resumed(
@@ -90,7 +91,7 @@ def test_a_signal_saves_the_current_step_and_the_run_can_be_resumed(
     ("options", "at", "step"),
     [
         (["--trainer.accumulate_grad_batches=2"], 9, 10),  # in the first of two minibatches of an update
-        (["--trainer.val_check_interval=0.5", f"{EVERY}=7"], 23, 24),  # before a validation within an epoch
+        slow(["--trainer.val_check_interval=0.5", f"{EVERY}=7"], 23, 24),  # before a validation within an epoch
     ],
 )
 def test_a_signal_waits_for_what_belongs_together(options: list[str], at: int, step: int) -> None:

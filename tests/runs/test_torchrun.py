@@ -163,8 +163,10 @@ def test_more_processes_than_cores_are_refused_before_any_starts(capsys: pytest.
     assert not RUN.exists()
 
 
-@pytest.mark.parametrize("name", ["WORLD_SIZE", "GROUP_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_CPUS_ON_NODE"])
-@pytest.mark.parametrize("value", ["x", "", "0", "-1", "1.5"])
+@pytest.mark.parametrize(("name", "value"), [
+    ("WORLD_SIZE", "x"), ("WORLD_SIZE", ""), ("WORLD_SIZE", "0"), ("GROUP_WORLD_SIZE", "-1"),
+    ("SLURM_STEP_NUM_TASKS", "1.5"), ("SLURM_CPUS_ON_NODE", "x"),
+])  # fmt: skip
 def test_a_number_of_processes_that_is_none_is_one_line(
     name: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+from marks import slow
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError, Interrupted
 from softmax_regression.files import locked
@@ -194,7 +195,7 @@ def test_if_all_trials_fail_one_line_says_why(data: FashionMNISTDataModule) -> N
         diverged.results()
 
 
-@pytest.mark.parametrize("model", [SoftmaxRegression, MLP])
+@pytest.mark.parametrize("model", [SoftmaxRegression, slow(MLP)])
 def test_the_winner_alone_is_tested_and_once(
     data: FashionMNISTDataModule, monkeypatch: pytest.MonkeyPatch, model: type[SoftmaxRegression]
 ) -> None:
@@ -221,7 +222,7 @@ def test_the_test_scores_are_those_of_a_stack_or_of_the_trainer(data: FashionMNI
     assert alone == pytest.approx(stacked, rel=1e-4)
 
 
-@pytest.mark.parametrize("sampler", [optuna.samplers.RandomSampler(0), optuna.samplers.TPESampler(seed=0)])
+@pytest.mark.parametrize("sampler", [optuna.samplers.RandomSampler(0), slow(optuna.samplers.TPESampler(seed=0))])
 def test_random_and_tpe_draw_from_ranges_and_go_on(
     data: FashionMNISTDataModule, sampler: optuna.samplers.BaseSampler
 ) -> None:
@@ -319,6 +320,7 @@ def test_the_page_the_table_and_tensorboard_have_every_configuration(monkeypatch
     assert {path.name for path in page.parent.glob("*.png")} == {"trials.png", "curves.png"}
 
 
+@pytest.mark.slow
 def test_the_commands_on_the_page_repeat_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["study.py", "sweep", "--space", '{"lr": [0.1]}', "--quick"])
     page = sweep.run({"batch_size": [64], "lr": [0.1, 0.5]}, source="synthetic", quick=True)
@@ -449,6 +451,7 @@ class TestAnybodysModel:
             sweep.run(self.SPACE, seeds=[0], model=Net, data=Rows)
         assert not Path("studies").exists()
 
+    @pytest.mark.slow
     def test_may_fail_in_one_configuration(self) -> None:
         space: Space = {**self.SPACE, "lr": [0.1, "high"]}
         with pytest.raises(InputError, match=r"space\.lr"):
@@ -456,6 +459,7 @@ class TestAnybodysModel:
         page = sweep.run({**self.SPACE, "lr": [0.1, -1.0]}, seeds=[0], model=Net, data=Rows, monitor="val_loss")
         assert "ValueError: Invalid learning rate: -1.0" in page.read_text()
 
+    @pytest.mark.slow
     def test_quick_does_a_few_minibatches(self) -> None:
         page = sweep.run(self.SPACE, model=Net, data=Rows, monitor="val_loss", quick=True)
         assert page == Path("studies/sweep/batch-lr-epochs-Net-Rows-quick/index.html")
@@ -490,6 +494,7 @@ def test_progress_says_what_is_best_so_far_in_80_columns(
     assert "4/4" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.* is experimental")
 def test_optuna_s_own_figures_can_be_drawn_of_the_study(data: FashionMNISTDataModule) -> None:
     searched(data, "drawn", Plan(SPACE, seeds=[0, 1])).close()
