@@ -33,10 +33,10 @@ def test_scores_come_first_then_the_settings_in_which_runs_differ(tmp_path: Path
     scores, settings = tables(page)
     assert scores == [
         ["run", "best epoch", "val_loss", "hard/acc", "test_loss"],
-        ["model.lr=0.1", "3", "0.2500", "0.7500", "0.5000"],
-        ["model.lr=0.5", "", "0.1250", "0.7500", ""],  # without a best checkpoint
+        ["lr=0.1", "3", "0.2500", "0.7500", "0.5000"],
+        ["lr=0.5", "", "0.1250", "0.7500", ""],  # without a best checkpoint
     ]
-    assert settings == [["run", "model.lr"], ["model.lr=0.1", "0.1"], ["model.lr=0.5", "0.5"]]
+    assert settings == [["run", "model.lr"], ["lr=0.1", "0.1"], ["lr=0.5", "0.5"]]
     assert page.index("val_loss") < page.index("<img") < page.index("The settings in which they differ")
     assert "2 runs side by side" in page
 

@@ -82,7 +82,7 @@ def test_only_bad_runs_are_refused(tmp_path: Path) -> None:
 def test_runs_are_named_after_what_sets_them_apart(tmp_path: Path) -> None:
     slow = record(tmp_path / "monday", ROWS, {"lr": 0.1, "momentum": 0.9})
     fast = record(tmp_path / "friday", ROWS, {"lr": 0.5, "momentum": 0.9})
-    assert labels_of(read_runs([slow, fast])) == ["model.lr=0.1", "model.lr=0.5"]
+    assert labels_of(read_runs([slow, fast])) == ["lr=0.1", "lr=0.5"]
     assert labels_of(read_runs([slow])) == ["monday"]
 
 
@@ -92,9 +92,9 @@ def test_runs_of_the_same_settings_are_named_after_their_folders(tmp_path: Path)
     other = record(tmp_path / "other", ROWS, {"lr": 0.5})
     assert labels_of(read_runs([first, again])) == [str(first), str(again)]
     assert labels_of(read_runs([first, again, other])) == [
-        f"{first}: model.lr=0.1",
-        f"{again}: model.lr=0.1",
-        "model.lr=0.5",
+        f"{first}: lr=0.1",
+        f"{again}: lr=0.1",
+        "lr=0.5",
     ]
 
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from pathlib import Path
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
 from softmax_regression.data.module import FashionMNISTDataModule
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, shell_command
 from softmax_regression.experiment.cli import DEFAULT_CALLBACKS, add_own_arguments
 from softmax_regression.experiment.flags import flag_value
 from softmax_regression.model import SoftmaxRegression
@@ -30,9 +29,8 @@ _MORE = (
 
 
 def usage(command: str = "{" + ",".join(COMMANDS) + "}") -> str:
-    """Return how the command line begins: by `train.py` where that is, else by the installed command."""
-    program = "python train.py" if Path("train.py").is_file() else "softmax-regression"
-    return f"{program} {command}"
+    """Return how the command line begins, as it is typed here."""
+    return f"{shell_command('train.py')} {command}"
 
 
 def command_help(command: str | None = None, flags: Sequence[str] = (), everything: bool = False) -> str:

@@ -127,12 +127,16 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:
-    """Name each run by what sets it apart, `model.lr=0.5`, and by its folder where that is not enough."""
+    """Name each run by what sets it apart, `lr=0.5`, and by its folder where that is not enough."""
     names = differing(runs)
+    last_words = [name.rpartition(".")[2] for name in names]
+    short = {}
+    for name, word in zip(names, last_words, strict=True):
+        short[name] = word if last_words.count(word) == 1 else name
     labels: list[str] = []
     folders: list[str] = []
     for run in runs:
-        words = " ".join(f"{name}={run.settings[name]}" for name in names if name in run.settings)
+        words = " ".join(f"{short[name]}={run.settings[name]}" for name in names if name in run.settings)
         labels.append(shorten(words, 40, placeholder=" ..."))
         folders.append(run.folder.name)
     found = []
