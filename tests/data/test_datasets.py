@@ -388,7 +388,7 @@ def test_no_damage_to_an_official_file_changes_what_is_loaded(
     files = ImageFiles(datasets.FashionMNIST)
     good, _ = files.read(files.find(real_folder, name) or real_folder, name)
     content = gzip.compress(good, mtime=0) if packed else good
-    chance, refused, count = random.Random(0), 0, 200
+    chance, refused, count = random.Random(0), 0, 20
     for _ in range(count):
         flipped = bytearray(content)
         flipped[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
@@ -401,7 +401,7 @@ def test_no_damage_to_an_official_file_changes_what_is_loaded(
             else:
                 assert packed
                 assert read == good
-    assert refused > 0.98 * 2 * count
+    assert refused > 0.9 * 2 * count
 
 
 # Generated images

@@ -18,6 +18,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -72,6 +73,26 @@ def until(true: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.1)
 
 
+def until_job(job: str, true: Callable[[str], bool]) -> None:
+    """Wait for something that a job does before it ends."""
+    end = time.monotonic() + 120
+    while not true(job):
+        assert field(job, "JobState") in ("PENDING", "RUNNING"), Path(f"slurm-{job}.out").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def is_idle() -> bool:
+    """Whether the cluster answers, and its node waits for jobs."""
+    asked = subprocess.run(["sinfo", "-h", "-o", "%t"], capture_output=True, text=True, check=False, timeout=30)
+    return asked.stdout.strip() == "idle"
+
+
+def is_empty() -> bool:
+    """Whether no job is left."""
+    return not ask("squeue", "-h")
+
+
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A SLURM of this machine alone."""
@@ -85,13 +106,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     conf.write_text(CONF.format(host=host, ports=ports, user=getpass.getuser(), folder=folder))
     with pytest.MonkeyPatch.context() as patch, (folder / "log").open("w") as log:
         patch.setenv("SLURM_CONF", str(conf))
-        daemons = [
-            subprocess.Popen([*each, "-D", "-f", str(conf)], stdout=log, stderr=log)
-            for each in (["slurmctld", "-c"], ["slurmd", "-N", host])
-        ]
+        daemons = []
+        for command in (["slurmctld", "-c"], ["slurmd", "-N", host]):
+            daemons.append(subprocess.Popen([*command, "-D", "-f", str(conf)], stdout=log, stderr=log))
         try:
-            until(lambda: subprocess.run(["sinfo"], capture_output=True, check=False).returncode == 0, 30)
-            until(lambda: ask("sinfo", "-h", "-o", "%t") == "idle", 30)
+            until(is_idle, 60)
             yield folder
         finally:
             subprocess.run(["scancel", "-u", getpass.getuser()], check=False, timeout=30)
@@ -105,6 +124,7 @@ def submit(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
     """Submit conf/slurm.sh with two processes and return the number of the job."""
     monkeypatch.chdir(tmp_path)
     Path("train.py").symlink_to(ROOT / "train.py")
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")  # of the script's `python`
     size = ("--nodes=1", "--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1")
 
     def job(*options: str) -> str:
@@ -114,7 +134,7 @@ def submit(cluster: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
 
     yield job
     subprocess.run(["scancel", "-u", getpass.getuser()], check=False, timeout=30)
-    until(lambda: not ask("squeue", "-h"), 60)
+    until(is_empty, 60)
 
 
 def field(job: str, name: str) -> str:
@@ -125,9 +145,14 @@ def field(job: str, name: str) -> str:
 
 def ended(job: str) -> tuple[str, list[str]]:
     """Wait until a job has ended; return its exit code and what is not said by srun or SLURM."""
-    until(lambda: field(job, "JobState") in ("COMPLETED", "FAILED"))
-    lines = Path(f"slurm-{job}.out").read_text().splitlines()
-    said = [line for line in lines if line.startswith(("error:", "interrupted", "Traceback", "[", "warning"))]
+    end = time.monotonic() + 120
+    while field(job, "JobState") not in ("COMPLETED", "FAILED"):
+        assert time.monotonic() < end, Path(f"slurm-{job}.out").read_text()
+        time.sleep(0.1)
+    said = []
+    for line in Path(f"slurm-{job}.out").read_text().splitlines():
+        if line.startswith(("error:", "interrupted", "Traceback", "[", "warning")):
+            said.append(line)
     return field(job, "ExitCode").partition(":")[0], said
 
 
@@ -136,17 +161,30 @@ def trains(job: str) -> bool:
     return out.exists() and "\nepoch 2/" in out.read_text()
 
 
+def imports(job: str) -> bool:
+    """Whether both processes have come so far that SIGUSR1 waits; they import for seconds then."""
+    found = processes(job)
+    for process in found:
+        status = Path(f"/proc/{process}/status").read_text()
+        blocked = re.search(r"SigBlk:\s*(\w+)", status)
+        if not blocked or not int(blocked[1], 16) & 1 << signal.SIGUSR1 - 1:
+            return False
+    return len(found) == 2
+
+
 def processes(job: str) -> list[int]:
     """The processes of a job, in the order of their ranks."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            env = dict(pair.partition("=")[::2] for pair in (folder / "environ").read_text().split("\0"))
-            ours = b"train.py" in (folder / "cmdline").read_bytes().split(b"\0")[1]
-        except (OSError, IndexError, UnicodeDecodeError):
+            environment = (folder / "environ").read_text().split("\0")
+            words = (folder / "cmdline").read_text().split("\0")
+        except (OSError, UnicodeDecodeError):
             continue
-        if ours and env.get("SLURM_JOB_ID") == job and "SLURM_PROCID" in env:
-            found[int(env["SLURM_PROCID"])] = int(folder.name)
+        if "train.py" in words[1:2] and f"SLURM_JOB_ID={job}" in environment:
+            for rank in (0, 1):
+                if f"SLURM_PROCID={rank}" in environment:
+                    found[rank] = int(folder.name)
     return [found[rank] for rank in sorted(found)]
 
 
@@ -162,11 +200,12 @@ def assert_goes_on(job: str) -> None:
     assert_same(state(run_of(job)), state(run_of(job).with_name("whole")))
 
 
-@pytest.mark.parametrize("moment", ["in the imports", "in training"])
-def test_sigusr1_puts_the_job_back_in_the_queue_and_it_goes_on(submit: Callable[..., str], moment: str) -> None:
+@pytest.mark.parametrize("moment", [imports, trains])
+def test_sigusr1_puts_the_job_back_in_the_queue_and_it_goes_on(
+    submit: Callable[..., str], moment: Callable[[str], bool]
+) -> None:
     job = submit()
-    until(lambda: len(processes(job)) == 2 if moment == "in the imports" else trains(job))
-    time.sleep(0.5)
+    until_job(job, moment)
     ask("scancel", "--signal=USR1", job)
     code, said = ended(job)
     assert (code, field(job, "Restarts")) == ("0", "1")
@@ -178,21 +217,23 @@ def test_sigusr1_puts_the_job_back_in_the_queue_and_it_goes_on(submit: Callable[
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_killed_process_ends_the_job(submit: Callable[..., str], rank: int) -> None:
     job = submit("--trainer.max_epochs=100000")
-    until(lambda: trains(job))
+    until_job(job, trains)
     os.kill(processes(job)[rank], signal.SIGKILL)
     code, said = ended(job)
     assert code == "143"
-    assert [line.startswith(f"error: process {1 - rank}: ") for line in said] == [True]
+    (line,) = said
+    assert line.startswith(f"error: process {1 - rank}: ")
     assert checkpoint.read(run_of(job) / "checkpoints" / "last.ckpt")["global_step"] > 0
 
 
 def test_sigint_saves_and_ends_the_job(submit: Callable[..., str]) -> None:
     job = submit()
-    until(lambda: trains(job))
+    until_job(job, trains)
     ask("scancel", "--signal=INT", job)
     code, said = ended(job)
     assert code == "130"
-    assert [line.startswith("interrupted by SIGINT: saved; ") for line in said] == [True]
+    (line,) = said
+    assert line.startswith("interrupted by SIGINT: saved; ")
     assert manifest(run_of(job))["status"] == "interrupted"
     assert_goes_on(job)
 
@@ -201,5 +242,6 @@ def test_bad_input_ends_the_job_with_one_line(submit: Callable[..., str]) -> Non
     job = submit("--data.batch_size=1")
     code, said = ended(job)
     assert code == "2"
-    assert [line.startswith("error: batch_size=1: must be at least 1 for each of 2") for line in said] == [True]
+    (line,) = said
+    assert line.startswith("error: batch_size=1: must be at least 1 for each of 2")
     assert not run_of(job).exists()
