@@ -140,11 +140,21 @@ def test_the_best_is_what_a_plain_checkpoint_keeps(cell: Cell) -> None:
 
 
 @pytest.mark.slow
-def test_every_command_that_fit_prints_can_be_typed(cell: Cell) -> None:
+def test_every_command_that_fit_prints_can_be_typed_and_shows_the_scores(
+    cell: Cell, capsys: pytest.CaptureFixture[str]
+) -> None:
     following = cell.printed[cell.printed.index("next:") + 1 :]
     assert [shlex.split(line)[1] for line in following] == ["test", "report", "--logdir"]
     for line in following[:2]:
         assert main(shlex.split(line)[1:]) == 0
+    page = (cell.run / "report" / "index.html").read_text()
+    assert shows(page, cell.plain.best)
+    assert cell.case.monitor in page
+    assert main(["compare", str(cell.run)]) == 0
+    assert shows(Path("logs/compare/index.html").read_text(), cell.plain.best)
+    capsys.readouterr()
+    assert main(["list"]) == 0
+    assert shows(capsys.readouterr().out, cell.plain.best)
 
 
 @pytest.mark.parametrize("command", ["test", "validate"])
@@ -169,19 +179,6 @@ def test_predict_writes_a_row_for_each_image_or_says_why_not(cell: Cell, capsys:
 def shows(text: str, value: float) -> bool:
     """Whether a text has a number, rounded in one of the ways of the reports."""
     return any(format(value, digits) in text for digits in (".3f", ".4f", ".4g"))
-
-
-@pytest.mark.slow
-def test_report_compare_and_list_show_the_scores(cell: Cell, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["report", str(cell.run)]) == 0
-    page = (cell.run / "report" / "index.html").read_text()
-    assert shows(page, cell.plain.best)
-    assert cell.case.monitor in page
-    assert main(["compare", str(cell.run)]) == 0
-    assert shows(Path("logs/compare/index.html").read_text(), cell.plain.best)
-    capsys.readouterr()
-    assert main(["list"]) == 0
-    assert shows(capsys.readouterr().out, cell.plain.best)
 
 
 @pytest.mark.slow
