@@ -19,8 +19,14 @@ PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "scikit-learn",
 
 def markdown(header: str, rows: Sequence[Sequence[object]]) -> str:
     """Return a Markdown table; the header's columns are separated by bars."""
-    rule = "|".join("---" for _ in header.split("|"))
-    return "".join(f"| {line} |\n" for line in (header, rule, *(" | ".join(map(str, row)) for row in rows)))
+    columns = header.split(" | ")
+    lines = [header, "|".join(["---"] * len(columns))]
+    for row in rows:
+        lines.append(" | ".join(map(str, row)))
+    table = ""
+    for line in lines:
+        table += f"| {line} |\n"
+    return table
 
 
 def spread(seconds: Sequence[float]) -> str:
@@ -30,23 +36,44 @@ def spread(seconds: Sequence[float]) -> str:
 
 def ratio(mine: Sequence[float], theirs: Sequence[float]) -> str:
     """Return the ratio of the medians, and the smallest and the largest ratio of one round."""
-    rounds = [a / b for a, b in zip(mine, theirs, strict=False)]  # slow contestants run in the first ones only
+    rounds = []
+    for a, b in zip(mine, theirs, strict=False):  # slow contestants run in the first ones only
+        rounds.append(a / b)
     return f"{median(mine) / median(theirs):.3g} ({min(rounds):.3g} to {max(rounds):.3g})"
+
+
+def seconds_of(outcomes: Sequence[Outcome]) -> list[float]:
+    """Return what each round took."""
+    return [outcome.seconds for outcome in outcomes]
+
+
+def title(key: str) -> str:
+    """Return the letters and the name of a contestant."""
+    return f"({key}) {CONTESTANTS[key].title}"
 
 
 def race_table(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
     """Return a row for each contestant, compared with the plain loop, the work by hand, and this project."""
-    seconds = {key: [outcome.seconds for outcome in done] for key, done in outcomes.items()}
+    header = "contestant | seconds | over (b) | over (h) | over (a) | set-up | train loss | val acc | rounds"
     rows = []
     for key, done in outcomes.items():
-        others = ("bm", "hm", "am") if key in ("am", "bm", "hm") else ("b", "h", "a")
-        over = [ratio(seconds[key], seconds[other]) if other in seconds else "" for other in others]
-        loss = "" if done[-1].loss is None else f"{done[-1].loss:.4f}"
-        rest = f"{median(outcome.setup for outcome in done):.2f}", loss, f"{done[-1].acc:.4f}", len(done)
-        rows.append([f"({key}) {CONTESTANTS[key].title}", spread(seconds[key]), *over, *rest])
-    return markdown(
-        "contestant | seconds | over (b) | over (h) | over (a) | set-up | train loss | val acc | rounds", rows
-    )
+        seconds = seconds_of(done)
+        row = [title(key), spread(seconds)]
+        others = ("b", "h", "a")
+        if key in ("am", "bm", "hm"):
+            others = ("bm", "hm", "am")
+        for other in others:
+            if other in outcomes:
+                row.append(ratio(seconds, seconds_of(outcomes[other])))
+            else:
+                row.append("")
+        row.append(f"{median([outcome.setup for outcome in done]):.2f}")
+        if done[-1].loss is None:
+            row.append("")
+        else:
+            row.append(f"{done[-1].loss:.4f}")
+        rows.append([*row, f"{done[-1].acc:.4f}", str(len(done))])
+    return markdown(header, rows)
 
 
 def race_figure(outcomes: Mapping[str, Sequence[Outcome]]) -> Figure:
@@ -54,10 +81,13 @@ def race_figure(outcomes: Mapping[str, Sequence[Outcome]]) -> Figure:
     figure = Figure(figsize=(9, 0.5 * len(outcomes) + 1.2), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel="seconds (bar: median, dots: rounds)")
     for y, (key, done) in enumerate(outcomes.items()):
-        seconds = [outcome.seconds for outcome in done]
-        axes.barh(y, median(seconds), color="C1" if key == "a" else "C0", alpha=0.5)
+        seconds = seconds_of(done)
+        color = "C0"
+        if key == "a":
+            color = "C1"
+        axes.barh(y, median(seconds), color=color, alpha=0.5)
         axes.plot(seconds, [y] * len(done), "k.", markersize=4)
-    axes.set_yticks(range(len(outcomes)), [f"({key}) {CONTESTANTS[key].title}" for key in outcomes])
+    axes.set_yticks(range(len(outcomes)), list(map(title, outcomes)))
     axes.invert_yaxis()
     return figure
 
@@ -87,13 +117,20 @@ def growth_figure(by_examples: Sequence[Point], by_batch_size: Sequence[Point]) 
     return figure
 
 
+def processor() -> str:
+    """Return the name of the processor, or of its kind."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(": ")[2]
+    return platform.machine()
+
+
 def machine(device: str) -> str:
     """Return the processor, its threads, the accelerator and the versions."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
-    parts = [f"{os.cpu_count()} cores ({names[0] if names else platform.machine()})"]
-    parts += [f"{torch.get_num_threads()} threads", platform.system(), f"Python {platform.python_version()}"]
+    parts = [f"{os.cpu_count()} cores ({processor()})", f"{torch.get_num_threads()} threads"]
+    parts += [platform.system(), f"Python {platform.python_version()}"]
     if device == "cuda":
         parts.append(torch.cuda.get_device_name())
     for name in PACKAGES:

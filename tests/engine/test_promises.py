@@ -86,17 +86,23 @@ class Watch(Callback, Logger):
         self.seen: list[Any] = []
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
-        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        self.seen.append((trainer.global_step, args[-1], args[0]["loss"]))
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                self.seen.append(group["lr"])
         bar = trainer.progress_bar_callback
-        totals = (bar.total_train_batches, bar.total_val_batches) if bar else ()
-        self.seen.append((trainer.global_step, args[-1], args[0]["loss"], rates, totals))
+        if bar:
+            self.seen.append((bar.total_train_batches, bar.total_val_batches))
 
     def on_validation_batch_end(self, trainer: Trainer, module: LightningModule, *args: Any) -> None:
         self.seen.append(("validated", trainer.global_step, trainer.sanity_checking, args[-1]))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        kept = {k: v for k, v in metrics.items() if k in ("loss", "lr-SGD") or k.endswith("/samples")}
-        self.seen.append((step, kept, sum("cpu" in key for key in metrics))) if kept else None
+        for name, value in metrics.items():
+            if name in ("loss", "lr-SGD") or name.endswith("/samples"):
+                self.seen.append((step, name, value))
+            if "cpu" in name:  # of which each process has its own
+                self.seen.append((step, name))
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -115,21 +121,29 @@ def frozen(_: Any, module: LightningModule) -> None:
 
 def subject(ours: bool, folder: Path, **options: Any) -> tuple[LightningModule, Any, Trainer]:
     """Our side of a comparison or the other: module, data and Trainer."""
-    make: Callable[[], LightningModule] = Ours if ours else Plain
+    make, make_data = (Ours, FashionMNISTDataModule) if ours else (Plain, PlainData)
     optimizer, callbacks = options.pop("optimizer", None), options.pop("callbacks", list)()
-    module = with_optimizer(make, optimizer)() if optimizer else make()
+    module: LightningModule = make()
+    if optimizer:
+        module = with_optimizer(make, optimizer)()
     with torch.no_grad():
         for values in module.parameters():
             values.copy_(torch.linspace(-0.01, 0.01, values.numel()).view_as(values))
-    sizes: dict[str, Any] = {"synthetic_size": 250, "eval_batch_size": 20}
-    data = (FashionMNISTDataModule if ours else PlainData)(32, 50, 200, "synthetic", **sizes)
-    own = {key: value(folder) for key, value in options.items() if callable(value)}
+    data = make_data(32, 50, 200, "synthetic", synthetic_size=250, eval_batch_size=20)
+    for name, value in options.items():
+        if callable(value):  # a profiler or a logger, which wants a folder
+            options[name] = value(folder)
     usual = QUIET | {"logger": callbacks[-1:], "default_root_dir": folder}
-    return module, data, Trainer(**usual | options | own | {"callbacks": [Engine(ours), *callbacks]})
+    return module, data, Trainer(**usual | options | {"callbacks": [Engine(ours), *callbacks]})
 
 
 def made(cls: Any, *args: Any, **kwargs: Any) -> Callable[[], list[Any]]:
-    return lambda: [cls(*args, **kwargs)]
+    """Return what makes a list of one new callback."""
+
+    def callbacks() -> list[Any]:
+        return [cls(*args, **kwargs)]
+
+    return callbacks
 
 
 def saved(trainer: Trainer) -> list[str]:
@@ -151,9 +165,38 @@ def rows(trainer: Any) -> list[str]:
     return [row["step"] for row in csv.DictReader(lines) if row["loss"]]
 
 
+def nothing(trainer: Any) -> None:
+    pass
+
+
+def last_loss(trainer: Any) -> Any:
+    return trainer.callbacks[1].last_val
+
+
+def has_measured(trainer: Any) -> bool:
+    elapsed: float = trainer.callbacks[1].time_elapsed()
+    return elapsed > 0
+
+
+def simple_profiler(folder: Path) -> SimpleProfiler:
+    return SimpleProfiler(folder, "profile")
+
+
+def advanced_profiler(folder: Path) -> AdvancedProfiler:
+    return AdvancedProfiler(folder, "profile")
+
+
+def to_eval_mode(trainer: Any, module: LightningModule) -> None:
+    module.eval()
+
+
+def batch_size(batch: Any) -> int:
+    return len(batch[0])
+
+
 SPIKE = made(builtin.SpikeDetection)
 TIMED = made(builtin.ModelCheckpoint, train_time_interval=timedelta(0), save_top_k=-1)
-RATE = made(builtin.ThroughputMonitor, lambda batch: len(batch[0]), window_size=3)
+RATE = made(builtin.ThroughputMonitor, batch_size, window_size=3)
 SAVES: dict[str, Any] = {"enable_checkpointing": True, "effect": saved}
 PROMISES: dict[str, dict[str, Any]] = {
     "limit_train_batches": {"limit_train_batches": 1},
@@ -172,8 +215,8 @@ PROMISES: dict[str, dict[str, Any]] = {
     "accumulate_grad_batches": {"accumulate_grad_batches": 3},
     "gradient_clip_val": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
     "fast_dev_run": {"fast_dev_run": 2},
-    "SimpleProfiler": {"profiler": lambda f: SimpleProfiler(f, "profile"), "effect": profiled},
-    "AdvancedProfiler": {"profiler": lambda f: AdvancedProfiler(f, "profile"), "effect": profiled},
+    "SimpleProfiler": {"profiler": simple_profiler, "effect": profiled},
+    "AdvancedProfiler": {"profiler": advanced_profiler, "effect": profiled},
     "CSVLogger": {"logger": CSVLogger, "log_every_n_steps": 3, "effect": rows},
     "TensorBoardLogger": {"logger": TensorBoardLogger, "log_every_n_steps": 3, "effect": events},
     "TQDMProgressBar": {"callbacks": made(builtin.TQDMProgressBar), "enable_progress_bar": True},
@@ -187,12 +230,12 @@ PROMISES: dict[str, dict[str, Any]] = {
     "SWA": {"callbacks": made(builtin.StochasticWeightAveraging, 0.5), "max_epochs": 4},
     "ModelPruning": {"callbacks": made(builtin.ModelPruning, "l1_unstructured", amount=0.5)},
     "frozen parameters": {"callbacks": made(builtin.LambdaCallback, on_fit_start=frozen)},
-    "eval mode": {"callbacks": made(builtin.LambdaCallback, on_fit_start=lambda _, module: module.eval())},
+    "eval mode": {"callbacks": made(builtin.LambdaCallback, on_fit_start=to_eval_mode)},
     "accumulation by epoch": {"callbacks": made(builtin.GradientAccumulationScheduler, {0: 1, 1: 3})},
-    "SpikeDetection": {"callbacks": SPIKE, "effect": lambda trainer: trainer.callbacks[1].last_val},
+    "SpikeDetection": {"callbacks": SPIKE, "effect": last_loss},
     "ThroughputMonitor": {"callbacks": RATE, "log_every_n_steps": 1},
     "DeviceStatsMonitor": {"callbacks": made(builtin.DeviceStatsMonitor, True), "log_every_n_steps": 2},
-    "Timer": {"callbacks": made(builtin.Timer), "effect": lambda t: t.callbacks[1].time_elapsed() > 0},
+    "Timer": {"callbacks": made(builtin.Timer), "effect": has_measured},
     "OneCycleLR": {"optimizer": "OneCycle"},
     "ReduceLROnPlateau": {"optimizer": "plateau", "max_epochs": 4},
     "StepLR": {"optimizer": "StepLR"},
@@ -217,8 +260,12 @@ without_collection = patch("lightning.pytorch.tuner.batch_size_scaling.garbage_c
 def test_a_run_keeps_the_promise(promise: str, tmp_path: Path) -> None:
     def outcome(ours: bool) -> Any:
         options, watch = PROMISES[promise].copy(), Watch()
-        effect, callbacks = options.pop("effect", lambda _: None), options.pop("callbacks", list)()
-        options["callbacks"] = lambda: [*callbacks, watch]
+        effect, make_callbacks = options.pop("effect", nothing), options.pop("callbacks", list)
+
+        def callbacks() -> list[Any]:
+            return [*make_callbacks(), watch]
+
+        options["callbacks"] = callbacks
         module, data, trainer = subject(ours, tmp_path / str(ours), **options)
         trainer.fit(module, data)
         size = data.hparams["batch_size"]
@@ -230,7 +277,8 @@ def test_a_run_keeps_the_promise(promise: str, tmp_path: Path) -> None:
 def found_rate(ours: bool, folder: Path) -> Any:
     module, data, trainer = subject(ours, folder)
     found = Tuner(trainer).lr_find(module, data, num_training=20)
-    return found.suggestion() if found else None
+    assert found
+    return found.suggestion()
 
 
 def found_size(ours: bool, folder: Path) -> Any:
@@ -239,18 +287,17 @@ def found_size(ours: bool, folder: Path) -> Any:
 
 
 def indices(ours: bool, folder: Path) -> Any:
-    writer = Writer("epoch")
-    module, data, trainer = subject(ours, folder, callbacks=lambda: [writer], logger=False)
+    module, data, trainer = subject(ours, folder, callbacks=made(Writer, "epoch"), logger=False)
     trainer.predict(module, data)
-    return writer.indices
+    return trainer.callbacks[1].indices  # type: ignore[attr-defined]
 
 
 @without_collection
 @pytest.mark.parametrize("tool", [found_rate, found_size, indices])
 def test_a_tool_keeps_its_promise(tool: Callable[[bool, Path], Any], tmp_path: Path) -> None:
-    ours, theirs = (tool(side, tmp_path) for side in (True, False))
-    assert ours == theirs
-    assert ours
+    found = tool(True, tmp_path)
+    assert found
+    assert found == tool(False, tmp_path)
 
 
 class Usual(SoftmaxRegression):
@@ -272,5 +319,5 @@ def test_what_a_subclass_adds_is_trained() -> None:
     before = [values.clone() for values in module.state_dict().values()]
     data = FashionMNISTDataModule(32, 50, 200, "synthetic", synthetic_size=250)
     Trainer(**QUIET, callbacks=[Engine()]).fit(module, data)
-    after = module.state_dict().values()
-    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    for a, b in zip(before, module.state_dict().values(), strict=True):
+        assert not torch.equal(a, b)
