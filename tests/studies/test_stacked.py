@@ -71,11 +71,11 @@ def train_alone(**hparams: Any) -> tuple[SoftmaxRegression, list[dict[str, float
 def test_each_model_of_a_stack_scores_as_the_single_run(models: list[dict[str, Any]]) -> None:
     data = datamodule(SEED)
     scores = learn(models, data.train_dataloader(), EPOCHS, SEED, held_out(data))
-    assert {values.shape for values in scores.values()} == {(len(models), EPOCHS)}
-    for i, hparams in enumerate(models):
+    for of_model, hparams in zip(scores, models, strict=True):
+        assert {len(values) for values in of_model.values()} == {EPOCHS}
         _, rows = train_alone(**hparams)
         for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
-            assert scores[name][i].tolist() == pytest.approx([row[name] for row in rows], rel=1e-4)
+            assert of_model[name] == pytest.approx([row[name] for row in rows], rel=1e-4)
 
 
 def test_the_weights_of_a_stack_are_those_of_the_single_runs() -> None:
@@ -97,8 +97,8 @@ def test_dropout_keeps_the_mean_and_depends_on_the_seed_alone() -> None:
     data = datamodule(SEED)
 
     def val_loss(seed: int) -> float:
-        scores = learn([{"lr": 0.1, "dropout": 0.5}], data.train_dataloader(), EPOCHS, seed, held_out(data))
-        return scores["val/loss"][0, -1].item()
+        (scores,) = learn([{"lr": 0.1, "dropout": 0.5}], data.train_dataloader(), EPOCHS, seed, held_out(data))
+        return scores["val/loss"][-1]
 
     torch.manual_seed(123)
     before = torch.random.get_rng_state()
@@ -111,15 +111,15 @@ def test_dropout_keeps_the_mean_and_depends_on_the_seed_alone() -> None:
 def test_equal_models_are_trained_once_and_scored_each() -> None:
     data = datamodule(SEED)
     scores = learn([{"lr": 0.1}, {"lr": 0.5}, {"lr": 0.1}], data.train_dataloader(), 1, SEED, held_out(data))
-    first, second, third = scores["val/loss"][:, -1].tolist()
+    first, second, third = (of_model["val/loss"] for of_model in scores)
     assert first == third != second
 
 
 def test_every_so_many_epochs_the_models_are_scored() -> None:
     data = datamodule(SEED)
-    often = learn([{"lr": 0.1}], data.train_dataloader(), 4, SEED, held_out(data))
-    seldom = learn([{"lr": 0.1}], data.train_dataloader(), 4, SEED, held_out(data), every=2)
-    assert seldom["val/loss"].tolist() == often["val/loss"][:, [1, 3]].tolist()
+    (often,) = learn([{"lr": 0.1}], data.train_dataloader(), 4, SEED, held_out(data))
+    (seldom,) = learn([{"lr": 0.1}], data.train_dataloader(), 4, SEED, held_out(data), every=2)
+    assert seldom["val/loss"] == often["val/loss"][1::2]
 
 
 def test_models_that_cannot_share_minibatches_are_refused() -> None:

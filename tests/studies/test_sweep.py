@@ -35,6 +35,7 @@ from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.studies.stacked import Scores, Stack
 from softmax_regression.studies.sweep import study as sweep
+from softmax_regression.studies.sweep.results import failures
 from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
 from softmax_regression.studies.sweep.space import Plan, Range, Value, describe
 from softmax_regression.studies.sweep.training import LightningTraining, StackTraining
@@ -180,7 +181,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
 def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(data: FashionMNISTDataModule) -> None:
     search = searched(data, "failing", Plan({"batch_size": [16, 9999], "lr": [0.1, 1e38], "epochs": [2]}, [0]))
     assert [result.params["lr"] for result in search.results()] == [0.1]
-    errors = dict(search.failures())
+    errors = dict(failures(search.finished, search.plan))
     assert errors["batch_size=16, lr=1e+38, epochs=2, seed=0"].startswith("DivergedError: val/loss=")
     message = "InputError: batch_size=9999: must be at most 200, the number of training images"
     assert errors["batch_size=9999, seed=0"] == message

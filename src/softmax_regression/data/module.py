@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import FashionMNIST
@@ -32,6 +32,34 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     counts = torch.bincount(labels)
     place = torch.cat([(torch.arange(int(n), dtype=torch.float64) + 0.5) / n for n in counts])
     return shuffled[place.argsort(stable=True)]
+
+
+def check_size(name: str, value: int | None, low: int, high: float = math.inf, expected: str = "") -> None:
+    """Refuse a size that is not from `low` to `high`, which is `expected` in words; None is no size."""
+    if value is None:
+        return
+    if value < low:
+        raise InputError(f"{name}={value}: must be at least {low}; raise data.{name}")
+    if value > high:
+        raise InputError(f"{name}={value}: must be {expected or f'at most {high}'}; lower data.{name}")
+
+
+def split(labels: Tensor, val_size: int, train_size: int | None) -> tuple[Tensor, Tensor]:
+    """Return the indices of the images that are held out and of those to train on, for labels (n,) int64."""
+    order = stratified_order(labels, seed=0)
+    n = len(order)
+    check_size("val_size", val_size, 0, n - 1, f"less than {n}, the number of training images")
+    rest = order[val_size:]
+    n = len(rest)
+    check_size("train_size", train_size, 1, n, f"at most {n}, the images left beside data.val_size")
+    return order[:val_size], rest[:train_size]
+
+
+def share_of(trainer: Trainer | None) -> tuple[int, int, torch.device]:
+    """Return the rank, the number of processes and the device of a Trainer; without one, those of this process."""
+    if trainer is None:
+        return 0, 1, torch.device("cpu")
+    return trainer.global_rank, trainer.world_size, trainer.strategy.root_device
 
 
 class FashionMNISTDataModule(LightningDataModule):
@@ -106,38 +134,22 @@ class FashionMNISTDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Load the images once and choose the splits; Lightning calls this before it restores a checkpoint."""
         self._position = {}
-        self._check("eval_batch_size", 1)
+        check_size("eval_batch_size", self.eval_batch_size, 1)
         if stage == "predict" and self.images:
-            if self.photos is None:
-                self.photos = load_photos(self.images)
+            self.photos = self.photos or load_photos(self.images)
         elif self.data is None:
             self._load()
 
     def _load(self) -> None:
-        self._check("synthetic_size", 10, 2_000_000)
+        check_size("synthetic_size", self.synthetic_size, 10, 2_000_000)
         if self.source == "synthetic":
             data = generate_dataset(self.synthetic_size, self.class_names)
         else:
             data = load_files(type(self).dataset, self.dirs)
-        order = stratified_order(data.labels, seed=0)
-        val_size = self.val_size
-        self._check("val_size", 0, len(order) - 1, f"less than {len(order)}, the number of training images")
-        self.val_index, rest = order[:val_size], order[val_size:]
-        self._check("train_size", 1, len(rest), f"at most {len(rest)}, the images left beside data.val_size")
-        self.train_index = rest[: self.train_size]
+        self.val_index, self.train_index = split(data.labels, self.val_size, self.train_size)
         n = len(self.train_index)
-        self._check("batch_size", 1, n, f"at most {n}, the number of training images")
+        check_size("batch_size", self.batch_size, 1, n, f"at most {n}, the number of training images")
         self.data = data
-
-    def _check(self, name: str, low: int, high: float = math.inf, expected: str = "") -> None:
-        """Refuse a size that is not from `low` to `high`, which is `expected` in words; None is no size."""
-        value: int | None = getattr(self, name)
-        if value is None:
-            return
-        if value < low:
-            raise InputError(f"{name}={value}: must be at least {low}; raise data.{name}")
-        if value > high:
-            raise InputError(f"{name}={value}: must be {expected or f'at most {high}'}; lower data.{name}")
 
     @property
     def loaded(self) -> Dataset:
@@ -160,10 +172,9 @@ class FashionMNISTDataModule(LightningDataModule):
 
     def val_dataloader(self) -> dict[str, Minibatches]:
         """Return the minibatches to score after each epoch, by the stage that names their metrics."""
-        data = self.loaded
         loaders = {}
         if self.val_size:
-            loaders["val"] = self._minibatches(data.images, data.labels, self.val_index)
+            loaders["val"] = self._minibatches(self.loaded.images, self.loaded.labels, self.val_index)
         if self.watch_test:
             loaders["test"] = self.test_dataloader()
         return loaders
@@ -174,30 +185,23 @@ class FashionMNISTDataModule(LightningDataModule):
         return self._minibatches(data.test_images, data.test_labels, torch.arange(len(data.test_labels)))
 
     def predict_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
-        """Return a loader of the photos, with the label -1, or of the test set.
-
-        It is torch's own, so that Lightning tells callbacks which images a prediction is of, and processes
-        which images are theirs.
-        """
+        """Return a loader of the photos, with the label -1, or of the test set."""
         if self.photos:
             images, labels = self.photos.images, torch.full((len(self.photos.images),), -1)
         else:
             images, labels = self.loaded.test_images, self.loaded.test_labels
+        # Of torch's own, Lightning tells callbacks which images a prediction is of, and processes which are theirs.
         return DataLoader(TensorDataset(to_float_images(images), labels), batch_size=self.eval_batch_size)
 
     def _minibatches(
         self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int | None = None, seed: int | None = None
     ) -> Minibatches:
-        """Return a loader for the device of the Trainer and for this process's share, without a Trainer for the CPU."""
-        rank, world_size, device = 0, 1, torch.device("cpu")
-        if self.trainer:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            device = self.trainer.strategy.root_device
+        """Return a loader for the device of the Trainer and for this process's share; without a Trainer, the CPU's."""
+        rank, world_size, device = share_of(self.trainer)
         if self.device == "auto":
             images, labels = self._on(device, images), self._on(device, labels)
-        if batch_size is None:
-            batch_size = self.eval_batch_size
-        return Minibatches(images, labels, index, batch_size, seed, rank, world_size, device)
+        size = batch_size or self.eval_batch_size
+        return Minibatches(images, labels, index, size, seed, rank, world_size, device)
 
     def _on(self, device: torch.device, tensor: Tensor) -> Tensor:
         """Return a tensor on a device, copied there once, whichever loaders ask for it."""

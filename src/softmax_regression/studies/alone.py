@@ -16,15 +16,10 @@ from torch import Tensor
 
 from softmax_regression.engine import Engine
 from softmax_regression.errors import InputError
-from softmax_regression.studies.learning import Watcher
+from softmax_regression.studies.learning import Scores, Watcher
 
 NOT_SCORES = ("epoch", "step", "lr")  # which a module may log beside its scores
 Kind = type[Any]  # of a model or of data
-
-
-def path_of(kind: Kind) -> str:
-    """Return the name of a class as a command line takes it."""
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def parser_of(kind: Kind) -> ArgumentParser:
@@ -75,7 +70,7 @@ def make_model(model: type[LightningModule], params: Mapping[str, Any], seed: in
 
 def train(
     module: LightningModule, data: Any, epochs: int, watcher: Watcher | None = None, val: Any = None, **options: Any
-) -> tuple[Trainer, dict[str, list[float]]]:
+) -> tuple[Trainer, Scores]:
     """Train a module on a data module, or on a loader and `val`.
 
     Returns:
@@ -131,7 +126,7 @@ def run_test(trainer: Trainer, module: LightningModule, data: LightningDataModul
 
 def score_weights(
     module: LightningModule, weights: Sequence[Mapping[str, Tensor]], loaders: Mapping[str, Any], monitor: str
-) -> dict[str, list[float]]:
+) -> Scores:
     """Score a module by its own validation step, with each of several weights, on the loader of each stage.
 
     Args:
@@ -144,7 +139,7 @@ def score_weights(
         `STAGE/loss` and `STAGE/acc` -> a value for each of the weights; accuracy is nan if it is not logged.
     """
     trainer = new_trainer()
-    scores: dict[str, list[float]] = {}
+    scores: Scores = {}
     for state in weights:
         module.load_state_dict(state)
         for stage, loader in loaders.items():
@@ -161,7 +156,7 @@ class ScoreRecorder(Checkpoint):
 
     def __init__(self, watcher: Watcher | None = None) -> None:
         self.watcher = watcher
-        self.scores: dict[str, list[float]] = {}
+        self.scores: Scores = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Let the watcher end the training."""

@@ -12,6 +12,7 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.studies.stacked import Stack
 
+Scores = dict[str, list[float]]  # metric -> its values, one scoring after another
 Labelled = tuple[Tensor, Tensor]  # images (n, 28, 28) uint8, labels (n,) int64
 _GENERATOR_LOCK = threading.Lock()  # torch's global generator, one for all threads
 
@@ -41,7 +42,7 @@ def learn(
     sets: Mapping[str, Labelled],
     every: int = 1,
     watcher: Watcher | None = None,
-) -> dict[str, Tensor]:
+) -> list[Scores]:
     """Train softmax regressions together, with the initial weights of `fit --seed_everything SEED`.
 
     Args:
@@ -55,7 +56,7 @@ def learn(
         watcher: Follows the training.
 
     Returns:
-        Metric -> (m, t), one of t scorings after another.
+        The scores of each model.
     """
     distinct: list[Mapping[str, Any]] = []
     for variant in variants:
@@ -63,7 +64,7 @@ def learn(
             distinct.append(variant)
     place = [distinct.index(variant) for variant in variants]
     stack = Stack(_initialized(distinct, seed), loader, epochs, seed)
-    rows: dict[str, list[Tensor]] = {}
+    scores: list[Scores] = [{} for _ in variants]
     for epoch in range(1, epochs + 1):
         if watcher:
             watcher.check()
@@ -72,14 +73,15 @@ def learn(
             continue
         row = {"train/loss": train.loss[place], "train/acc": train.acc[place]}
         for stage, (images, labels) in sets.items():
-            scores = stack.score(images, labels)
-            row[f"{stage}/loss"] = scores.loss[place]
-            row[f"{stage}/acc"] = scores.acc[place]
+            scored = stack.score(images, labels)
+            row[f"{stage}/loss"] = scored.loss[place]
+            row[f"{stage}/acc"] = scored.acc[place]
         for name, values in row.items():
-            rows.setdefault(name, []).append(values)
+            for of_model, value in zip(scores, values.tolist(), strict=True):
+                of_model.setdefault(name, []).append(value)
         if watcher:
             watcher.after_epoch(epoch, row)
-    return {name: torch.stack(values, -1) for name, values in rows.items()}
+    return scores
 
 
 def _initialized(variants: Sequence[Mapping[str, Any]], seed: int) -> list[SoftmaxRegression]:

@@ -16,11 +16,11 @@ from torch import Tensor
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
 from softmax_regression.studies import alone
-from softmax_regression.studies.learning import Labelled, Watcher, held_out, learn
+from softmax_regression.studies.learning import Labelled, Scores, Watcher, held_out, learn
 from softmax_regression.studies.stacked import CHUNK, METRICS
-from softmax_regression.studies.sweep.search import Result
+from softmax_regression.studies.sweep.results import Result
 from softmax_regression.studies.sweep.space import Params, Plan
-from softmax_regression.studies.sweep.training import Scores, hyperparameters
+from softmax_regression.studies.sweep.training import hyperparameters
 
 BATCH_SIZE = 256  # the book's
 LR = 0.1  # the book's
@@ -135,11 +135,7 @@ class OverfitTraining:
         variants = [{"lr": LR, **hyperparameters(params)} for params in configurations]
         if not self.plan.is_stackable:
             return [self._train_alone(variant, loader, size, seed, sets, watcher) for variant in variants]
-        values = learn(variants, loader, size.epochs, seed, sets, size.every, watcher)
-        scores = []
-        for i in range(len(variants)):
-            scores.append({name: rows[i].tolist() for name, rows in values.items()})
-        return scores
+        return learn(variants, loader, size.epochs, seed, sets, size.every, watcher)
 
     def _train_alone(
         self,

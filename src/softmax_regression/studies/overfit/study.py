@@ -72,18 +72,24 @@ def run(
     training = OverfitTraining(design, plan, images, monitor)
     if not plan.is_stackable:
         training.check_monitor()
+    with locked(out, "choose another --out"):
+        return _train(out, training, workers)
+
+
+def _train(out: Path, training: OverfitTraining, workers: int) -> Path:
+    """Run what is left of a plan, then write the table and the page; the database goes when these are there."""
+    plan, design = training.plan, training.design
     unfinished = out / "unfinished" / hashlib.sha256(plan.to_json().encode()).hexdigest()[:12]
     unfinished.mkdir(parents=True, exist_ok=True)
-    with locked(out, "choose another --out"):
-        with closing(Search(plan, unfinished, training.train)) as search:
-            search.run(workers)
-            results = search.results()
-        table: list[dict[str, object]] = []
-        for result in results:
-            table.extend(rows(plan.seeds, result, design.size_of(result.params).every))
-        write_csv(out / "runs.csv", table)
-        remedies = {size: choose_remedies(curves(results, size)) for size in design.sizes}
-        manifest = {"data": images.loaded.origin, "design": design._asdict(), **environment()}
-        page = write(out, remedies, plan, manifest)
-        shutil.rmtree(unfinished)
+    with closing(Search(plan, unfinished, training.train)) as search:
+        search.run(workers)
+        results = search.results()
+    table: list[dict[str, object]] = []
+    for result in results:
+        table.extend(rows(plan.seeds, result, design.size_of(result.params).every))
+    write_csv(out / "runs.csv", table)
+    remedies = {size: choose_remedies(curves(results, size)) for size in design.sizes}
+    manifest = {"data": training.data.loaded.origin, "design": design._asdict(), **environment()}
+    page = write(out, remedies, plan, manifest)
+    shutil.rmtree(unfinished)
     return page

@@ -23,10 +23,12 @@ from softmax_regression.errors import shell_command
 from softmax_regression.figures.drawings import PALETTE, Curves, learning_curves, split_metric
 from softmax_regression.figures.page import write_csv, write_page
 from softmax_regression.model import SoftmaxRegression
+from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.record import environment
-from softmax_regression.studies.alone import defaults_of, parameters_of, path_of
+from softmax_regression.studies.alone import defaults_of, parameters_of
 from softmax_regression.studies.intervals import Interval, difference
-from softmax_regression.studies.sweep.search import Result, Search
+from softmax_regression.studies.sweep.results import Result, failures
+from softmax_regression.studies.sweep.search import Search
 from softmax_regression.studies.sweep.space import BOOK, Plan, Value, count, describe, sort_key, sorted_values
 from softmax_regression.studies.sweep.training import LightningTraining, StackTraining
 
@@ -53,44 +55,28 @@ def write(
     plan = search.plan
     results = search.results()
     best = results[0]
-    books = _book_recipes(results)
-    write_csv(folder / "trials.csv", [row for result in results for row in rows(plan.seeds, result)])
+    table: list[dict[str, object]] = []
+    for result in results:
+        table.extend(rows(plan.seeds, result))
+    write_csv(folder / "trials.csv", table)
     _write_hparams(folder / "tensorboard", results)
-    figures = {"curves": learning_curves(_labelled_curves(best, books))}
+    manifest = _manifest(plan, training, command)
     metrics = _top_metrics(plan, best)
-    names = _varied(plan, results)
-    if names:
-        figures["trials"] = _landscape(names, results, plan)
-    others = [difference(result.last(plan.monitor), best.last(plan.monitor)) for result in results[1:]]
-    data = plan.data.__name__
-    if training.images:
-        data = training.images.loaded.origin
-    manifest = {
-        "data": data,
-        "configurations": plan.configurations,
-        "trials": plan.size,
-        "plan": json.loads(plan.to_json()),
-        **environment(),
-        "command": command,
-    }
     return write_page(
         folder,
         Path(__file__).with_name("sweep.html"),
-        figures,
+        _figures(plan, results),
         logdir=folder,
         plan=plan,
-        data=data,
+        data=manifest["data"],
         loaded=training.images,
-        describe=describe,
-        difference=difference,
         trained=len(results),
-        level=sum(other.has_zero for other in others),
-        best=best,
-        books=books,
+        others=[difference(result.last(plan.monitor), best.last(plan.monitor)) for result in results[1:]],
         top=_top_rows(results[:SHOWN], metrics),
-        columns=metrics,
-        test=[(name, Interval.of(values)) for name, values in test.items()],
-        failed=search.failures(),
+        metrics=metrics,
+        ranked=[(rank, describe(result.params)) for rank, result in enumerate(results, 1) if _is_book(result)],
+        test={name: Interval.of(values) for name, values in test.items()},
+        failed=failures(search.finished, plan),
         machines=_machines(search),
         first_seed=best.last(plan.monitor)[0],
         commands=f"{command}\n{_fit_command(plan, best, training)}",
@@ -98,35 +84,51 @@ def write(
     )
 
 
+def _manifest(plan: Plan, training: StackTraining | LightningTraining, command: str) -> dict[str, object]:
+    """Return what the page keeps of a sweep: the data, the plan, the versions, the command."""
+    data = plan.data.__name__
+    if training.images:
+        data = training.images.loaded.origin
+    return {
+        "data": data,
+        "configurations": plan.configurations,
+        "trials": plan.size,
+        "plan": json.loads(plan.to_json()),
+        **environment(),
+        "command": command,
+    }
+
+
+def _figures(plan: Plan, results: Sequence[Result]) -> dict[str, Figure]:
+    """Draw the best configuration, and the book's, by epoch, and all of them by hyperparameter."""
+    best = results[0]
+    labelled = {f"best: {describe(best.params)}": _curves_of(best)}
+    for result in results[1:]:
+        if _is_book(result):
+            labelled[f"book: {describe(result.params)}"] = _curves_of(result)
+    figures = {"curves": learning_curves(labelled)}
+    varied = _varied(plan, results)
+    if varied:
+        figures["trials"] = _landscape(varied, results, plan)
+    return figures
+
+
 def rows(seeds: Sequence[int], result: Result, every: int = 1) -> Iterator[dict[str, object]]:
     """Yield rows of a CSV, one a seed and epoch, of what was scored after every so many epochs."""
-    names = list(result.history)
     for i, seed in enumerate(seeds):
-        columns = [result.history[name][i] for name in names]
+        columns = [of_seeds[i] for of_seeds in result.history.values()]
         for number, values in enumerate(zip(*columns, strict=True), 1):
-            scores = dict(zip(names, values, strict=True))
+            scores = dict(zip(result.history, values, strict=True))
             yield {**result.params, "seed": seed, "epoch": number * every, **scores}
 
 
-def _book_recipes(results: Sequence[Result]) -> list[tuple[int, Result]]:
-    """Return the book's recipe with its rank, unless it is the best or was not searched."""
-    return [(rank, result) for rank, result in enumerate(results, 1) if rank > 1 and _is_book(result)]
-
-
 def _is_book(result: Result) -> bool:
+    """Whether a configuration is the book's recipe, of which a space may leave out any part."""
     usual = {**defaults_of(SoftmaxRegression), **BOOK}
     return all(usual.get(name) == value for name, value in result.params.items())
 
 
-def _labelled_curves(best: Result, books: Sequence[tuple[int, Result]]) -> dict[str, Curves]:
-    """Return what is drawn by epoch: the best configuration and the book's."""
-    labelled = {f"best: {describe(best.params)}": curves_of(best)}
-    for _, book in books:
-        labelled[f"book: {describe(book.params)}"] = curves_of(book)
-    return labelled
-
-
-def curves_of(result: Result) -> Curves:
+def _curves_of(result: Result) -> Curves:
     """Return each metric by epoch, (seeds, epochs)."""
     curves = {}
     for name, values in result.history.items():
@@ -232,9 +234,9 @@ def _fit_command(plan: Plan, best: Result, training: StackTraining | LightningTr
     """Return the command that trains the best configuration alone, with the first seed."""
     options: dict[str, object] = {"seed_everything": plan.seeds[0]}
     if plan.model is not SoftmaxRegression:
-        options["model"] = path_of(plan.model)
+        options["model"] = class_path_of(plan.model)
     if plan.data is not FashionMNISTDataModule:
-        options["data"] = path_of(plan.data)
+        options["data"] = class_path_of(plan.data)
     for name, value in training.options.items():
         if name not in best.params:
             options[f"data.{name}"] = value

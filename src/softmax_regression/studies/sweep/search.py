@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal, NamedTuple, NoReturn, cast
+from typing import Any, Literal, cast
 
 import optuna
 import torch
@@ -31,33 +31,14 @@ from torch import Tensor
 from softmax_regression.errors import DivergedError, InputError, Interrupted, format_error
 from softmax_regression.files import reason
 from softmax_regression.runs.processes import choose_threads, cores
-from softmax_regression.studies.learning import Watcher
-from softmax_regression.studies.sweep.space import Params, Plan, describe, is_better
+from softmax_regression.studies.learning import Scores, Watcher
+from softmax_regression.studies.sweep.results import Result, failures, ranked, refuse
+from softmax_regression.studies.sweep.space import Params, Plan, describe
 from softmax_regression.studies.sweep.storage import loss_is_a_storage_error, one_machine, open_storage
-from softmax_regression.studies.sweep.training import Scores, longest
+from softmax_regression.studies.sweep.training import longest
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 Train = Callable[[Sequence[Params], int, Watcher], list[Scores]]  # configurations and seed -> scores of each
-
-
-class Result(NamedTuple):
-    """What came of a configuration: metric -> a list for each seed, one value a scoring."""
-
-    params: Params
-    history: dict[str, list[list[float]]]
-
-    @classmethod
-    def of(cls, params: Params, scores: Sequence[Scores]) -> "Result":
-        """Gather the scores of each seed."""
-        history: dict[str, list[list[float]]] = {}
-        for of_seed in scores:
-            for name, values in of_seed.items():
-                history.setdefault(name, []).append(values)
-        return cls(params, history)
-
-    def last(self, metric: str) -> list[float]:
-        """Return a metric at the end, one value a seed."""
-        return [of_seed[-1] for of_seed in self.history[metric]]
 
 
 class Search:
@@ -159,15 +140,17 @@ class Search:
         trial.set_user_attr("machine", socket.gethostname())
         try:
             runs = self._train(trial, self.plan.suggest(trial))
-            value, params = self._best_of(runs)
+            results = ranked(runs, sorted({run["seed"] for run in runs}), self.plan)
+            if not results:
+                raise DivergedError(f"{self.plan.monitor}={runs[0]['scores'][self.plan.monitor][-1]}; lower lr")
         except optuna.TrialPruned:
             raise
         except Exception as error:  # of whoever wrote the model; the other trials may still work
             trial.set_user_attr("error", format_error(error))
             raise
         trial.set_user_attr("models", runs)
-        trial.set_user_attr("best", describe(params))
-        return value
+        trial.set_user_attr("best", describe(results[0].params))
+        return mean(results[0].last(self.plan.monitor))
 
     def _train(self, trial: Trial, params: Params) -> list[dict[str, Any]]:
         """Train what belongs to a trial; return `params`, `seed` and `scores` of each model."""
@@ -191,20 +174,6 @@ class Search:
             if other.params == first and seed != first["seed"]:
                 raise optuna.TrialPruned
 
-    def _best_of(self, runs: Sequence[Mapping[str, Any]]) -> tuple[float, Params]:
-        """Return the best last score of the models, the mean over the seeds of each, and that model."""
-        last: dict[str, list[float]] = {}
-        for run in runs:
-            last.setdefault(json.dumps(run["params"]), []).append(run["scores"][self.plan.monitor][-1])
-        best, best_value = "", math.nan
-        for params, values in last.items():
-            value = mean(values)
-            if is_better(value, best_value, self.plan.mode):
-                best, best_value = params, value
-        if not math.isfinite(best_value):
-            raise DivergedError(f"{self.plan.monitor}={best_value}; lower lr")
-        return best_value, json.loads(best)
-
     def results(self) -> list[Result]:
         """Return what came of each configuration that was trained with every seed, the best one first.
 
@@ -212,24 +181,17 @@ class Search:
             DivergedError: All of them diverged.
             InputError: All of them failed.
         """
-        found: dict[str, dict[int, Scores]] = {}
+        runs: list[dict[str, Any]] = []
         for trial in self.finished:
-            for run in trial.user_attrs.get("models", []):
-                found.setdefault(json.dumps(run["params"]), {})[run["seed"]] = run["scores"]
-        results = []
-        for params, of_seed in found.items():
-            if len(of_seed) == len(self.plan.seeds):
-                result = Result.of(json.loads(params), [of_seed[seed] for seed in self.plan.seeds])
-                if math.isfinite(sum(result.last(self.plan.monitor))):
-                    results.append(result)
+            runs.extend(trial.user_attrs.get("models", []))
+        results = ranked(runs, self.plan.seeds, self.plan)
         if not results:
-            self._refuse()
-        sign = {"min": 1, "max": -1}[self.plan.mode]
-        return sorted(results, key=lambda result: sign * mean(result.last(self.plan.monitor)))
+            refuse(failures(self.finished, self.plan), self.folder)
+        return results
 
     def test(self, test: Callable[[Params, int], dict[str, float]]) -> dict[str, list[float]]:
         """Test the best configuration once and for all; return each metric's value for each seed."""
-        with loss_is_a_storage_error(), one_machine(self.storage, self.study.study_name):
+        with loss_is_a_storage_error(), one_machine(self.storage.engine, self.study.study_name):
             if "test" not in self.study.user_attrs:
                 scores: dict[str, list[float]] = {}
                 for seed in self.plan.seeds:
@@ -238,27 +200,6 @@ class Search:
                 self.study.set_user_attr("test", scores)
             tested: dict[str, list[float]] = self.study.user_attrs["test"]
         return tested
-
-    def _refuse(self) -> NoReturn:
-        """Say in one line why no configuration came to its end."""
-        errors = sorted({error for _, error in self.failures()})
-        kind: type[Exception] = InputError
-        if all(error.startswith("DivergedError") for error in errors):
-            kind = DivergedError
-        raise kind(f"all trials failed: {'; '.join(errors[:3])}; to try again, delete {self.folder}")
-
-    def failures(self) -> list[tuple[str, str]]:
-        """Return what came to nothing, and why."""
-        failed = []
-        for trial in self.finished:
-            if "error" in trial.user_attrs:
-                failed.append((describe(trial.params), trial.user_attrs["error"]))
-            for run in trial.user_attrs.get("models", []):
-                value = run["scores"][self.plan.monitor][-1]
-                if not math.isfinite(value):
-                    words = describe({**run["params"], "seed": run["seed"]})
-                    failed.append((words, f"DivergedError: {self.plan.monitor}={value}; lower lr"))
-        return failed
 
 
 class Watch:
@@ -280,51 +221,36 @@ class Watch:
         plan = self.search.plan
         if not self.may_prune or epoch >= self.epochs or plan.monitor not in scores:
             return
-        best = math.nan
-        for value in scores[plan.monitor].tolist():
-            if is_better(value, best, plan.mode):
-                best = value
-        self.trial.report(best, epoch)
+        finite = [value for value in scores[plan.monitor].tolist() if math.isfinite(value)]
+        choose = {"min": min, "max": max}[plan.mode]
+        self.trial.report(choose(finite, default=math.nan), epoch)
         if self.trial.should_prune():
             raise optuna.TrialPruned
 
 
-class ProgressLine:
+class ProgressLine(Progress):
     """Shows how far a search has come: on a terminal a bar below the best so far, else a line for each trial."""
 
     def __init__(self, search: Search) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn()
+        super().__init__(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
         self.search = search
         self.best = ""
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            disable=not sys.stderr.isatty(),
-        )
-        self.task = self.bar.add_task("trials", total=search.plan.size)
-
-    def __enter__(self) -> "ProgressLine":
-        self.bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+        self.trials = self.add_task("trials", total=search.plan.size)
 
     def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
         """Count a trial, and say what is best so far."""
         done = len(self.search.finished)
-        self.bar.update(self.task, completed=done)
+        self.update(self.trials, completed=done)
         text = f"{done}/{self.search.plan.size} trials"
         best = ""
         if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
             found = study.best_trial
             best = f"{self.search.plan.monitor} {found.value:.4f} with {found.user_attrs['best']}"
-        if self.bar.disable:
+        if self.disable:
             print(f"{text}, best {best}" if best else text, file=sys.stderr)
         elif best != self.best:
-            self.bar.console.print(f"best so far: {best}", highlight=False)
+            self.console.print(f"best so far: {best}", highlight=False)
         self.best = best
 
 

@@ -8,13 +8,15 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
+from optuna.distributions import FloatDistribution
 from optuna.trial import Trial
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.files import reason
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.studies.alone import make, parameters_of, path_of
+from softmax_regression.runs.class_path import class_path_of
+from softmax_regression.studies.alone import make, parameters_of
 from softmax_regression.studies.stacked import METRICS
 
 Value = bool | int | float | str | None
@@ -40,11 +42,8 @@ class Range:
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
     def check(self) -> None:
-        """Refuse ends between which nothing can be drawn, with a ValueError."""
-        if self.low > self.high:
-            raise ValueError(f"low={self.low} is above high={self.high}")
-        if self.log and self.low <= 0:
-            raise ValueError(f"low={self.low}: must be above 0 with log")
+        """Refuse ends between which nothing can be drawn, with Optuna's ValueError."""
+        FloatDistribution(self.low, self.high, log=self.log)
 
 
 Space = Mapping[str, Sequence[Value] | Range]
@@ -197,7 +196,7 @@ class Plan:
         entries = asdict(self)
         if self.sampler == "grid":
             del entries["trials"]
-        return json.dumps(entries, default=path_of)
+        return json.dumps(entries, default=class_path_of)
 
 
 def count(params: Params, name: str) -> int:
@@ -205,13 +204,6 @@ def count(params: Params, name: str) -> int:
     value = params.get(name, BOOK[name])
     assert isinstance(value, int)
     return value
-
-
-def is_better(value: float, other: float, mode: str) -> bool:
-    """Whether a score is better than another one; a nan is better than nothing but a nan."""
-    if math.isnan(value) or math.isnan(other):
-        return math.isnan(other) and not math.isnan(value)
-    return value < other if mode == "min" else value > other
 
 
 def describe(params: Mapping[str, Value]) -> str:

@@ -1,18 +1,15 @@
 """The database of a study: a file in the folder of the sweep, or a server that several machines share."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from sqlalchemy import URL, func, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy import URL, Engine, NullPool, create_engine, func, make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from softmax_regression.errors import InputError, StorageError, format_error
-
-ATTEMPTS = 10  # to make the tables, which machines that start at once all try
 
 
 def open_storage(url: str | None, folder: Path) -> RDBStorage:
@@ -24,24 +21,21 @@ def open_storage(url: str | None, folder: Path) -> RDBStorage:
     if url is None:
         return RDBStorage(f"sqlite:///{folder.resolve() / 'trials.db'}")
     parsed = _parse(url)
-    attempt = 1
-    while True:
-        try:
+    try:
+        # Machines that start at once would all make the tables.
+        with one_machine(create_engine(parsed, poolclass=NullPool), "tables"):
             return RDBStorage(parsed.render_as_string(hide_password=False), {"pool_pre_ping": True})
-        except (ImportError, ArgumentError) as error:
-            remedy = 'for PostgreSQL pip install -e ".[database]"'
-            raise InputError(f"storage={shown(url)}: its driver is missing; {remedy}") from error
-        except (DBAPIError, StorageInternalError) as error:
-            if attempt == ATTEMPTS or isinstance(error, OperationalError):
-                raise InputError(f"storage={shown(url)}: cannot be used ({format_error(error)})") from error
-            attempt += 1
-            time.sleep(0.1)  # another machine is making the same tables
+    except (ImportError, ArgumentError) as error:
+        remedy = 'for PostgreSQL pip install -e ".[database]"'
+        raise InputError(f"storage={shown(url)}: its driver is missing; {remedy}") from error
+    except (DBAPIError, StorageInternalError) as error:
+        raise InputError(f"storage={shown(url)}: cannot be used ({format_error(error)})") from error
 
 
 @contextmanager
-def one_machine(storage: RDBStorage, name: str) -> Iterator[None]:
+def one_machine(engine: Engine, name: str) -> Iterator[None]:
     """Let the machines that share a PostgreSQL database into a block one by one; the server ends a lost one's turn."""
-    with storage.engine.connect() as connection:
+    with engine.connect() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
         yield

@@ -17,8 +17,9 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.files import check_writable, locked
 from softmax_regression.model import SoftmaxRegression
+from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.record import environment
-from softmax_regression.studies.alone import make, parameters_of, path_of
+from softmax_regression.studies.alone import make, parameters_of
 from softmax_regression.studies.folders import STUDIES, own_name
 from softmax_regression.studies.sweep import page
 from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
@@ -44,7 +45,6 @@ def run(
     mode: Literal["min", "max"] = "min",
     source: Literal["files", "synthetic"] = "files",
     dirs: Sequence[str] | None = None,
-    seed: int = 0,
     prune: bool = False,
     pruner: BasePruner | None = None,
     quick: bool = False,
@@ -55,10 +55,9 @@ def run(
         space: What to try: `epochs`, and parameters of the model and the data. In YAML `lr: [0.1, 0.3]` for values,
             `lr: {low: 0.001, high: 1.0, log: true}` for a range, which a grid does not take. As flags
             `--space '{"lr": [0.1, 0.3], "epochs": [10]}'`, or `--space.lr '[0.1, 0.3]'` to change one of them.
-        sampler: `grid`, or `GridSampler`, for all combinations; `random`; `tpe`, which learns from the trials before;
-            or a class of Optuna's, such as `TPESampler --sampler.n_startup_trials 5`.
+        sampler: `grid` for all combinations, `random`, `tpe`, or a class of Optuna's: `TPESampler --sampler.seed 5`.
         trials: Number of trials, if the sampler is not `grid`.
-        seeds: Each configuration is trained with each of them.
+        seeds: Each configuration is trained with all of them.
         name: Everything is kept in studies/sweep/NAME.
         workers: Trials trained at the same time, at most one a core; None for one a core.
         storage: URL of a PostgreSQL database that several machines share; its password may be in PGPASSWORD.
@@ -68,7 +67,6 @@ def run(
         mode: `min` if less of it is better, `max` if more is.
         source: `files`, or `synthetic` for generated stand-ins.
         dirs: Folders to look for the files in.
-        seed: Seed of the samplers `random` and `tpe`.
         prune: Give up trials whose first seed does worse than the median of the finished ones at that epoch.
         pruner: A class of Optuna's that gives up trials in another way.
         quick: First and middle values, two epochs, two seeds and few images, to see that it works.
@@ -77,26 +75,35 @@ def run(
         InputError: The space cannot be searched, the folder has or does another sweep, or every trial failed.
     """
     if quick:
-        space = _quick_space(space)
-        seeds = seeds[:2]
-        trials = min(trials, 4)
-    if sampler == "GridSampler":
-        sampler = "grid"
-    if prune and pruner is None:
-        pruner = MedianPruner()
-    chosen = _sampler(sampler, seed)
+        space, seeds, trials = _quick_space(space), seeds[:2], min(trials, 4)
+    if prune:
+        pruner = pruner or MedianPruner()
     plan = Plan(space, list(seeds), "", _name_of(sampler), _name_of(pruner), trials, model, data, monitor, mode)
-    if chosen:
-        check_sampler(chosen, plan)
+    options = _options(data, source, dirs, quick)
+    return _search(plan, name, options, quick, workers, storage, _sampler(sampler), pruner)
+
+
+def _search(
+    plan: Plan,
+    name: str | None,
+    options: dict[str, Any],
+    quick: bool,
+    workers: int | None,
+    storage: str | None,
+    sampler: BaseSampler | None,
+    pruner: BasePruner | None,
+) -> Path:
+    """Search by a plan, see `run`; `options` are those of the data module."""
     workers = number_of_workers(workers, plan.is_stackable)
-    name = name or own_name("batch-lr-epochs", model, data, source)
+    if sampler:
+        check_sampler(sampler, plan)
+    name = name or own_name("batch-lr-epochs", plan.model, plan.data, options.get("source", "files"))
     folder = STUDIES / "sweep" / (f"{name}-quick" if quick else name)
     check_writable(folder)
-    training = _training(plan, _data_options(data, source, dirs, quick), quick)
-    plan = training.plan
+    training = _training(plan, options, quick)
     folder.mkdir(parents=True, exist_ok=True)
     alone = locked(folder, "choose another --name") if storage is None else nullcontext()
-    with alone, closing(Search(plan, folder, training.train, storage, chosen, pruner)) as search:
+    with alone, closing(Search(training.plan, folder, training.train, storage, sampler, pruner)) as search:
         search.run(workers)
         with nullcontext() if storage is None else locked(folder):
             test = search.test(training.test)
@@ -116,12 +123,12 @@ def _quick_space(space: Space) -> dict[str, list[Value] | Range]:
     return found
 
 
-def _sampler(sampler: BaseSampler | str, seed: int) -> BaseSampler | None:
+def _sampler(sampler: BaseSampler | str) -> BaseSampler | None:
     """Return the sampler of a name; None for the grid."""
     if sampler == "random":
-        return RandomSampler(seed)
+        return RandomSampler(seed=0)
     if sampler == "tpe":
-        return TPESampler(seed=seed, constant_liar=True)
+        return TPESampler(seed=0, constant_liar=True)
     if isinstance(sampler, BaseSampler):
         return sampler
     return None
@@ -129,14 +136,14 @@ def _sampler(sampler: BaseSampler | str, seed: int) -> BaseSampler | None:
 
 def _name_of(chosen: object) -> Any:
     """Return the class of a sampler or pruner as a command line names it; None and a word stay what they are."""
+    if chosen == "GridSampler":
+        return "grid"
     if chosen is None or isinstance(chosen, str):
         return chosen
-    return path_of(type(chosen))
+    return class_path_of(type(chosen))
 
 
-def _data_options(
-    data: type[LightningDataModule], source: str, dirs: Sequence[str] | None, quick: bool
-) -> dict[str, Any]:
+def _options(data: type[LightningDataModule], source: str, dirs: Sequence[str] | None, quick: bool) -> dict[str, Any]:
     """Return what the data module is made with, beside what is searched."""
     known = parameters_of(data)
     options: dict[str, Any] = {}

@@ -10,10 +10,8 @@ from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.studies import alone
-from softmax_regression.studies.learning import Watcher, held_out, learn
+from softmax_regression.studies.learning import Scores, Watcher, held_out, learn
 from softmax_regression.studies.sweep.space import COUNTS, Params, Plan, count
-
-Scores = dict[str, list[float]]  # metric -> its values, one scoring after another
 
 
 def longest(configurations: Sequence[Params]) -> int:
@@ -45,18 +43,18 @@ class StackTraining:
         variants = [hyperparameters(params) for params in configurations]
         sets = {"val": held_out(self.images)["val"]}
         epochs = longest(configurations)
-        values = learn(variants, self._loader(configurations[0], seed), epochs, seed, sets, watcher=watcher)
-        scores = []
-        for i, params in enumerate(configurations):
-            scores.append({name: rows[i, : count(params, "epochs")].tolist() for name, rows in values.items()})
+        scores = learn(variants, self._loader(configurations[0], seed), epochs, seed, sets, watcher=watcher)
+        for params, of_model in zip(configurations, scores, strict=True):
+            for values in of_model.values():
+                del values[count(params, "epochs") :]
         return scores
 
     def test(self, params: Params, seed: int) -> dict[str, float]:
         """Train a configuration again and score it once on the test images."""
         epochs = count(params, "epochs")
         sets = {"test": held_out(self.images)["test"]}
-        values = learn([hyperparameters(params)], self._loader(params, seed), epochs, seed, sets, every=epochs)
-        return {name: values[name].item() for name in ("test/loss", "test/acc")}
+        (scores,) = learn([hyperparameters(params)], self._loader(params, seed), epochs, seed, sets, every=epochs)
+        return {name: scores[name][0] for name in ("test/loss", "test/acc")}
 
     def _loader(self, params: Params, seed: int) -> Minibatches:
         images = len(self.images.train_index)
