@@ -32,12 +32,12 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overfit, "QUICK", TINY)
 
 
-def curves(val_loss: Sequence[float], test_loss: Sequence[float]) -> Tensor:
+def curves(val_loss: Sequence[float], test_loss: Sequence[float]) -> dict[str, Tensor]:
     """What came of three seeds with these losses, one a scoring, that hardly differ between the seeds."""
     noise = torch.tensor([-0.001, 0.0, 0.001], dtype=torch.float64)[:, None]
-    metrics = torch.full((3, 6, 4), 0.5, dtype=torch.float64)
+    metrics = {name: torch.full((3, 4), 0.5, dtype=torch.float64) for name in METRICS}
     for name, losses in (("val/loss", val_loss), ("test/loss", test_loss)):
-        metrics[:, METRICS.index(name)] = torch.tensor(losses, dtype=torch.float64) + noise
+        metrics[name] = torch.tensor(losses, dtype=torch.float64) + noise
     return metrics
 
 
@@ -85,7 +85,7 @@ def conclusion(folder: Path, arms: Curves) -> str:
 def test_the_conclusion_says_what_helps_what_hurts_and_what_is_noise(tmp_path: Path) -> None:
     noisy = runs(0.5, [FLAT, FLAT, FLAT], [FLAT, FLAT, FLAT])
     spread = torch.tensor([0.3, -0.3, 0.0], dtype=torch.float64)
-    noisy[0.5, 0.0][:, METRICS.index("test/loss"), -1] += spread
+    noisy[0.5, 0.0]["test/loss"][:, -1] += spread
     text = conclusion(tmp_path, {**runs(0.0, [RISING] * 3, [RISING, [2.0] * 4, RISING]), **noisy})
     assert "Without a remedy the validation loss is lowest after epoch 2. From there to epoch 4" in text
     assert "the test loss rises by 0.3000 ± 0.0000, and the test accuracy makes no clear difference (+0.0000" in text

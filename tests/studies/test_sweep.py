@@ -308,6 +308,8 @@ def test_the_page_the_table_and_tensorboard_have_every_configuration(monkeypatch
     assert page == Path("studies/sweep/batch-lr-epochs-synthetic-quick/index.html")
     text = html.unescape(page.read_text())
     assert "came out best of 4 configurations" in text
+    assert f"optuna-dashboard sqlite:///{page.parent}/trials.db" in text
+    assert (page.parent / "trials.db").exists()
     assert "InputError: batch_size=9999" in text
     assert '"configurations": 8' in text
     assert '"trials": 4,' in text  # two batch sizes with two seeds

@@ -23,7 +23,7 @@ from softmax_regression.files import locked
 from softmax_regression.studies.sweep import study as sweep
 from softmax_regression.studies.sweep.search import Search
 from softmax_regression.studies.sweep.space import Params, Plan, describe
-from softmax_regression.studies.sweep.storage import open_storage, shown
+from softmax_regression.studies.sweep.storage import open_storage, without_password
 from softmax_regression.studies.sweep.training import StackTraining
 
 CONTEXT = get_context("forkserver")
@@ -127,7 +127,7 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_no_form_of_a_password_is_shown(url: str) -> None:
-    assert "secr" not in shown(url)
+    assert "secr" not in without_password(url)
 
 
 def test_a_database_that_is_lost_is_an_error_of_storage(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,6 +316,7 @@ def test_the_page_of_a_sweep_on_a_database_names_the_machine_and_no_password(
     page = sweep.run({"lr": [0.1, 0.3]}, source="synthetic", storage=url, quick=True)
     assert "postgresql+psycopg://me:***@127.0.0.1" in page.read_text()
     assert f"<td>{socket.gethostname()}</td>" in page.read_text()
+    assert "trials.db" not in page.read_text()
     for path in Path("studies").rglob("*"):
         assert path.is_dir() or not re.search(b"sec.{1,9}ret", path.read_bytes())
     assert not re.search("sec.{1,9}ret", "".join(capsys.readouterr()))

@@ -98,7 +98,7 @@ def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
             return f"{name}: class {refused[1]}: {why}"
         why = "it is of the standard library, or came along with a run; name one of your own modules that wraps it"
         return f"{name}: class {refused[1]} is refused: {why}"
-    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", "; ".join(reasons)).replace("typing.Literal", "one of ")
+    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", "; ".join(reasons)).replace("a typing.Literal", "one of ")
     return f"{name}: {reason}" if name else reason
 
 

@@ -1,4 +1,4 @@
-"""Any LightningModule, trained alone by Lightning as `fit` trains it; its scores are those that it logs itself."""
+"""Trains any LightningModule as `fit` does, one at a time; its scores are the metrics that it logs."""
 
 import logging
 import math
@@ -8,9 +8,8 @@ from typing import Any, cast
 
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
@@ -29,17 +28,10 @@ def parser_of(kind: Kind) -> ArgumentParser:
     return parser
 
 
-def defaults_of(kind: Kind) -> dict[str, Any]:
+def parameters_of(kind: Kind) -> dict[str, Any]:
     """Return the parameters of a class with their defaults; None where one has none."""
     defaults = parser_of(kind).get_defaults()
-    if "space" not in defaults:
-        return {}
-    return dict(vars(defaults.space))
-
-
-def parameters_of(kind: Kind) -> list[str]:
-    """Return the names of the parameters of a class."""
-    return list(defaults_of(kind))
+    return dict(vars(defaults.space)) if "space" in defaults else {}
 
 
 def make(kind: Kind, params: Mapping[str, Any]) -> Any:
@@ -50,15 +42,6 @@ def make(kind: Kind, params: Mapping[str, Any]) -> Any:
     own = {name: value for name, value in params.items() if name in known}
     parser = parser_of(kind)
     return parser.instantiate(parser.parse_object({"space": own})).space
-
-
-def make_both(
-    model: type[LightningModule], data: type[LightningDataModule], params: Mapping[str, Any], seed: int
-) -> tuple[LightningModule, LightningDataModule]:
-    """Make a model and its data as `fit --seed_everything SEED` does; call it where the generators are isolated."""
-    module = make_model(model, params, seed)
-    datamodule: LightningDataModule = make(data, {**params, "seed": seed})
-    return module, datamodule
 
 
 def make_model(model: type[LightningModule], params: Mapping[str, Any], seed: int) -> LightningModule:
@@ -83,7 +66,7 @@ def train(
 
 
 def new_trainer(**options: Any) -> Trainer:
-    """Return a Trainer of one device that says and writes nothing."""
+    """Return a Trainer for one device, without logger, progress bar and summary."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it names the devices each time
     return Trainer(
         devices=1,
@@ -109,19 +92,11 @@ def check_monitor(monitor: str, build: Callable[[], tuple[LightningModule, Any, 
         with isolate_rng():
             module, data, val = build()
             _, scores = train(module, data, 1, val=val, limit_train_batches=1, limit_val_batches=1)
-    except Exception:  # of whoever wrote the module: the trials will say it
+    except Exception:  # in the user's module; the trials will report it
         return
     if monitor not in scores:
         logged = ", ".join(sorted(scores)) or "nothing"
         raise InputError(f"monitor={monitor}: {type(module).__name__} logs {logged}; give --monitor one of them")
-
-
-def run_test(trainer: Trainer, module: LightningModule, data: LightningDataModule) -> dict[str, float]:
-    """Score the test set once; return what the module logs, nothing if there is no test."""
-    if not is_overridden("test_step", module) or not is_overridden("test_dataloader", data):
-        return {}
-    trainer.test(module, datamodule=data, verbose=False)
-    return _numbers(trainer.callback_metrics)
 
 
 def score_weights(
@@ -144,7 +119,7 @@ def score_weights(
         module.load_state_dict(state)
         for stage, loader in loaders.items():
             trainer.validate(module, loader, verbose=False)
-            logged = _numbers(trainer.callback_metrics)
+            logged = numbers_of(trainer.callback_metrics)
             scores.setdefault(f"{stage}/loss", []).append(logged[monitor])
             accuracy = logged.get(monitor.replace("loss", "acc"), math.nan)
             scores.setdefault(f"{stage}/acc", []).append(accuracy)
@@ -152,7 +127,7 @@ def score_weights(
 
 
 class ScoreRecorder(Checkpoint):
-    """Keeps what was logged in each epoch. Lightning calls a `Checkpoint` last, when everything is logged."""
+    """Keeps what was logged in each epoch. Lightning calls a `Checkpoint` after other callbacks, which may log, too."""
 
     def __init__(self, watcher: Watcher | None = None) -> None:
         self.watcher = watcher
@@ -165,7 +140,7 @@ class ScoreRecorder(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record every metric that has a value since the first epoch."""
-        row = _numbers(trainer.callback_metrics)
+        row = numbers_of(trainer.callback_metrics)
         epoch = trainer.current_epoch + 1
         if epoch == 1:
             self.scores = {name: [] for name in row}
@@ -189,7 +164,7 @@ class WeightKeeper(Callback):
             self.weights.append(deepcopy(pl_module.state_dict()))
 
 
-def _numbers(metrics: Mapping[str, Tensor]) -> dict[str, float]:
+def numbers_of(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """Return metrics as numbers, without those that count the steps or are what a sweep chooses."""
     numbers = {}
     for name, value in metrics.items():

@@ -1,6 +1,6 @@
-"""Where a study is kept: what would replace another study has a folder of its own.
+"""The folder of a study: one for each model, data set and size, so that no study replaces the page of another.
 
-Not in logs/, where TensorBoard would show a sweep's trials among the runs.
+It is not in logs/, where TensorBoard would show a sweep's configurations among the runs.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def own_name(
     source: str = "files",
     quick: bool = False,
 ) -> str:
-    """Return a name with an ending for everything in which a study is not the usual one.
+    """Return a name that ends with what is not the default: the model, the data, their source, `quick`.
 
     >>> own_name("overfit", source="synthetic", quick=True)
     'overfit-synthetic-quick'

@@ -18,17 +18,17 @@ _GENERATOR_LOCK = threading.Lock()  # torch's global generator, one for all thre
 
 
 class Watcher(Protocol):
-    """Who follows a training; either method may raise an error, which ends the training."""
+    """Is called while models are trained; its methods may raise an error to end the training."""
 
     def check(self) -> None:
-        """Be called often, at each epoch or each step."""
+        """Is called at each step, or of a stack at each epoch."""
 
     def after_epoch(self, epoch: int, scores: Mapping[str, Tensor]) -> None:
-        """Be told what m models scored, metric -> (m,), after an epoch, counted from 1."""
+        """Is called after an epoch, counted from 1, with the scores of m models: metric -> (m,)."""
 
 
 def held_out(data: FashionMNISTDataModule) -> dict[str, Labelled]:
-    """Return what is not trained on, by its stage: `val` and `test`."""
+    """Return the images and labels for validation and for testing, as `val` and `test`."""
     loaded = data.loaded
     val = data.val_index
     return {"val": (loaded.images[val], loaded.labels[val]), "test": (loaded.test_images, loaded.test_labels)}
@@ -50,10 +50,10 @@ def learn(
         loader: The minibatches that all of them see.
         epochs: Number of epochs.
         seed: Of the initial weights and the dropped pixels.
-        sets: What to score, by its stage. Without `train`, the scores of that are the means over the epoch's
+        sets: What to score, by its stage. Without `train`, the training scores are the means over the epoch's
             minibatches.
         every: The models are scored after every so many epochs.
-        watcher: Follows the training.
+        watcher: Is called as the training goes on.
 
     Returns:
         The scores of each model.

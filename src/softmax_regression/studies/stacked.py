@@ -32,8 +32,8 @@ METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/
 class Stack:
     """Models with their weights in one tensor, trained together by minibatch SGD.
 
-    With dropout all models lose the same pixels, drawn by a generator of the stack's own: not the pixels that
-    `fit` drops with this seed.
+    With dropout all models lose the same pixels. The stack draws them by a generator of its own: they are not those
+    that `fit` drops with this seed.
 
     Args:
         models: They give their hyperparameters and initial weights.

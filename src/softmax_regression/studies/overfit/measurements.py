@@ -17,14 +17,14 @@ from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
 from softmax_regression.studies import alone
 from softmax_regression.studies.learning import Labelled, Scores, Watcher, held_out, learn
-from softmax_regression.studies.stacked import CHUNK, METRICS
+from softmax_regression.studies.stacked import CHUNK
 from softmax_regression.studies.sweep.results import Result
 from softmax_regression.studies.sweep.space import Params, Plan
 from softmax_regression.studies.sweep.training import hyperparameters
 
 BATCH_SIZE = 256  # the book's
 LR = 0.1  # the book's
-PATIENCE = 5  # scorings without a lower validation loss, after which early stopping stops
+PATIENCE = 5  # scorings without a lower validation loss, then early stopping ends the training
 MONITOR = "val/loss"
 
 
@@ -65,7 +65,7 @@ FULL = Design(
 )
 QUICK = Design((Size(50, 60, 6), Size(100, 40, 4)), (0.0, 0.5), (0.0, 0.01), 2)
 QUICK_SIZES = {"synthetic_size": 1000, "val_size": 500}
-Curves = Mapping[tuple[float, float], Tensor]  # dropout, weight decay -> (seeds, METRICS, scorings) float64
+Curves = Mapping[tuple[float, float], Mapping[str, Tensor]]  # dropout, weight decay -> metric -> (seeds, scorings)
 
 
 @dataclass(frozen=True)
@@ -74,24 +74,23 @@ class Remedy:
 
     Attributes:
         stop: (s,) int64, the scoring at which the model of each seed was taken.
-        curves: (s, 6, t) float64, its metrics in the order of METRICS; dropout is off in scoring.
+        curves: Metric -> (s, t) float64, for s seeds and t scorings; dropout is off in scoring.
     """
 
     name: str
     dropout: float
     decay: float
     stop: Tensor
-    curves: Tensor
+    curves: Mapping[str, Tensor]
 
     def taken(self, metric: str) -> list[float]:
         """Return a metric of the models that were taken, one value a seed."""
-        values = self.curves[:, METRICS.index(metric)]
-        taken: list[float] = values.gather(1, self.stop[:, None])[:, 0].tolist()
+        taken: list[float] = self.curves[metric].gather(1, self.stop[:, None])[:, 0].tolist()
         return taken
 
 
 def plan(design: Design, model: type[LightningModule], identity: str, monitor: str = MONITOR) -> Plan:
-    """Return every size with every remedy that the model has parameters for."""
+    """Return the plan: every size with every strength of the remedies that the model has parameters for."""
     known = alone.parameters_of(model)
     space: dict[str, Any] = {"train_size": [size.images for size in design.sizes]}
     if "dropout" in known:
@@ -102,7 +101,7 @@ def plan(design: Design, model: type[LightningModule], identity: str, monitor: s
 
 
 class OverfitTraining:
-    """Trains on images that the seed chooses, and scores training, validation and test images as it goes.
+    """Trains on images that the seed chooses, and scores training, validation and test images every few epochs.
 
     Args:
         design: Sizes of training sets.
@@ -160,13 +159,14 @@ class OverfitTraining:
 
 
 def curves(results: Sequence[Result], size: Size) -> Curves:
-    """Return what came of the configurations with a number of images."""
+    """Return the scores of the configurations with this number of images."""
     found = {}
     for result in results:
         if result.params["train_size"] == size.images:
-            values = torch.tensor([result.history[name] for name in METRICS], dtype=torch.float64)
             strength = float(result.params.get("dropout") or 0), float(result.params.get("weight_decay") or 0)
-            found[strength] = values.movedim(0, 1)
+            found[strength] = {
+                name: torch.tensor(values, dtype=torch.float64) for name, values in result.history.items()
+            }
     return found
 
 
@@ -192,14 +192,15 @@ def choose_remedies(runs: Curves) -> list[Remedy]:
 def _remedy(name: str, runs: Curves, dropout: float = 0.0, decay: float = 0.0) -> Remedy:
     """Take the models at the end of their training."""
     found = runs[dropout, decay]
-    last = torch.full((len(found),), found.shape[2] - 1)
+    seeds, scorings = found[MONITOR].shape
+    last = torch.full((seeds,), scorings - 1)
     return Remedy(name, dropout, decay, last, found)
 
 
 def _stop_early(name: str, runs: Curves, dropout: float = 0.0, decay: float = 0.0) -> Remedy:
     """Take each model where early stopping takes it."""
     found = runs[dropout, decay]
-    stops = [early_stop(losses) for losses in found[:, METRICS.index(MONITOR)].tolist()]
+    stops = [early_stop(losses) for losses in found[MONITOR].tolist()]
     return Remedy(name, dropout, decay, torch.tensor(stops), found)
 
 
@@ -208,7 +209,7 @@ def _best(remedies: Sequence[Remedy]) -> Remedy:
 
 
 def early_stop(losses: Sequence[float], patience: int = PATIENCE) -> int:
-    """Return the position of the lowest loss before there is none lower for `patience` places."""
+    """Return where early stopping takes the model: the lowest loss before `patience` losses that are not lower."""
     best = 0
     for i, loss in enumerate(losses):
         if loss < losses[best]:

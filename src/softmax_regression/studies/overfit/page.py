@@ -9,11 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from softmax_regression.figures.drawings import PALETTE, Curves, learning_curves
+from softmax_regression.figures.drawings import PALETTE, learning_curves
 from softmax_regression.figures.page import write_page
 from softmax_regression.studies.intervals import Interval, difference
 from softmax_regression.studies.overfit.measurements import BATCH_SIZE, LR, MONITOR, PATIENCE, Remedy, Size
-from softmax_regression.studies.stacked import METRICS
 from softmax_regression.studies.sweep.space import Plan
 
 TESTED = {"test/loss": "test loss (nats)", "test/acc": "test accuracy"}
@@ -25,7 +24,8 @@ def write(folder: Path, remedies: Mapping[Size, Sequence[Remedy]], plan: Plan, m
     sizes = []
     for size, of_size in remedies.items():
         name = f"images-{size.images}"
-        figures[name] = learning_curves({"none": _curves(size, of_size[0])})
+        by_epoch = {metric: (size.scored, values) for metric, values in of_size[0].curves.items()}
+        figures[name] = learning_curves({"none": by_epoch})
         figures[f"{name}-remedies"] = _remedies_figure(size, of_size)
         sizes.append({"figure": name, **_values(size, of_size)})
     return write_page(
@@ -48,7 +48,7 @@ def _values(size: Size, remedies: Sequence[Remedy]) -> dict[str, object]:
     lowest = _lowest(none)
     since = {}
     for metric in _tested(none):
-        values = none.curves[:, METRICS.index(metric)]
+        values = none.curves[metric]
         since[metric] = difference(values[:, -1].tolist(), values[:, lowest].tolist())
     changes = []
     losses = []
@@ -91,7 +91,7 @@ def _tested(none: Remedy) -> dict[str, str]:
 
 def _lowest(remedy: Remedy) -> int:
     """Return the scoring with the lowest validation loss, the mean over the seeds."""
-    return int(remedy.curves[:, METRICS.index(MONITOR)].mean(0).argmin())
+    return int(remedy.curves[MONITOR].mean(0).argmin())
 
 
 def _label(remedy: Remedy) -> str:
@@ -102,14 +102,6 @@ def _label(remedy: Remedy) -> str:
     if strength:
         return f"{remedy.name} {strength:g}"
     return remedy.name
-
-
-def _curves(size: Size, remedy: Remedy) -> Curves:
-    """Return each metric by epoch, (seeds, scorings)."""
-    curves = {}
-    for i, metric in enumerate(METRICS):
-        curves[metric] = (size.scored, remedy.curves[:, i])
-    return curves
 
 
 def _remedies_figure(size: Size, remedies: Sequence[Remedy]) -> Figure:
@@ -124,10 +116,10 @@ def _remedies_figure(size: Size, remedies: Sequence[Remedy]) -> Figure:
         for axes in row:
             axes.set_title(words, fontsize="medium")
             axes.tick_params(labelleft=True)  # on phones the panels are below one another
-            _draw(axes, size.scored, none.curves[:, METRICS.index(metric)], "0.4", "none")
+            _draw(axes, size.scored, none.curves[metric], "0.4", "none")
             axes.grid(alpha=0.3)
         for i, remedy in enumerate(drawn):
-            _draw(row[i], size.scored, remedy.curves[:, METRICS.index(metric)], PALETTE[i], _label(remedy))
+            _draw(row[i], size.scored, remedy.curves[metric], PALETTE[i], _label(remedy))
     for axes in panels[0]:
         axes.legend(fontsize=8)
     for axes in panels[-1]:

@@ -25,7 +25,7 @@ from softmax_regression.figures.page import write_csv, write_page
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.record import environment
-from softmax_regression.studies.alone import defaults_of, parameters_of
+from softmax_regression.studies.alone import parameters_of
 from softmax_regression.studies.intervals import Interval, difference
 from softmax_regression.studies.sweep.results import Result, failures
 from softmax_regression.studies.sweep.search import Search
@@ -109,12 +109,12 @@ def _figures(plan: Plan, results: Sequence[Result]) -> dict[str, Figure]:
     figures = {"curves": learning_curves(labelled)}
     varied = _varied(plan, results)
     if varied:
-        figures["trials"] = _landscape(varied, results, plan)
+        figures["trials"] = _scores_by_hyperparameter(varied, results, plan)
     return figures
 
 
 def rows(seeds: Sequence[int], result: Result, every: int = 1) -> Iterator[dict[str, object]]:
-    """Yield rows of a CSV, one a seed and epoch, of what was scored after every so many epochs."""
+    """Yield the rows of a CSV: one for each seed and each scored epoch; every `every`th epoch was scored."""
     for i, seed in enumerate(seeds):
         columns = [of_seeds[i] for of_seeds in result.history.values()]
         for number, values in enumerate(zip(*columns, strict=True), 1):
@@ -124,7 +124,7 @@ def rows(seeds: Sequence[int], result: Result, every: int = 1) -> Iterator[dict[
 
 def _is_book(result: Result) -> bool:
     """Whether a configuration is the book's recipe, of which a space may leave out any part."""
-    usual = {**defaults_of(SoftmaxRegression), **BOOK}
+    usual = {**parameters_of(SoftmaxRegression), **BOOK}
     return all(usual.get(name) == value for name, value in result.params.items())
 
 
@@ -174,7 +174,7 @@ def _machines(search: Search) -> list[tuple[str, int]]:
     return list(Counter(trial.user_attrs["machine"] for trial in trials).items())
 
 
-def _landscape(names: Sequence[str], results: Sequence[Result], plan: Plan) -> Figure:
+def _scores_by_hyperparameter(names: Sequence[str], results: Sequence[Result], plan: Plan) -> Figure:
     """Draw the score against each hyperparameter; of a grid in a line for each value of another one."""
     rows = math.ceil(len(names) / COLUMNS)
     figure = Figure(figsize=(9, 4.2 * rows), layout="constrained")

@@ -1,4 +1,4 @@
-"""A search as a study of Optuna, which goes on where it was killed, on one machine or several.
+"""A search, kept as a study of Optuna: it goes on after it was killed, on one machine or several.
 
 A trial of a grid trains, with one seed, all models that can share its minibatches (see `stacked`); a trial of
 another sampler trains one model with every seed. The value of a trial is its best model's. What each model
@@ -13,16 +13,16 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from operator import attrgetter
 from pathlib import Path
 from statistics import mean
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import optuna
 import torch
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler, GridSampler
-from optuna.study import MaxTrialsCallback
+from optuna.study import MaxTrialsCallback, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -50,7 +50,7 @@ class Search:
         train: Trains configurations together with a seed.
         storage: URL of a database that several machines share; None for a file in the folder.
         sampler: Optuna's; None for every point of the grid.
-        pruner: Optuna's; None to let every trial come to its end.
+        pruner: Optuna's; None to finish every trial.
 
     Raises:
         InputError: The folder or the database has a sweep with another plan, or cannot be opened.
@@ -71,14 +71,13 @@ class Search:
         self.train = train
         self.is_shared = storage is not None
         self.storage = open_storage(storage, folder)
-        directions: dict[str, Literal["minimize", "maximize"]] = {"min": "minimize", "max": "maximize"}
         self.study = optuna.create_study(
             storage=self.storage,
             study_name=folder.name,
             load_if_exists=True,
             sampler=sampler or GridSampler(plan.grid),
             pruner=pruner or optuna.pruners.NopPruner(),
-            direction=directions[plan.mode],
+            direction={"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}[plan.mode],
         )
         if self.study.user_attrs.get("plan", plan.to_json()) != plan.to_json():
             raise InputError(f"{folder}: has a sweep with another plan; choose another --name, or delete it")
@@ -93,9 +92,9 @@ class Search:
 
     @property
     def finished(self) -> list[FrozenTrial]:
-        """The trials that count: of a grid the first one of each point, of another sampler the first ones."""
+        """The finished trials that count: of a grid the first of each point, otherwise the first `plan.size`."""
         trials = self.study.get_trials(deepcopy=False, states=FINISHED)
-        trials.sort(key=_end_of)
+        trials.sort(key=attrgetter("datetime_complete", "number"))
         if self.plan.sampler != "grid":
             return trials[: self.plan.size]
         first: dict[str, FrozenTrial] = {}
@@ -145,7 +144,7 @@ class Search:
                 raise DivergedError(f"{self.plan.monitor}={runs[0]['scores'][self.plan.monitor][-1]}; lower lr")
         except optuna.TrialPruned:
             raise
-        except Exception as error:  # of whoever wrote the model; the other trials may still work
+        except Exception as error:  # in the user's model; the other trials may still work
             trial.set_user_attr("error", format_error(error))
             raise
         trial.set_user_attr("models", runs)
@@ -157,7 +156,7 @@ class Search:
         seeds = list(self.plan.seeds)
         if self.plan.sampler == "grid":
             seeds = [cast(int, params.pop("seed"))]
-            self._give_up_like_first_seed(params, seeds[0])
+            self._prune_like_first_seed(params, seeds[0])
         configurations = self.plan.together(params)
         runs = []
         for seed in seeds:
@@ -167,8 +166,8 @@ class Search:
                 runs.append({"params": configuration, "seed": seed, "scores": of_model})
         return runs
 
-    def _give_up_like_first_seed(self, params: Params, seed: int) -> None:
-        """Give up a point of the grid that was given up with the first seed."""
+    def _prune_like_first_seed(self, params: Params, seed: int) -> None:
+        """Prune a point of the grid that was pruned with the first seed."""
         first = {**params, "seed": self.plan.seeds[0]}
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
             if other.params == first and seed != first["seed"]:
@@ -203,7 +202,7 @@ class Search:
 
 
 class Watch:
-    """Follows a training for a search: it ends where the search is stopped, or a pruner gives up the trial."""
+    """Ends a training when the search is stopped, or when the pruner says so."""
 
     def __init__(self, search: Search, trial: Trial, seed: int, epochs: int) -> None:
         self.search = search
@@ -212,7 +211,7 @@ class Watch:
         self.may_prune = search.plan.pruner is not None and seed == search.plan.seeds[0]
 
     def check(self) -> None:
-        """Leave the trial as it is when the search is stopped: it will be made again."""
+        """End the training if the search is stopped; the trial stays unfinished and is run again later."""
         if self.search.stop.is_set():
             raise SystemExit
 
@@ -273,15 +272,9 @@ def check_sampler(sampler: BaseSampler, plan: Plan) -> None:
 
 
 def number_of_workers(asked: int | None, is_stackable: bool) -> int:
-    """Return how many trials to train at a time: as many as asked for, at most one a core; one if they are alone."""
+    """Return how many trials run at a time: at most one for each core, and one if they cannot be stacked."""
     if asked is not None and asked < 1:
         raise InputError(f"workers={asked}: must be at least 1; leave it out for one a core")
     if not is_stackable:  # Lightning's Trainer and torch's global generator are one for all threads
         return 1
     return min(asked or cores(), cores())
-
-
-def _end_of(trial: FrozenTrial) -> tuple[datetime, int]:
-    """Order trials by when they ended."""
-    assert trial.datetime_complete is not None
-    return trial.datetime_complete, trial.number

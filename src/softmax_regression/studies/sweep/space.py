@@ -23,13 +23,13 @@ Value = bool | int | float | str | None
 Params = dict[str, Value]
 
 BOOK: Params = {"lr": 0.1, "batch_size": 256, "epochs": 10}  # its recipe; a space may leave out any of them
-COUNTS = ("batch_size", "epochs", "train_size")  # hyperparameters that are whole numbers and not the model's
+COUNTS = ("batch_size", "epochs", "train_size")  # these are whole numbers, and no parameters of the model
 STACKED = ("lr", "weight_decay", "momentum", "init_std")  # in which the models of one stack may differ
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, whole ones if both are; `log` spreads them evenly in their logarithm."""
+    """Numbers from `low` to `high`, integers if both are; with `log`, uniform in their logarithm."""
 
     low: int | float
     high: int | float
@@ -42,7 +42,7 @@ class Range:
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
     def check(self) -> None:
-        """Refuse ends between which nothing can be drawn, with Optuna's ValueError."""
+        """Raise Optuna's ValueError if no number lies between the ends, or log has an end that is not above 0."""
         FloatDistribution(self.low, self.high, log=self.log)
 
 
@@ -87,7 +87,7 @@ class Plan:
         for name, values in self.space.items():
             try:
                 self._check(name, values)
-            except Exception as error:  # of jsonargparse, or of whoever wrote the model
+            except Exception as error:  # of jsonargparse, or of the user's model
                 raise InputError(f"space.{name}: {reason(error)}") from error
         if self.is_stackable and self.monitor not in METRICS[:4]:
             raise InputError(f"monitor={self.monitor}: expected one of {', '.join(METRICS[:4])}")

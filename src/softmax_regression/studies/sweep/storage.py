@@ -27,9 +27,9 @@ def open_storage(url: str | None, folder: Path) -> RDBStorage:
             return RDBStorage(parsed.render_as_string(hide_password=False), {"pool_pre_ping": True})
     except (ImportError, ArgumentError) as error:
         remedy = 'for PostgreSQL pip install -e ".[database]"'
-        raise InputError(f"storage={shown(url)}: its driver is missing; {remedy}") from error
+        raise InputError(f"storage={without_password(url)}: its driver is missing; {remedy}") from error
     except (DBAPIError, StorageInternalError) as error:
-        raise InputError(f"storage={shown(url)}: cannot be used ({format_error(error)})") from error
+        raise InputError(f"storage={without_password(url)}: cannot be used ({format_error(error)})") from error
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def loss_is_a_storage_error() -> Iterator[None]:
         raise StorageError(f"storage: lost it ({format_error(error)}); start again to go on") from error
 
 
-def shown(url: str) -> str:
+def without_password(url: str) -> str:
     """Return a database's URL without its password."""
     return _parse(url).difference_update_query(["password"]).render_as_string(hide_password=True)
 

@@ -24,7 +24,7 @@ from softmax_regression.studies.folders import STUDIES, own_name
 from softmax_regression.studies.sweep import page
 from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
 from softmax_regression.studies.sweep.space import Plan, Range, Space, Value
-from softmax_regression.studies.sweep.storage import shown
+from softmax_regression.studies.sweep.storage import without_password
 from softmax_regression.studies.sweep.training import LightningTraining, StackTraining
 
 QUICK_SIZES = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
@@ -67,9 +67,9 @@ def run(
         mode: `min` if less of it is better, `max` if more is.
         source: `files`, or `synthetic` for generated stand-ins.
         dirs: Folders to look for the files in.
-        prune: Give up trials whose first seed does worse than the median of the finished ones at that epoch.
-        pruner: A class of Optuna's that gives up trials in another way.
-        quick: First and middle values, two epochs, two seeds and few images, to see that it works.
+        prune: End trials early whose first seed is worse than the median of the finished trials at that epoch.
+        pruner: A class of Optuna's that decides otherwise which trials end early.
+        quick: The first and the middle of the values, two epochs, two seeds and few images, to see that it works.
 
     Raises:
         InputError: The space cannot be searched, the folder has or does another sweep, or every trial failed.
@@ -125,13 +125,9 @@ def _quick_space(space: Space) -> dict[str, list[Value] | Range]:
 
 def _sampler(sampler: BaseSampler | str) -> BaseSampler | None:
     """Return the sampler of a name; None for the grid."""
-    if sampler == "random":
-        return RandomSampler(seed=0)
-    if sampler == "tpe":
-        return TPESampler(seed=0, constant_liar=True)
     if isinstance(sampler, BaseSampler):
         return sampler
-    return None
+    return {"random": RandomSampler(seed=0), "tpe": TPESampler(seed=0, constant_liar=True)}.get(sampler)
 
 
 def _name_of(chosen: object) -> Any:
@@ -145,14 +141,14 @@ def _name_of(chosen: object) -> Any:
 
 def _options(data: type[LightningDataModule], source: str, dirs: Sequence[str] | None, quick: bool) -> dict[str, Any]:
     """Return what the data module is made with, beside what is searched."""
-    known = parameters_of(data)
     options: dict[str, Any] = {}
-    for name, value, usual in (("source", source, "files"), ("dirs", dirs, None)):
-        if value == usual:
-            continue
-        if name not in known:
+    if source != "files":
+        options["source"] = source
+    if dirs is not None:
+        options["dirs"] = dirs
+    for name, value in options.items():
+        if name not in parameters_of(data):
             raise InputError(f"{name}={value}: {data.__name__} has no parameter of this name; drop --{name}")
-        options[name] = value
     if quick and issubclass(data, FashionMNISTDataModule):
         options.update(QUICK_SIZES)
     return options
@@ -166,10 +162,8 @@ def _training(plan: Plan, options: dict[str, Any], quick: bool) -> StackTraining
         plan = replace(plan, identity=f"{images.loaded.sha256}/{len(images.train_index)}")
     if images and plan.is_stackable:
         return StackTraining(plan, options, images)
-    limits = {}
-    if quick and images is None:
-        limits = QUICK_LIMITS
-    training = LightningTraining(plan, options, images, limits)
+    limits = QUICK_LIMITS if quick and images is None else {}
+    training = LightningTraining(plan, options, images, **limits)
     training.check_monitor()
     return training
 
@@ -178,5 +172,5 @@ def _command(storage: str | None) -> str:
     """Return the command that was typed, without the password of a database."""
     command = str(environment()["command"])
     if storage:  # a quotation mark stands there as a shell takes it
-        command = command.replace(storage.replace("'", "'\"'\"'"), shown(storage))
+        command = command.replace(storage.replace("'", "'\"'\"'"), without_password(storage))
     return command

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from softmax_regression.data.minibatches import Minibatches
@@ -84,15 +85,17 @@ class LightningTraining:
         plan: Plan,
         options: Mapping[str, Any],
         images: FashionMNISTDataModule | None = None,
-        limits: Mapping[str, Any] | None = None,
+        **limits: float,
     ) -> None:
         self.plan = plan
         self.options = options
         self.images = images
-        self.limits = dict(limits or {})
+        self.limits: Mapping[str, Any] = limits
 
     def _make(self, params: Mapping[str, Any], seed: int) -> tuple[LightningModule, LightningDataModule]:
-        return alone.make_both(self.plan.model, self.plan.data, {**self.options, **params}, seed)
+        """Make both as `fit --seed_everything SEED` does; call it where the generators are isolated."""
+        module = alone.make_model(self.plan.model, params, seed)
+        return module, alone.make(self.plan.data, {**self.options, **params, "seed": seed})
 
     def check_monitor(self) -> None:
         """Refuse, before anything is trained, a monitor that the model does not log."""
@@ -113,4 +116,7 @@ class LightningTraining:
         with isolate_rng():
             module, data = self._make(params, seed)
             trainer, _ = alone.train(module, data, count(params, "epochs"), **self.limits)
-            return alone.run_test(trainer, module, data)
+            if not is_overridden("test_step", module) or not is_overridden("test_dataloader", data):
+                return {}
+            trainer.test(module, datamodule=data, verbose=False)
+            return alone.numbers_of(trainer.callback_metrics)
