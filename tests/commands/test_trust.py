@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -119,34 +120,58 @@ def tarred(content: Any) -> bytes:
     return buffer.getvalue()
 
 
-def within(name: str) -> Callable[[dict[str, Any]], bytes]:
-    return lambda saved: zipped(saved | {name: saved[name] | {"x": SYSTEM}})
+def alone(content: Any, saved: dict[str, Any]) -> bytes:
+    """A checkpoint that holds nothing else."""
+    return zipped(content)
 
 
+def added(content: Any, saved: dict[str, Any]) -> bytes:
+    """A checkpoint with one thing more."""
+    return zipped(saved | {"x": content})
+
+
+def within(name: str, saved: dict[str, Any]) -> bytes:
+    """A checkpoint with one thing more in a part of it."""
+    return zipped(saved | {name: saved[name] | {"x": SYSTEM}})
+
+
+def as_a_key(saved: dict[str, Any]) -> bytes:
+    return zipped(saved | {("x", SYSTEM): 0})
+
+
+def in_the_legacy_format(saved: dict[str, Any]) -> bytes:
+    return legacy(saved | {"x": SYSTEM})
+
+
+def as_it_is(content: bytes, saved: dict[str, Any]) -> bytes:
+    """A file that torch.save has not written."""
+    return content
+
+
+REBUILDER = Call(torch._tensor._rebuild_from_type_v2, os.system, torch.Tensor, (f"touch {CANARY}",), {})
 HOSTILE: dict[str, Callable[[dict[str, Any]], bytes]] = {
-    "os.system": lambda saved: zipped(SYSTEM),
-    **{
-        f"in {name}": within(name)
-        for name in ("state_dict", "hyper_parameters", "datamodule_hyper_parameters", "callbacks", "loops")
-    },
-    "as a key": lambda saved: zipped(saved | {("x", SYSTEM): 0}),
-    "eval": lambda saved: zipped(saved | {"x": Call(eval, f"__import__('os').mkdir({CANARY!r})")}),
-    "exec": lambda saved: zipped(saved | {"x": Call(exec, f"import os; os.mkdir({CANARY!r})")}),
-    "subprocess": lambda saved: zipped(saved | {"x": Call(subprocess.check_output, ["touch", CANARY])}),
-    "mkdir": lambda saved: zipped(saved | {"x": Call(os.mkdir, CANARY)}),
-    "getattr": lambda saved: archived(BY_NAME),
-    "methodcaller": lambda saved: zipped(Call(operator.methodcaller("write_text", "x"), Path(CANARY))),
-    "a pickle in a pickle": lambda saved: zipped(Call(pickle.loads, pickle.dumps(SYSTEM))),
-    "torch's own loader": lambda saved: zipped(Call(torch.storage._load_from_bytes, legacy(SYSTEM))),
-    "torch's own rebuilder": lambda saved: zipped(
-        Call(torch._tensor._rebuild_from_type_v2, os.system, torch.Tensor, (f"touch {CANARY}",), {})
-    ),
-    "numpy": lambda saved: zipped(saved | {"x": np.array([SYSTEM], dtype=object)}),
-    "legacy": lambda saved: legacy(saved | {"x": SYSTEM}),
-    "tar": lambda saved: tarred(SYSTEM),
-    "bare pickle": lambda saved: pickle.dumps(SYSTEM),
-    "bare pickle, protocol 0": lambda saved: BY_NAME,
-    "renamed root": lambda saved: archived(pickle.dumps(SYSTEM, 2), root="x"),
+    "os.system": partial(alone, SYSTEM),
+    "in state_dict": partial(within, "state_dict"),
+    "in hyper_parameters": partial(within, "hyper_parameters"),
+    "in datamodule_hyper_parameters": partial(within, "datamodule_hyper_parameters"),
+    "in callbacks": partial(within, "callbacks"),
+    "in loops": partial(within, "loops"),
+    "as a key": as_a_key,
+    "eval": partial(added, Call(eval, f"__import__('os').mkdir({CANARY!r})")),
+    "exec": partial(added, Call(exec, f"import os; os.mkdir({CANARY!r})")),
+    "subprocess": partial(added, Call(subprocess.check_output, ["touch", CANARY])),
+    "mkdir": partial(added, Call(os.mkdir, CANARY)),
+    "getattr": partial(as_it_is, archived(BY_NAME)),
+    "methodcaller": partial(alone, Call(operator.methodcaller("write_text", "x"), Path(CANARY))),
+    "a pickle in a pickle": partial(alone, Call(pickle.loads, pickle.dumps(SYSTEM))),
+    "torch's own loader": partial(alone, Call(torch.storage._load_from_bytes, legacy(SYSTEM))),
+    "torch's own rebuilder": partial(alone, REBUILDER),
+    "numpy": partial(added, np.array([SYSTEM], dtype=object)),
+    "legacy": in_the_legacy_format,
+    "tar": partial(as_it_is, tarred(SYSTEM)),
+    "bare pickle": partial(as_it_is, pickle.dumps(SYSTEM)),
+    "bare pickle, protocol 0": partial(as_it_is, BY_NAME),
+    "renamed root": partial(as_it_is, archived(pickle.dumps(SYSTEM, 2), root="x")),
 }
 
 
@@ -159,22 +184,26 @@ def sealed(data: bytes) -> bytes:
 
 
 # Every way in which a person names a checkpoint.
-WAYS: dict[str, Callable[[str], list[str]]] = {
-    "fit --resume": lambda path: ["fit", *SMALL, "--resume", path],
-    "fit --ckpt_path": lambda path: ["fit", *SMALL, f"--ckpt_path={path}"],
-    "test": lambda path: ["test", "--ckpt_path", path],
-    "test, forced": lambda path: ["test", "--ckpt_path", path, "--weights_only=false"],
-    "validate": lambda path: ["validate", "--ckpt_path", path],
-    "predict": lambda path: ["predict", "--ckpt_path", path],
-    "report": lambda path: ["report", path],
-    "compare": lambda path: ["compare", path, path],
-    "export": lambda path: ["export", path],
-}
+WAYS = (
+    "fit --resume PATH",
+    "fit --ckpt_path=PATH",
+    "test --ckpt_path PATH",
+    "test --ckpt_path PATH --weights_only=false",
+    "validate --ckpt_path PATH",
+    "predict --ckpt_path PATH",
+    "report PATH",
+    "compare PATH PATH",
+    "export PATH",
+)
 
 
-def run(way: str, path: str, *options: str) -> int:
-    words = WAYS[way](path)
-    return main([*words, *options]) if words[0] in COMMANDS else study.main(words)
+def run(way: str, path: str) -> int:
+    words = way.replace("PATH", path).split()
+    if words[0] == "fit":
+        words += SMALL
+    if words[0] in COMMANDS:
+        return main(words)
+    return study.main(words)
 
 
 def a_run(saved: dict[str, Any], config: str) -> str:
@@ -196,7 +225,10 @@ def test_a_hostile_checkpoint_is_live_and_refused_in_every_way(
     with suppress(Exception):
         torch.load("x.ckpt", weights_only=False)
     assert Path(CANARY).exists()
-    (Path(CANARY).rmdir if Path(CANARY).is_dir() else Path(CANARY).unlink)()
+    if Path(CANARY).is_dir():
+        Path(CANARY).rmdir()
+    else:
+        Path(CANARY).unlink()
     Path("x.ckpt").write_bytes(sealed(data))
     folder = Path(a_run(saved, "{trainer: {max_epochs: 3}}"))
     (folder / "checkpoints" / "last.ckpt").write_bytes(sealed(data))
@@ -248,7 +280,7 @@ def test_a_class_that_a_run_names_is_not_imported(
         "__init__.py": "",
     }.items():
         Path(path, name).write_text(words)
-    for way in ("test", "fit --resume"):
+    for way in ("test --ckpt_path PATH", "fit --resume PATH"):
         code = run(way, path)
         assert not Path(CANARY).exists()
         assert not {"foreign", "étranger"} & sys.modules.keys()
@@ -263,7 +295,7 @@ def test_a_class_that_a_checkpoint_names_is_not_imported(
     theirs = Path("logs/softmax/theirs/theirs.ckpt")
     for text in (THEIRS["class"], THEIRS["of Python"], "/dev/zero", "x.yaml", f"data: {{{BOMB}}}"):
         theirs.write_bytes(dumps(saved | {"run": saved["run"] | {"config": text}}))
-        assert run("test", str(theirs)) == 2
+        assert run("test --ckpt_path PATH", str(theirs)) == 2
         one_line(capsys)
     assert not Path(CANARY).exists()
 
