@@ -27,7 +27,7 @@ class Dataset(NamedTuple):
     test_images: Tensor
     test_labels: Tensor
     sha256: str  # one digest of all four, as hexadecimal digits
-    origin: str  # where they came from, for people
+    origin: str  # where they came from, in words
     class_names: tuple[str, ...]
 
 

@@ -27,7 +27,7 @@ Acquire {{ Languages "none"; Retries "0"; http::Timeout "5"; https::Timeout "5";
 
 
 def download(files: ImageFiles, target: Path) -> list[str]:
-    """Place what a folder lacks of a data set, verified; of several processes one does it and the others wait.
+    """Download the files of a data set that a folder lacks, and verify them, in one process at a time.
 
     Returns:
         The sources that failed, each with the reason.

@@ -26,7 +26,7 @@ DatasetClass = type[MNIST] | partial[MNIST]
 
 @dataclass(frozen=True)
 class Extras:
-    """What we know of a data set beside what torchvision knows."""
+    """What torchvision does not know of a data set."""
 
     sha256: dict[str, str] = field(default_factory=dict)  # of the unpacked files; without, any files are taken
     folders: tuple[str, ...] = ()  # to look in after torchvision's own
@@ -73,7 +73,7 @@ class ImageFiles:
     Attributes:
         names: Names of the four, unpacked.
         variable: The environment variable that names the only folder that counts, such as FASHION_MNIST_DIR.
-        mirrors: What stands before `address` where the files are published, in order.
+        mirrors: The beginnings of the addresses at which the files are published, in order.
         address: The name of the first file that is downloaded, or its whole address.
     """
 
@@ -131,7 +131,7 @@ class ImageFiles:
         return data, digest
 
     def place(self, source: Path, target: Path) -> None:
-        """Verify the files of one folder, then put what another lacks there, unpacked, each whole or not at all."""
+        """Verify the files of `source`, then write those that `target` lacks, unpacked, each whole or not at all."""
         found = {name: self.read(self.find(source, name) or source / name, name)[0] for name in self.names}
         for name in self.missing(target):
             write(found[name], target / name)

@@ -38,7 +38,7 @@ class Shuffle(Sampler[int]):
 
 
 class InOrder(SequentialSampler):
-    """Every epoch in the same order, but each with its number: a position in one is none in another."""
+    """The same order in every epoch; the epoch is noted, so that a position counts only in the epoch it is of."""
 
     epoch = 0
 
@@ -52,7 +52,7 @@ class InOrder(SequentialSampler):
 
 
 class Minibatches:
-    """An ordinary loader: one minibatch (x, y) a batch, each gathered when its turn comes.
+    """A loader that gathers each minibatch (x, y) from the data set when it is asked for.
 
     x is (b, 1, 28, 28) float32 in [0, 1], y is (b,) int64; b is this rank's share of the global minibatch.
 
@@ -69,7 +69,7 @@ class Minibatches:
         dataset: The n examples of the split, (uint8 image, class) each.
         sampler: What decides the order.
         position: Minibatches of this epoch that have been handed out, or 0 when all have been.
-        share: world_size times this rank's part of the examples of the current minibatch: 1 if it is even.
+        share: This rank's part of the current minibatch, times world_size: 1 if all ranks have equally many examples.
     """
 
     batch_sampler = None  # Lightning asks every loader that has a sampler for this one too

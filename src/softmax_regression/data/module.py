@@ -71,7 +71,7 @@ class FashionMNISTDataModule(LightningDataModule):
         batch_size: Images in a minibatch, over all devices together.
         val_size: Images held out of the training set for validation, the same ones in every run; 0 for none.
         train_size: Images to train on, a balanced subset of those left; None for all.
-        source: `files`, or `synthetic` for generated stand-ins that need no files.
+        source: `files`, or `synthetic` for generated images that need no files.
         dirs: Folders to look for the files in, in order; a download goes into the first. None for the usual.
         synthetic_size: Training images to generate, with a sixth as many for testing.
         images: Photos, or folders of them, for `predict`; None for the test set.

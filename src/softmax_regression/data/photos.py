@@ -28,7 +28,7 @@ LARGE = 1024  # pixels; larger photos are averaged down to this at once, to save
 
 
 class Photos(NamedTuple):
-    """What became of a list of files."""
+    """The images that were made of a list of files, and the files that could not be used."""
 
     images: Tensor  # (n, 28, 28) uint8, light on black
     paths: list[Path]  # the n files they came from

@@ -24,7 +24,7 @@ from torch import Tensor
 from softmax_regression.runs.rows import RESERVED
 
 Curves = Mapping[str, tuple[Tensor, Tensor]]  # metric -> epochs (t,) and values (t,), or (s, t) of s seeds
-PRODUCER = "softmax-regression"  # in every picture and page: it may be replaced by a newer one
+PRODUCER = "softmax-regression"  # written into every picture and page, so that a newer one may replace it
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", BLACK)
 STAGES = ("train", "val", "test")
@@ -57,8 +57,8 @@ def split_metric(name: str) -> tuple[str, str]:
 def metrics_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     """Return the names of the metrics in rows of a run, in the order in which they come.
 
-    Left out are the epoch, the step and the learning rate. Of a metric that Lightning keeps thrice, such as `loss`,
-    `loss_step` and `loss_epoch`, the first is enough.
+    Left out are the epoch, the step and the learning rate. Of a metric that Lightning keeps under three names, such as
+    `loss`, `loss_step` and `loss_epoch`, the first is enough.
     """
     names: dict[str, Any] = {}
     for row in rows:

@@ -64,7 +64,7 @@ class FigureLogger(Callback):
                     writer.add_histogram(f"gradients/{name}", parameter.grad, step)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any) -> None:
-        """Learn of which step the weights are that `test` loads."""
+        """Keep the step of the weights that `test` loads."""
         self._loaded = checkpoint.get("global_step", 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -135,7 +135,7 @@ class FigureLogger(Callback):
 
 
 def _choose(trainer: Trainer, stage: str) -> tuple[Iterable[Any], int | None] | None:
-    """Return the loader that is drawn of in `test`, or in validation, and how many of its batches are used."""
+    """Return the loader that figures show, in `test` or validation, and how many of its batches are used."""
     if stage == "test":
         loaders, limits = trainer.test_dataloaders, trainer.num_test_batches
     else:

@@ -69,7 +69,7 @@ def prediction_grid(
 
 
 def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
-    """The weights (k, h * h) of each class as an image, all on one scale: red pixels speak for the class."""
+    """The weights (k, h * h) of each class as an image, all on one scale: red pixels raise its logit."""
     weight = weight.detach().cpu().float()
     limit = float(weight.abs().max())
     side = math.isqrt(weight.shape[1])
@@ -143,7 +143,7 @@ def pixel_contributions(image: Tensor, weight: Tensor, bias: Tensor, label: int,
 def figures_of(
     inputs: Tensor, labels: Tensor, logits: Tensor, class_names: Sequence[str], parameters: Sequence[Tensor]
 ) -> dict[str, Callable[[], Figure]]:
-    """Everything there is to see of a model on n inputs, by name, each drawn only when it is called.
+    """Return functions that draw the figures of a model on n inputs, by the name of the figure.
 
     Images are (n, h, w) or (n, channels, h, w), uint8 or float, labels (n,), logits (n, k). Other inputs are not
     shown. The figures `LINEAR` are there if the parameters are weights (k, h * h), and biases, that make these logits.

@@ -22,7 +22,7 @@ Scored = tuple[Tensor, Tensor, Tensor]  # inputs (n, ...), labels (n,) and logit
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Let a module evaluate, without gradients; then each of its parts has the mode that it had."""
+    """Put a module into evaluation mode, without gradients; then restore the mode of each of its parts."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -34,7 +34,7 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def choose_loader(loaders: Any, stage: str) -> tuple[int, Any] | None:
-    """Return the place and the loader that a stage is drawn of; None if there is none.
+    """Return the loader that the figures of a stage show, after its position; None if there is none.
 
     Of several it is the one that is named after the stage, or else the first that is not of another stage.
     """

@@ -42,7 +42,7 @@ def run(
 
     Args:
         out: Folder of the page; the default is studies/numerics, with an ending such as `-quick` for another study.
-        source: What to train on: `files`, or `synthetic` for generated stand-ins that need none.
+        source: What to train on: `files`, or `synthetic` for generated images that need no files.
         dirs: Folders to look for the data in.
         seed: Decides random logits, initial weights and minibatches.
         quick: Measure at fewer points, and train for fewer steps on 2,000 generated images.

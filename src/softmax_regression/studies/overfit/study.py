@@ -44,7 +44,7 @@ def run(
         model: Class of what is trained, with the remedies that it has parameters for.
         data: Class of the data set, a subclass of FashionMNISTDataModule, which can take few of its images.
         monitor: The loss that the model logs in validation; its accuracy is called the same with `acc`.
-        source: `files`, or `synthetic` for generated stand-ins.
+        source: `files`, or `synthetic` for generated images.
         dirs: Folders to look for the files in.
         workers: Trials trained at the same time, at most one a core; None for one a core.
         force: Let it replace a page of somebody else's.

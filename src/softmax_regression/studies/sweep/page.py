@@ -15,8 +15,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
-from torch.utils.tensorboard.summary import hparams, scalar
-from torch.utils.tensorboard.writer import FileWriter
+from torch.utils.tensorboard import SummaryWriter
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import shell_command
@@ -259,10 +258,5 @@ def _write_hparams(folder: Path, results: Sequence[Result]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for number, result in enumerate(results, 1):
         last = {name: mean(result.last(name)) for name in result.history}
-        writer = FileWriter(str(folder / f"{number:04}"))
-        epochs = count(result.params, "epochs")
-        for summary in hparams(result.params, last):
-            writer.add_summary(summary, epochs)
-        for name, value in last.items():
-            writer.add_summary(scalar(name, value), epochs)
-        writer.close()
+        with SummaryWriter(str(folder / f"{number:04}")) as writer:
+            writer.add_hparams(result.params, last, run_name=".", global_step=count(result.params, "epochs"))

@@ -65,7 +65,7 @@ def run(
         data: Class of the data module.
         monitor: What to search by: a metric that the model logs, after the last epoch.
         mode: `min` if less of it is better, `max` if more is.
-        source: `files`, or `synthetic` for generated stand-ins.
+        source: `files`, or `synthetic` for generated images.
         dirs: Folders to look for the files in.
         prune: End trials early whose first seed is worse than the median of the finished trials at that epoch.
         pruner: A class of Optuna's that decides otherwise which trials end early.
