@@ -1,10 +1,19 @@
 """The table of predictions, of whatever `predict_step` returns."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
 
-from softmax_regression.commands.predictions import Columns, columns_of
+from softmax_regression.commands.predictions import (
+    Columns,
+    PredictionTable,
+    allow_positional_arguments,
+    columns_of,
+)
 
 PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
 OUTPUTS = {
@@ -27,9 +36,51 @@ OUTPUTS = {
     "one number a batch": (torch.tensor(3.0), {"output": [3.0]}),
     "a Python number": (3, {"output": [3]}),
     "nothing": (None, {}),
+    "a tensor of another size an example": ([torch.tensor([1]), torch.tensor([])], {"output": ["[1]", "[]"]}),
+    "what was found in each example": (
+        [{"label": 3, "box": torch.ones(1, 2)}, {"label": 4, "box": np.ones((0, 2))}],
+        {"output.label": [3, 4], "output.box": ["[[1.0, 1.0]]", "[]"]},
+    ),
+    "a sparse tensor": (
+        torch.eye(2, 3).to_sparse(),
+        {"output.0": ["1", "0"], "output.1": ["0", "1"], "output.2": ["0", "0"]},
+    ),
 }
 
 
 @pytest.mark.parametrize(("output", "columns"), OUTPUTS.values(), ids=OUTPUTS)
 def test_every_output_has_columns(output: object, columns: Columns) -> None:
-    assert columns_of(output, ["a", "b"]) == columns
+    assert columns_of(output, ["a", "b"], 2) == columns
+
+
+class Loaders(LightningDataModule):
+    """Two loaders by name, whose batch size has none; the names of the classes are a and b."""
+
+    class_names = ("a", "b")
+
+    def predict_dataloader(self) -> dict[str, DataLoader[Any]]:
+        images = TensorDataset(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
+        return {"easy": DataLoader(images, 2), "hard": DataLoader(images, 2)}
+
+
+class SomeBatches(LightningModule):
+    """Predicts for batches of two examples: for each its inputs, then for both a text; else nothing."""
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        if len(batch[0]) < 2:
+            return None
+        return "fine" if dataloader_idx else batch[0][:, :1]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:predict returned None")
+def test_rows_have_the_number_of_their_example_and_the_name_of_their_loader() -> None:
+    data = Loaders()
+    allow_positional_arguments(data)
+    table = PredictionTable(data)
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    Trainer(callbacks=[table], **options).predict(SomeBatches(), data, return_predictions=False)
+    assert table.rows == [
+        {"index": 0, "dataloader": "easy", "label": "a", "output.0": "0"},
+        {"index": 1, "dataloader": "easy", "label": "b", "output.0": "0"},
+        {"index": 3, "dataloader": "hard", "output": "fine"},
+    ]

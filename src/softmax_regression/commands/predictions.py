@@ -2,7 +2,9 @@
 
 import csv
 import io
+import json
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
@@ -10,9 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from softmax_regression.errors import InputError
 from softmax_regression.files import check_writable, write
@@ -51,6 +57,24 @@ def forward_inputs_only(model: LightningModule) -> None:
     model.predict_step = MethodType(predict_step, model)  # type: ignore[method-assign]
 
 
+def allow_positional_arguments(data: LightningDataModule) -> None:
+    """Let the loaders of `predict_dataloader` be made as `DataLoader(images, 16)`.
+
+    Lightning makes a loader to predict with a second time, from the arguments that it was given; it takes them from
+    the attributes of one whose arguments it does not know. Else its own come twice where they were not named.
+    """
+    make_loaders = data.predict_dataloader
+
+    def predict_dataloader() -> Any:
+        loaders = make_loaders()
+        for loader in CombinedLoader(loaders).flattened:
+            if type(loader) is DataLoader:
+                vars(loader).pop("__pl_saved_args", None)
+        return loaders
+
+    data.predict_dataloader = predict_dataloader  # type: ignore[method-assign]
+
+
 class PredictionTable(Callback):
     """Keep a row for each example: its index, its label or photo, and what `predict_step` returned for it.
 
@@ -65,25 +89,48 @@ class PredictionTable(Callback):
         self.names = [str(name) for name in getattr(data, "class_names", ())]
         self.photos = getattr(data, "photos", None)
         self.rows: list[dict[str, Any]] = []
+        self._examples = 0  # of the batches so far
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *where: Any) -> None:
         """Keep the rows of a batch; `where` is the batch, its number, and that of its loader."""
         batch, _, loader = (*where, 0)[:3]
-        columns = columns_of(outputs, self.names)
         labels = _labels(batch)
-        for i in range(max(map(len, columns.values()), default=0)):
-            index = len(self.rows)
+        n = _batch_size(batch)
+        columns = columns_of(outputs, self.names, n)
+        count = max(map(len, columns.values()), default=0)
+        loaders = list(_by_name(trainer.predict_dataloaders))
+        for i in range(count):
+            index = self._examples + i
             row: dict[str, Any] = {"index": index}
-            if isinstance(trainer.predict_dataloaders, Sequence) and len(trainer.predict_dataloaders) > 1:
-                row["dataloader"] = loader
+            if len(loaders) > 1:
+                row["dataloader"] = loaders[loader]
             if self.photos:
                 row["image"] = self.photos.paths[index]
-            elif i < len(labels):
+            elif count == len(labels):
                 row["label"] = _class_name(labels[i], self.names)
             for name, values in columns.items():
                 if i < len(values):
                     row[name] = values[i]
             self.rows.append(row)
+        self._examples += n or count
+
+
+def _by_name(loaders: Any) -> Mapping[Any, Any]:
+    """Return loaders by their names, or else by their numbers."""
+    if isinstance(loaders, CombinedLoader):
+        loaders = loaders.iterables
+    if isinstance(loaders, Mapping):
+        return loaders
+    return dict(enumerate(loaders if isinstance(loaders, Sequence) else [loaders]))
+
+
+def _batch_size(batch: Any) -> int:
+    """Return the number of examples in a batch, 0 where it cannot be known."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of Lightning, where parts have several sizes
+            return extract_batch_size(batch)
+    except MisconfigurationException:
+        return 0
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -107,33 +154,39 @@ def _labels(batch: Any) -> list[int]:
     return []
 
 
-def columns_of(output: Any, class_names: Sequence[str]) -> Columns:
+def columns_of(output: Any, class_names: Sequence[str], n: int) -> Columns:
     """Return what `predict_step` returned for a batch of n examples, as columns of n values.
 
     Args:
-        output: A tensor (n, ...), or a dictionary, tuple or list of them; or a list of n values.
+        output: A tensor (n, ...), or a dictionary, tuple or list of them; or a list with what it found in each of the
+            n examples: a value, a tensor of any shape, or a dictionary of them.
         class_names: Names for an output of as many columns, of which the largest is then the prediction.
+        n: The number of examples, 0 if it is not known.
     """
     if isinstance(output, Mapping) and output.keys() == {"class", "probability", "probabilities"}:  # of a Classifier
         columns: Columns = {}
         columns["predicted"] = [_class_name(label, class_names) for label in output["class"].tolist()]
         columns["probability"] = [f"{value:.6f}" for value in output["probability"].tolist()]
         return columns | _numbers(output["probabilities"], class_names)
+    if isinstance(output, Tensor):
+        output = output.to_dense()
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == len(class_names):
         predicted = [class_names[label] for label in output.argmax(1).tolist()]
         return {"predicted": predicted} | _numbers(output, class_names)
-    return _nested_columns(output, "output")
+    return _nested_columns(output, "output", n)
 
 
-def _nested_columns(output: Any, name: str) -> Columns:
+def _nested_columns(output: Any, name: str, n: int) -> Columns:
     """Return the columns of tensors, arrays, and dictionaries, tuples or lists of them, named by where they lie."""
     if output is None:
         return {}
     if isinstance(output, Mapping):
-        return _joined_columns(output.items(), name)
+        return _joined_columns(output.items(), name, n)
     if isinstance(output, list | tuple):
+        if _is_by_example(output, n):
+            return _columns_by_example(output, name)
         if output and isinstance(output[0], Tensor | np.ndarray | Mapping | list | tuple):
-            return _joined_columns(enumerate(output), name)
+            return _joined_columns(enumerate(output), name, n)
         return {name: list(output)}
     if not isinstance(output, Tensor | np.ndarray | np.generic):
         return {name: [output]}
@@ -144,10 +197,44 @@ def _nested_columns(output: Any, name: str) -> Columns:
     return _numbers(values, [f"{name}.{i}" for i in range(values.shape[1])])
 
 
-def _joined_columns(parts: Iterable[tuple[Any, Any]], name: str) -> Columns:
+def _is_by_example(output: Sequence[Any], n: int) -> bool:
+    """Whether a list has a part for each of n examples, rather than parts of n values each."""
+    if len(output) != n:
+        return False
+    for part in output:
+        values = next(iter(part.values()), ()) if isinstance(part, Mapping) else part
+        if not isinstance(values, Tensor | np.ndarray | list | tuple) or np.ndim(values) == 0 or len(values) != n:
+            return True
+    return False
+
+
+def _columns_by_example(output: Sequence[Any], name: str) -> Columns:
+    """Return the columns of a list with a part for each example; what has no name is written as JSON."""
+    names: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for part in output:
+        named = {f"{name}.{key}": value for key, value in part.items()} if isinstance(part, Mapping) else {name: part}
+        names += [key for key in named if key not in names]
+        rows.append(named)
+    columns: Columns = {}
+    for key in names:
+        columns[key] = [_cell(row.get(key)) for row in rows]
+    return columns
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a cell of a table, an array as a list in JSON."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().to_dense().numpy()
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
+    return json.dumps(value) if isinstance(value, list) else value
+
+
+def _joined_columns(parts: Iterable[tuple[Any, Any]], name: str, n: int) -> Columns:
     columns: Columns = {}
     for key, value in parts:
-        columns |= _nested_columns(value, f"{name}.{key}")
+        columns |= _nested_columns(value, f"{name}.{key}", n)
     return columns
 
 

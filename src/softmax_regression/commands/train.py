@@ -106,6 +106,7 @@ class TrainCLI(ExperimentCLI):
         path = predictions.choose_path(checkpoint.run, self.options.output, self.options.force, self.datamodule)
         self._say_what_is_scored(checkpoint)
         predictions.forward_inputs_only(model)
+        predictions.allow_positional_arguments(self.datamodule)
         table = predictions.PredictionTable(self.datamodule)
         trainer.callbacks.append(table)  # type: ignore[attr-defined]
         kwargs |= {"ckpt_path": str(checkpoint.path), "return_predictions": False}
