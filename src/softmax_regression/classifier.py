@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
 from softmax_regression.errors import DivergedError, InputError
-from softmax_regression.metrics import EpochScores
+from softmax_regression.metrics import EpochScores, learning_rate
 
 STAGES = ("train", "val", "test")
 Batch = tuple[Tensor, Tensor]  # images (n, ...), classes (n,)
@@ -142,8 +142,9 @@ class Classifier(LightningModule):
                 "diverged; lower model.lr or model.init_std, or use model.loss torch instead of naive"
             )
         self.train_scores.reset()  # so that a checkpoint of the end of an epoch has none of them
-        if self.trainer.optimizers:
-            self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"], reduce_fx="max", sync_dist=True)
+        lr = learning_rate(self.trainer)
+        if lr is not None:
+            self.log("lr", lr, reduce_fx="max", sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the scores of an epoch that is under way, which an exact resume needs."""

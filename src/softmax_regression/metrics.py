@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
@@ -12,6 +13,14 @@ from torchmetrics.classification import MulticlassStatScores
 from torchmetrics.wrappers.abstract import WrapperMetric
 
 BATCHES_PER_UPDATE = 64  # minibatches that are scored at a time; so many scores are computed once, not 64 times
+
+
+def learning_rate(trainer: Trainer) -> float | None:
+    """Return the learning rate of the first parameters, None where the Trainer knows no optimizer."""
+    for optimizer in trainer.optimizers:
+        for group in optimizer.param_groups:
+            return float(group["lr"])
+    return None
 
 
 class MeanLoss(MeanMetric):

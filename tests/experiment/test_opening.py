@@ -10,7 +10,7 @@ from commands import fit, only_run
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.opening import open_run
 
-MINE = """
+MINE = '''
 import torch
 from torch import nn
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -39,10 +39,30 @@ class Net(LightningModule):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
 
+class TrainsItself(LightningModule):
+    """Only trains, by an optimizer of its own; it has no forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+        self.own = torch.optim.SGD(self.net.parameters(), 0.1)
+
+    def training_step(self, batch, batch_idx):
+        x, y = batch
+        loss = nn.functional.cross_entropy(self.net(x), y)
+        self.own.zero_grad()
+        loss.backward()
+        self.own.step()
+        self.log("loss", loss)
+
+    def configure_optimizers(self):
+        return None
+
 class Small(FashionMNISTDataModule):
     def __init__(self, n: int = 300) -> None:
         super().__init__(source="synthetic", synthetic_size=n, val_size=50, batch_size=25)
-"""
+'''
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +132,16 @@ def test_a_checkpoint_alone_is_opened_by_the_configuration_in_it() -> None:
     opened = open_run(str(alone))
     assert opened.folder is None
     assert opened.config["model"]["init_args"]["dropout"] == 0.5
+
+
+# Lightning's, of optimizers that it does not know
+@pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned `None`", "ignore:You passed in a")
+def test_a_module_that_only_trains_by_an_optimizer_of_its_own_has_a_report() -> None:
+    from softmax_regression.__main__ import main
+    from softmax_regression.runs.rows import read_rows
+
+    assert main(["fit", "--model=mine.TrainsItself", "--data=mine.Small", "--trainer.max_epochs=2"]) == 0
+    run = only_run()
+    assert [list(row) for row in read_rows(run)] == [["epoch", "step", "loss"]] * 2
+    assert main(["report", str(run)]) == 0
+    assert "What the model makes of images is left out" in (run / "report" / "index.html").read_text()

@@ -59,6 +59,7 @@ class _Opener(ExperimentCLI):
         elif known:
             getattr(trainer, known[0])(model, verbose=False, **options)
         else:
+            model.predict_step = model.training_step  # type: ignore[method-assign] # or Lightning asks for a forward
             trainer.predict(model, **options)
         trainer.limit_val_batches, trainer.limit_test_batches, trainer.limit_predict_batches = limits
 

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from softmax_regression.errors import InputError, StorageError
+from softmax_regression.metrics import learning_rate
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.last_checkpoint import INITIAL_CHECKPOINT
 from softmax_regression.runs.record import check_there, read_manifest
@@ -113,8 +114,9 @@ class RunLogger(TensorBoardLogger):
         trainer = model.trainer
         self._hparams.setdefault("max_epochs", trainer.max_epochs)
         self._hparams.setdefault("model", type(model).__name__)
-        if trainer.optimizers:
-            self._hparams.setdefault("lr", float(trainer.optimizers[0].param_groups[0]["lr"]))
+        lr = learning_rate(trainer)
+        if lr is not None:
+            self._hparams.setdefault("lr", lr)
         if self._is_drawn:
             return
         self._is_drawn = True

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from softmax_regression.errors import InputError
 from softmax_regression.files import append, write
+from softmax_regression.metrics import learning_rate
 
 Row = dict[str, float]  # `epoch`, from 1, `step`, the number of steps done, `lr`, and metrics by their names
 
@@ -84,8 +85,9 @@ class RowCallback(Callback):
             return bool(new)
         self._row_at = trainer.fit_loop.total_batch_idx
         row: Row = {"epoch": trainer.current_epoch + 1, "step": steps_done(trainer)}
-        if trainer.optimizers:
-            row["lr"] = float(trainer.optimizers[0].param_groups[0]["lr"])
+        lr = learning_rate(trainer)
+        if lr is not None:
+            row["lr"] = lr
         self.rows.append(row | new)
         return True
 
