@@ -1,13 +1,17 @@
 """What a run that goes on does as before: its settings from Python, what Lightning's finders found, what is frozen."""
 
+from argparse import Namespace
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, LearningRateMonitor, ModelCheckpoint, Timer
 
 from commands import fit, manifest, one_line, only_run
 from softmax_regression import (
@@ -35,7 +39,7 @@ class Unnamed(Callback):
     """A callback that keeps its argument for itself."""
 
     def __init__(self, word: str) -> None:
-        self._word = word
+        self.text = word
 
 
 def from_python(*callbacks: Callback, model: LightningModule | None = None, **options: Any) -> Path:
@@ -60,6 +64,48 @@ def test_the_settings_of_a_run_from_python_hold_when_it_goes_on() -> None:
     assert [row["step"] for row in read_rows(run)] == [4, 8]
 
 
+def of_config(run: Path) -> list[Any]:
+    """The callbacks in the configuration of a run, each as its class and what it was given."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    callbacks = config["trainer"].get("callbacks", [])
+    return [(callback["class_path"].rpartition(".")[2], callback["init_args"]) for callback in callbacks]
+
+
+# What is given to the Trainer, and what its configuration says of it.
+RECORDED: dict[str, tuple[Any, Any]] = {
+    "no rhythm of epochs": ({"check_val_every_n_epoch": None, "val_check_interval": 5}, None),
+    "loaders made anew": ({"reload_dataloaders_every_n_epochs": 1}, None),
+    "a rhythm of the clock": ({"val_check_interval": "00:00:01:00"}, {"val_check_interval": {"seconds": 60}}),
+    "a time": ({"max_time": "00:00:10:00"}, {"max_time": {"seconds": 600}}),
+}
+
+
+@pytest.mark.parametrize("kind", RECORDED)
+def test_a_setting_from_python_is_in_the_configuration(kind: str) -> None:
+    options, says = RECORDED[kind]
+    settings = yaml.safe_load((from_python(**options) / "config.yaml").read_text())["trainer"]
+    says = says or options
+    assert {name: settings[name] for name in says} == says
+
+
+def test_callbacks_of_lightning_from_python_are_in_the_configuration() -> None:
+    stopping = EarlyStopping("val/acc", mode="max", min_delta=0.01, stopping_threshold=0.99)
+    kept = ModelCheckpoint(monitor="val/acc", mode="max", save_top_k=2)
+    run = from_python(
+        EarlyStopping("val/loss", patience=7), stopping, kept, LearningRateMonitor(), Timer(interval="epoch")
+    )
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["early_stopping"]["patience"] == 7
+    callbacks = dict(of_config(run))
+    assert callbacks.keys() == {"EarlyStopping", "ModelCheckpoint", "LearningRateMonitor", "Timer"}
+    assert callbacks["EarlyStopping"]["min_delta"] == 0.01
+    assert callbacks["EarlyStopping"]["stopping_threshold"] == 0.99
+    assert callbacks["ModelCheckpoint"]["save_top_k"] == 2
+    assert callbacks["ModelCheckpoint"]["dirpath"] is None
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
+    assert len(list((run / "checkpoints").glob("epoch=*.ckpt"))) == 2
+
+
 def test_what_cannot_be_recorded_is_refused_when_the_run_shall_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     run = from_python(Unnamed("hello"))
     capsys.readouterr()
@@ -80,6 +126,24 @@ def test_hyperparameters_that_no_checkpoint_can_hold_do_not_stand_in_the_way() -
     assert "criterion" not in saved
 
 
+class Colour(StrEnum):
+    RED = "r"
+
+
+@dataclass
+class Sizes:
+    width: int = 3
+
+
+def test_settings_become_plain_data_as_a_configuration_takes_them() -> None:
+    given = {"c": Colour.RED, "n": np.float64(0.5), "sizes": Sizes(), "namespace": Namespace(a=(1, Path("b")))}
+    assert checkpoint.plain(given) == {"c": "RED", "n": 0.5, "sizes": {"width": 3}, "namespace": {"a": [1, "b"]}}
+    assert type(checkpoint.plain(given["n"])) is float
+    assert type(checkpoint.plain(Colour.RED)) is str
+    with pytest.raises(TypeError):
+        checkpoint.plain("Unable to serialize instance <function>")  # what jsonargparse writes of a default
+
+
 def test_a_state_that_could_not_be_read_again_is_refused_before_the_first_step() -> None:
     class Odd(Callback):
         def state_dict(self) -> dict[str, Any]:
@@ -88,6 +152,52 @@ def test_a_state_that_could_not_be_read_again_is_refused_before_the_first_step()
     with pytest.raises(InputError, match=r"Odd: its state in a checkpoint could not be read again"):
         from_python(Odd())
     assert not read_rows(only_run())
+
+
+class Late(Callback):
+    """Has a path in its state from the second epoch on."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.epochs += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"where": Path("here") if self.epochs > 1 else "here"}
+
+
+def test_a_state_that_turns_into_such_a_one_ends_the_run_and_leaves_what_was_saved(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert fit("--trainer.max_epochs=3", f"--trainer.callbacks+={__name__}.Late") == 2
+    assert "Late: its state in a checkpoint could not be read again" in capsys.readouterr().err
+    assert checkpoint.read(only_run() / "checkpoints" / "last.ckpt")["epoch"] == 0
+
+
+class WithExtraState(SoftmaxRegression):
+    extra: Any = None
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"seen": 7}
+
+    def set_extra_state(self, state: Any) -> None:
+        WithExtraState.extra = state
+
+
+def test_a_state_of_a_module_need_not_be_a_tensor() -> None:
+    assert fit(f"--model={__name__}.WithExtraState", "--trainer.max_epochs=1") == 0
+    assert main(["test", "--ckpt_path", str(only_run())]) == 0
+    assert WithExtraState.extra == {"seen": 7}
+
+
+def test_pruning_goes_not_on_which_a_line_says(capsys: pytest.CaptureFixture[str]) -> None:
+    prune = ["--trainer.callbacks+=ModelPruning", "--trainer.callbacks.pruning_fn=l1_unstructured"]
+    assert fit("--trainer.max_epochs=1", *prune, "--trainer.callbacks.amount=0.1") == 0
+    assert main(["test", "--ckpt_path", str(only_run())]) == 0
+    capsys.readouterr()
+    assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=2"]) == 2
+    assert "ModelPruning: a pruned run cannot go on" in one_line(capsys)
 
 
 # Lightning's, of the training that looks for the rate

@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks import EarlyStopping, ModelPruning, Timer
 
 from softmax_regression.errors import InputError
 from softmax_regression.runs.callbacks import folder_of
@@ -58,6 +58,8 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
                 f"{name}={wanted}: the run to resume has {was}; go on with that, or start a new run without --resume"
             )
     check_length(saved, trainer)
+    if any(isinstance(callback, ModelPruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+        raise InputError("ModelPruning: a pruned run cannot go on, its masks are in no checkpoint; start a new run")
     if known.get("unrecorded"):
         raise InputError(
             f"the run was started from Python with {known['unrecorded'][0]}, which its configuration cannot say; "

@@ -1,6 +1,7 @@
 """The LightningCLI of an experiment: any model, any data module, the Trainer, and the callbacks that every run has."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from softmax_regression.experiment.flags import (
 )
 from softmax_regression.figures.logger import FigureLogger
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
-from softmax_regression.runs.checkpoint import SafeCheckpointIO
+from softmax_regression.runs.checkpoint import NOT_SERIALIZABLE, SafeCheckpointIO
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.last_checkpoint import LastCheckpoint
 from softmax_regression.runs.processes import choose_threads, launched_devices, print_rank_zero
@@ -43,7 +44,6 @@ DEFAULT_CALLBACKS: dict[str, type[Callback]] = {
     "last_checkpoint": LastCheckpoint,
     "figures": FigureLogger,
 }
-NOT_SERIALIZABLE = "Unable to serialize instance"  # what jsonargparse writes for such a default
 ONE_PROCESS = ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
 
 
@@ -121,6 +121,8 @@ class ExperimentCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Choose the number of threads: a run that goes on has as many as before."""
+        if self.command != "fit":  # what a ModelCheckpoint of the user's own says where there is no logger
+            warnings.filterwarnings("ignore", "The dirpath has changed")
         threads = self.options.threads
         if threads is None and self.command == "fit" and self.checkpoint:
             threads = self.checkpoint.content.get("run", {}).get("threads")
@@ -188,8 +190,11 @@ def _without_unserializable(config: Any) -> Any:
         return config
     kept = {}
     for name, value in config.items():
-        if not str(value).startswith(NOT_SERIALIZABLE):
+        text = str(value).removeprefix(NOT_SERIALIZABLE)
+        if text == str(value):
             kept[name] = _without_unserializable(value)
+        elif text.isidentifier():  # a name, for an argument that takes a function or a name
+            kept[name] = text
     return kept
 
 

@@ -3,8 +3,12 @@
 import io
 import pickle
 import zipfile
+from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from enum import Enum
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,6 +24,8 @@ from softmax_regression.files import write
 
 ZIP_START = b"PK\x03\x04"  # how every zip archive begins
 REMEDY = "give a run's folder or a .ckpt file that `fit` saved"
+NOT_SERIALIZABLE = "Unable to serialize instance "  # what jsonargparse writes for an object that YAML cannot hold
+EXTRA_STATE = "_extra_state"  # the end of a name in a state_dict whose value need not be a tensor: see nn.Module
 # What a Trainer always writes.
 CONTENT = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
 
@@ -32,21 +38,32 @@ def dumps(checkpoint: dict[str, Any]) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """Return a setting as plain data, which any checkpoint and YAML can hold: a path as text, NumPy's numbers as ours.
+    """Return a setting as plain data, which any checkpoint and YAML can hold, as LightningCLI reads it.
+
+    A path becomes text, a member of an Enum its name, a dataclass or Namespace a dictionary, NumPy's numbers ours.
 
     Raises:
         TypeError: It is an object of another kind.
     """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, PurePath):
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, numpy.generic):
+        return value.item()
+    if isinstance(value, PurePath | torch.device):
         return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, Namespace):
+        value = vars(value)
     if isinstance(value, Mapping):
         return {str(name): plain(each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
-    if isinstance(value, numpy.generic):
-        return value.item()
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind) and not str(value).startswith(NOT_SERIALIZABLE):
+            return kind(value)
+    if value is None:
+        return None
     raise TypeError(f"a {type(value).__name__}")
 
 
@@ -65,7 +82,7 @@ def _with_plain_hyperparameters(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _check_loadable(checkpoint: dict[str, Any]) -> None:
     """Refuse a checkpoint that would not be read again, naming what stands against it."""
-    if _is_loadable(checkpoint):
+    if _is_plain_data(checkpoint) or _is_loadable(checkpoint):
         return
     for name, value in checkpoint.items():
         parts = value if name == "callbacks" else {name: value}
@@ -77,9 +94,19 @@ def _check_loadable(checkpoint: dict[str, Any]) -> None:
                 )
 
 
+def _is_plain_data(value: Any) -> bool:
+    """Whether something is of those kinds only that can be read again for sure, which is soon seen."""
+    kind = type(value)
+    if kind in (dict, OrderedDict):
+        return all(_is_plain_data(key) and _is_plain_data(each) for key, each in value.items())
+    if kind in (list, tuple):
+        return all(_is_plain_data(each) for each in value)
+    return value is None or kind in (Tensor, bool, int, float, str)
+
+
 def _is_loadable(value: dict[str, Any]) -> bool:
     try:
-        torch.load(io.BytesIO(dumps(value)), map_location="cpu", weights_only=True)
+        torch.load(io.BytesIO(dumps(value)), map_location="meta", weights_only=True)
     except Exception:  # whatever pickle says of it
         return False
     return True
@@ -139,23 +166,24 @@ def _is_checkpoint(value: Any) -> bool:
     for name, kind in CONTENT.items():
         if not isinstance(value.get(name), kind):
             return False
-    return all(isinstance(weight, Tensor) for weight in value["state_dict"].values())
+    for name, weight in value["state_dict"].items():
+        if not isinstance(weight, Tensor) and not name.endswith(EXTRA_STATE):
+            return False
+    return True
 
 
 def _not_finite(weights: dict[str, Tensor]) -> str | None:
     """Name a weight that has a NaN or an infinity, if there is one; a mask of -inf, as of attention, is none."""
     for name, weight in weights.items():
-        if not is_lazy(weight) and not (weight.isfinite() | (weight == -torch.inf)).all():
+        if not isinstance(weight, Tensor) or is_lazy(weight):
+            continue
+        if not (weight.isfinite() | (weight == -torch.inf)).all():
             return name
     return None
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
     """How Lightning's Trainer saves and loads checkpoints here: see `files.write` and `read`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._is_checked = False
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Save a checkpoint.
@@ -171,9 +199,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
                 "the run diverged; lower model.lr or model.init_std"
             )
         checkpoint = _with_plain_hyperparameters(checkpoint)
-        if not self._is_checked:  # the first save comes before the first step
-            _check_loadable(checkpoint)
-            self._is_checked = True
+        _check_loadable(checkpoint)  # the first save comes before the first step
         write(dumps(checkpoint), Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from softmax_regression.engine import Engine
-from softmax_regression.runs.callbacks import BestCheckpoint
+from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
 from softmax_regression.runs.checkpoint import plain
 from softmax_regression.runs.class_path import class_path_of
 
@@ -30,6 +31,7 @@ TRAINER_SETTINGS = (
     "min_steps",
     "overfit_batches",
     "precision",
+    "reload_dataloaders_every_n_epochs",
     "val_check_interval",
 )
 # What a Trainer has of these where nothing was given; of the others, the defaults of its arguments.
@@ -41,15 +43,9 @@ DEFAULTS = {
     "precision": "32-true",
     "val_check_interval": 1.0,
 }
-# Callbacks that change no result, or that every run of `train.py` has.
-NOT_RECORDED = (
-    callbacks.Checkpoint,
-    callbacks.LearningRateMonitor,
-    callbacks.ModelSummary,
-    callbacks.ProgressBar,
-    Engine,
-)
 FINDERS = (BatchSizeFinder, LearningRateFinder)
+# Callbacks that change nothing, or whose findings are recorded instead.
+NOT_RECORDED = (callbacks.ModelSummary, callbacks.ProgressBar, *FINDERS, Engine)
 FOUND = ("lr", "learning_rate", "batch_size")  # the arguments that they choose
 
 
@@ -66,15 +62,21 @@ def init_args(kind: type, hparams: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, list[str]]:
     """Return the configuration of a run as YAML, and what of the run it cannot say."""
-    config: dict[str, Any] = {"trainer": _trainer_settings(trainer), "early_stopping": _early_stopping(trainer)}
+    config: dict[str, Any] = {"trainer": _trainer_settings(trainer), "early_stopping": {"patience": 0}}
     missing: list[str] = []
+    described: list[dict[str, Any]] = []
+    stopping = next(filter(_is_plain_early_stopping, trainer.early_stopping_callbacks), None)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, BestCheckpoint):
             config["best_checkpoint"] = {"monitor": callback.monitor, "mode": callback.mode}
-        elif _changes_results(callback):
-            described = _described(callback, missing)
-            if described:
-                config["trainer"].setdefault("callbacks", []).append(described)
+        elif stopping and callback is stopping:
+            config["early_stopping"] = _early_stopping(stopping)
+        elif isinstance(callback, callbacks.Timer) and _argument(callback, "interval") == "step":
+            config["trainer"]["max_time"] = _seconds(_argument(callback, "duration"))
+        elif not isinstance(callback, NOT_RECORDED) and not type(callback).__module__.startswith("softmax_regression."):
+            described += _described(callback, trainer, missing)
+    if described:
+        config["trainer"]["callbacks"] = described
     seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
     for name, part in (("model", pl_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
         if part is None:
@@ -94,45 +96,64 @@ def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, lis
 def _trainer_settings(trainer: Trainer) -> dict[str, Any]:
     """Return what was given to the Trainer and is no default."""
     parameters = inspect.signature(Trainer.__init__).parameters
-    settings = {"max_epochs": trainer.max_epochs}
+    settings: dict[str, Any] = {"max_epochs": trainer.max_epochs}
     for name in TRAINER_SETTINGS:
-        value = getattr(trainer, name, None)
-        usual = DEFAULTS.get(name, parameters[name].default)
-        if value is not None and value != usual:
+        usual: Any = DEFAULTS.get(name, parameters[name].default)
+        value = getattr(trainer, name, usual)
+        if value != usual:
             settings[name] = getattr(value, "value", value)  # of an Enum
+    interval = getattr(trainer, "_val_check_time_interval", None)
+    if interval is not None:
+        settings["val_check_interval"] = _seconds(interval)
+    if torch.are_deterministic_algorithms_enabled():
+        settings["deterministic"] = "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True
     return settings
 
 
-def _early_stopping(trainer: Trainer) -> dict[str, Any]:
-    for callback in trainer.early_stopping_callbacks:
-        patience = 0 if callback.patience == sys.maxsize else callback.patience
-        settings = {"monitor": callback.monitor, "patience": patience, "mode": callback.mode}
-        return settings | {"min_delta": abs(float(callback.min_delta))}
-    return {"patience": 0}
+def _seconds(duration: float | None) -> dict[str, int] | None:
+    """Return a duration in seconds as the configuration has it."""
+    return None if duration is None else {"seconds": int(duration)}
 
 
-def _changes_results(callback: Callback) -> bool:
-    if isinstance(callback, (*NOT_RECORDED, callbacks.EarlyStopping)):
-        return False
-    return not type(callback).__module__.startswith("softmax_regression.")
+def _is_plain_early_stopping(callback: callbacks.EarlyStopping) -> bool:
+    """Whether the options of `early_stopping` in a configuration say all of a callback."""
+    thresholds = callback.stopping_threshold, callback.divergence_threshold
+    return isinstance(callback, EarlyStopping) or thresholds == (None, None)
 
 
-def _described(callback: Callback, missing: list[str]) -> dict[str, Any] | None:
-    """Return a callback as the configuration has it, its arguments from attributes of the same names."""
+def _early_stopping(callback: callbacks.EarlyStopping) -> dict[str, Any]:
+    patience = 0 if callback.patience == sys.maxsize else callback.patience
+    settings = {"monitor": callback.monitor, "patience": patience, "mode": callback.mode}
+    return settings | {"min_delta": abs(float(callback.min_delta))}
+
+
+def _described(callback: Callback, trainer: Trainer, missing: list[str]) -> list[dict[str, Any]]:
+    """Return a callback as the configuration has it, its arguments from attributes of the same names, or nothing."""
     kind = type(callback)
     arguments = {}
     for name, parameter in inspect.signature(kind).parameters.items():
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         try:
-            arguments[name] = plain(getattr(callback, name))
+            arguments[name] = plain(_argument(callback, name))
         except (AttributeError, TypeError):
             missing.append(f"the callback {kind.__qualname__}, for its argument {name}")
-            return None
+            return []
     if "<locals>" in kind.__qualname__ or kind.__module__ == "__main__":
         missing.append(f"the callback {kind.__qualname__}, whose class is in no module")
-        return None
-    return {"class_path": class_path_of(kind), "init_args": arguments}
+        return []
+    if isinstance(callback, callbacks.EarlyStopping):
+        arguments["min_delta"] = abs(arguments["min_delta"])  # which has the sign of the mode
+    if isinstance(callback, callbacks.Timer):
+        arguments["duration"] = _seconds(arguments["duration"])
+    if isinstance(callback, callbacks.ModelCheckpoint) and callback.dirpath == f"{trainer.log_dir}/checkpoints":
+        arguments["dirpath"] = None  # as where none was given
+    return [{"class_path": class_path_of(kind), "init_args": arguments}]
+
+
+def _argument(callback: Callback, name: str) -> Any:
+    """Return what was given to a callback as an argument, as it keeps it: under the same name, or with _ before it."""
+    return getattr(callback, name) if hasattr(callback, name) else getattr(callback, f"_{name}")
 
 
 def with_found(config: str, trainer: Trainer, pl_module: LightningModule) -> str:
