@@ -1,16 +1,19 @@
 """LastCheckpoint in a plain Trainer: beside other checkpoints, and with a schedule that looks at a plateau."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from commands import scalars
 from softmax_regression import BestCheckpoint, LastCheckpoint
+from softmax_regression.errors import Interrupted
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -69,6 +72,80 @@ def test_a_rate_that_fell_on_a_plateau_is_that_of_the_straight_run(frequency: in
         ours["loops"]["fit_loop"]["epoch_loop.scheduler_progress"]["total"]
         == (theirs["loops"]["fit_loop"]["epoch_loop.scheduler_progress"]["total"])
     )
+
+
+class Counting(OnPlateau):
+    """Counts its steps itself and logs the count, and with it a loss for which the rate falls every second step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.log("count", float(self.steps))
+        return super().training_step(batch, batch_idx)
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps += 1
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["steps"] = self.steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.steps = checkpoint["steps"]
+
+    def configure_optimizers(self) -> Any:
+        config = super().configure_optimizers()
+        config["lr_scheduler"] |= {"interval": "step", "monitor": "count", "frequency": 2}
+        return config
+
+
+class Interrupting(Callback):
+    """A SIGTERM in the first step of the second epoch."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if trainer.current_epoch == 1 and batch_idx == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+
+class Accumulating(GradientAccumulationScheduler):
+    def __init__(self) -> None:
+        super().__init__({0: 1, 1: 2})
+
+
+class Averaging(StochasticWeightAveraging):
+    def __init__(self) -> None:
+        super().__init__(swa_lrs=0.1, swa_epoch_start=1)
+
+
+UNDER_WAY = {
+    "a count of its own, a schedule by steps": (Counting, Callback),
+    "a schedule by epochs": (OnPlateau, Callback),
+    "gradients accumulated by epochs": (BoringModel, Accumulating),
+    "averaged weights": (BoringModel, Averaging),
+}
+
+
+@pytest.mark.parametrize("kind", UNDER_WAY)
+def test_a_run_goes_on_within_an_epoch_like_the_straight_run(kind: str, tmp_path: Path) -> None:
+    make_module, make_callback = UNDER_WAY[kind]
+
+    def train(name: str, *others: Callback, path: Path | None = None) -> None:
+        seed_everything(1)
+        run = trainer(tmp_path / name, 3, [make_callback(), *others, LastCheckpoint()], log_every_n_steps=1)
+        run.fit(make_module(), ckpt_path=path, weights_only=True)
+
+    train("straight")
+    with pytest.raises(Interrupted):
+        train("again", Interrupting())
+    train("again", path=tmp_path / "again" / "run" / "checkpoints" / "last.ckpt")
+    straight, again = last(tmp_path / "straight"), last(tmp_path / "again")
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "steps"):
+        assert str(again.get(part)) == str(straight.get(part))
+    series = scalars(tmp_path / "straight" / "run")
+    assert series.keys() == scalars(tmp_path / "again" / "run").keys()
+    for name, points in scalars(tmp_path / "again" / "run").items():
+        assert sorted(points) == series[name]
 
 
 @pytest.mark.parametrize("kind", [BestCheckpoint, ModelCheckpoint])

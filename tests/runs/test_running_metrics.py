@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
-from torchmetrics.wrappers import MinMaxMetric, Running
+from torchmetrics.wrappers import MetricTracker, MinMaxMetric, Running
 
 from softmax_regression import LastCheckpoint, RunLogger
 
@@ -32,6 +32,10 @@ class Logging(LightningModule):
         self.auroc = BinaryAUROC()
         self.extremes = MinMaxMetric(MeanMetric())
         self.window = Running(MeanMetric(), window=4)
+        self.epochs = MetricTracker(MeanMetric(), maximize=False)
+
+    def on_train_epoch_start(self) -> None:
+        self.epochs.increment()
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         if self.global_step == self.killed_at:
@@ -45,22 +49,24 @@ class Logging(LightningModule):
             metric.update(value)
             self.log(name, metric, on_epoch=True, on_step=False)
         self.extremes(value)
+        self.epochs.update(value)
         return self.weight
 
     def on_train_epoch_end(self) -> None:
         self.log("auroc", self.auroc.compute())
         self.log_dict({f"extreme {name}": value for name, value in self.extremes.compute().items()})
+        self.log("each epoch", self.epochs.compute_all().sum())
         self.auroc.reset()
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def logged(module: Logging, version: str, path: Path | None = None) -> dict[str, Tensor]:
-    """Train for two epochs, saving every second step; return what was logged in the end."""
+def logged(module: Logging, version: str, path: Path | None = None, every: int | None = 2) -> dict[str, Tensor]:
+    """Train for two epochs, saving every few steps or at the end of epochs; return what was logged in the end."""
     trainer = Trainer(
         max_epochs=2, accelerator="cpu", logger=RunLogger(version=version), log_every_n_steps=1,
-        callbacks=[LastCheckpoint(every_n_train_steps=2)], enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[LastCheckpoint(every_n_train_steps=every)], enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, DataLoader(ROWS, 3), ckpt_path=path, weights_only=True)
     return trainer.callback_metrics
@@ -75,5 +81,13 @@ def test_what_was_logged_is_that_of_the_run_that_was_not_killed() -> None:
     with pytest.raises(Killed):  # before anything more was saved
         logged(Logging(killed_at=11), "again", checkpoint)
     resumed = logged(Logging(), "resumed", Path("logs/softmax/again/checkpoints/last.ckpt"))
-    assert len(whole) == 12
+    assert len(whole) == 13
     assert resumed == whole
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_metrics_that_count_over_epochs_go_on_at_the_end_of_one() -> None:
+    whole = logged(Logging(), "whole")
+    with pytest.raises(Killed):
+        logged(Logging(killed_at=9), "killed", every=None)
+    assert logged(Logging(), "resumed", Path("logs/softmax/killed/checkpoints/last.ckpt")) == whole

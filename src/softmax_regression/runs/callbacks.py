@@ -197,6 +197,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score, even if the run's folder was moved or is named in another way."""
         self.best = state_dict.get("best")
+        self.current_score = state_dict.get("current_score")
         here: dict[str, Any] = {"dirpath": self.dirpath}
         if state_dict["best_model_path"]:
             path = str(Path(str(self.dirpath), "best.ckpt"))

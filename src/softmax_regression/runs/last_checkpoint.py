@@ -1,13 +1,10 @@
 """The checkpoint that a run goes on from: saved every epoch, and when the run is interrupted."""
 
 import math
-import os
-import signal
-import subprocess
 import time
-from contextlib import suppress
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -17,13 +14,12 @@ from lightning.pytorch.utilities import move_data_to_device
 from torch.nn.parameter import is_lazy
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from softmax_regression.engine.ddp import SharedSignals, new_signals
-from softmax_regression.errors import InputError, Interrupted, shell_command
+from softmax_regression.errors import InputError
 from softmax_regression.runs.callbacks import folder_of
-from softmax_regression.runs.loaders import LoaderPosition, make_loaders_resumable, position_of
-from softmax_regression.runs.plateau import make_steps, steps_to_come
-from softmax_regression.runs.processes import SIGNALS, install_signal_handlers, restore_signal_handlers
+from softmax_regression.runs.interruption import Interruption
+from softmax_regression.runs.loaders import LoaderPosition, ResumableLoader, make_loaders_resumable, position_of
 from softmax_regression.runs.random_numbers import random_state, set_random_state
+from softmax_regression.runs.restart import continue_run, end_restart
 from softmax_regression.runs.running_metrics import RunningMetrics
 
 INITIAL_CHECKPOINT = "start.ckpt"  # in a run's folder until its first save: the state before the first step
@@ -51,11 +47,9 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = time.monotonic()
         self._step = 0  # the update that was made last
         self._due = False  # whether a checkpoint is due after the validation that comes now
-        self._signals = SharedSignals()
-        self._handlers: dict[int, Any] = {}  # those that were there before
+        self._interruption = Interruption()
         self._position = LoaderPosition()
         self._running = RunningMetrics()
-        self._plateau: dict[int, float] = {}
         self._with_best: list[Any] = []
         self.folder: Path | None = None
 
@@ -78,7 +72,6 @@ class LastCheckpoint(Checkpoint):
             if callback is not self and hasattr(callback, "best_model_path"):
                 self._with_best.append(callback)
         if stage == "fit":
-            self._plateau = {}
             self._position = LoaderPosition()
             self._running = RunningMetrics()
             make_loaders_resumable(trainer, self._position)
@@ -90,16 +83,16 @@ class LastCheckpoint(Checkpoint):
         states = random_state(device)
         checkpoint["random"] = {name: torch.stack(gather(state.to(device))).cpu() for name, state in states.items()}
         checkpoint["position"] = position_of(trainer)
-        if checkpoint["position"]["batches"]:
-            checkpoint["running"] = _of_all(self._running.state_dict(trainer, pl_module), trainer)
-        checkpoint["plateau"] = steps_to_come(trainer)
+        checkpoint["epoch"] = max(trainer.fit_loop.epoch_progress.current.ready - 1, 0)  # also once the epoch is over
+        running = self._running.state_dict(trainer, pl_module)
+        if any(running.values()):
+            checkpoint["running"] = _of_all(running, trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep both until training goes on; with another number of processes new random numbers are drawn."""
         if trainer.precision == "64-true":  # Lightning has loaded the weights before the module has their type
             trainer.precision_plugin.convert_module(pl_module)
             pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
-        self._plateau = checkpoint.get("plateau", {})
         states = checkpoint.get("random", {})
         if len(states.get("cpu", ())) == trainer.world_size:
             mine = {name: ranks[trainer.global_rank] for name, ranks in states.items()}
@@ -110,32 +103,17 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw on where the run left off, and take over the signals after Lightning has set its handlers."""
         self.folder, self._step = folder_of(trainer), trainer.global_step
-        self._signals = new_signals(trainer)
-        make_steps(trainer, self._plateau)
-        self._plateau = {}
+        if self._position.started:
+            continue_run(trainer, pl_module, within_epoch=self._position.batches > 0)
+        loop: Any = trainer.fit_loop
+        loop.on_advance_end = partial(self._end_epoch, trainer, loop.on_advance_end)
         if self._position.random:
             set_random_state(self._position.random, trainer.strategy.root_device)
             self._position.random = {}
-        if "SLURM_JOB_ID" in os.environ:
-            self._handlers = install_signal_handlers([*SIGNALS, "SIGUSR1"], self._on_signal)
-            if self._handlers:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
-        else:
-            self._handlers = install_signal_handlers(SIGNALS, self._on_signal)
+        self._interruption.begin(trainer, self.folder)
         lazy = any(is_lazy(weight) for weight in pl_module.parameters())  # until the first batch, and in no checkpoint
         if self.folder and not self._step and not lazy:
             trainer.save_checkpoint(self.folder / INITIAL_CHECKPOINT, weights_only=False)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signals.received:
-            raise Interrupted(number, f"at once; {self._remedy()}")
-        self._signals.received = number
-
-    def _remedy(self) -> str:
-        if not self.folder:
-            return "nothing was saved, for the run has no folder"
-        command = shell_command("train.py", "fit", "--resume", str(self.folder))
-        return f"go on with `{command}`"
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -143,30 +121,42 @@ class LastCheckpoint(Checkpoint):
         """Save within an epoch if that is due; the end of an epoch is saved by itself."""
         if self._running.logged:
             self._running.add(trainer)
-        signals = self._signals
+        signals = self._interruption.signals
         signals.wants_save = time.monotonic() - self._saved_at > self._seconds
         signals.at_step(trainer, trainer.fit_loop.total_batch_idx)
         before, self._step, self._due = self._step, trainer.global_step, False
         if self._step == before or trainer.is_last_batch:  # accumulated gradients are in no checkpoint
             return
         self._due = signals.agreed > 0 or signals.save or self._step % self._steps == 0
-        if self._due and not _validates_now(trainer):
+        if self._due:
+            loop: Any = trainer.fit_loop.epoch_loop
+            loop.on_advance_end = partial(self._end_step, trainer, loop.on_advance_end)
+
+    def _end_step(self, trainer: Trainer, end: Callable[..., None], *args: Any) -> None:
+        """Save once this step is over: with the module's own hook, its schedules, and what is logged."""
+        _restore_hooks(trainer.fit_loop.epoch_loop)
+        end(*args)
+        if self._due:  # no validation came, after which it was saved
             self._save(trainer)
-            self._end_if_interrupted(trainer)
+            self._interruption.end_if_interrupted(trainer)
+
+    def _end_epoch(self, trainer: Trainer, end: Callable[..., None]) -> None:
+        """Save once an epoch is over: after all callbacks, schedules, and what is logged."""
+        end_restart(trainer)
+        end()
+        self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was due before the validation: a run that is resumed before one does not make it up."""
         if self._due:
             self._save(trainer)
-            self._end_if_interrupted(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end of an epoch, after early stopping and the best checkpoint have seen it."""
-        self._save(trainer)
+            self._interruption.end_if_interrupted(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a run that was interrupted by the end of the epoch before, whose metrics are logged by now."""
-        self._end_if_interrupted(trainer)
+        if trainer.current_epoch == 0 and isinstance(trainer.train_dataloader, ResumableLoader):
+            trainer.train_dataloader.note_first()
+        self._interruption.end_if_interrupted(trainer)
 
     def _save(self, trainer: Trainer) -> None:
         """Save, and ask whether the run was interrupted on any process."""
@@ -175,41 +165,25 @@ class LastCheckpoint(Checkpoint):
             if trainer.is_global_zero:
                 (self.folder / INITIAL_CHECKPOINT).unlink(missing_ok=True)
         self._saved_at, self._due = time.monotonic(), False
-        self._signals.wants_save = False
-        self._signals.exchange(trainer)
-
-    def _end_if_interrupted(self, trainer: Trainer) -> None:
-        number = self._signals.agreed
-        if not number:
-            return
-        self._ignore_signals()
-        if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
-            with suppress(OSError, subprocess.SubprocessError):  # saved, whether or not SLURM can be told
-                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False, timeout=30)
-        if self.folder:
-            raise Interrupted(number, f"saved; {self._remedy()}")
-        raise Interrupted(number, self._remedy())
+        self._interruption.signals.wants_save = False
+        self._interruption.signals.exchange(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a run that was interrupted in its last epoch; give the signals back."""
-        self._end_if_interrupted(trainer)
-        self._restore_handlers()
+        _restore_hooks(trainer.fit_loop)
+        self._interruption.end_if_interrupted(trainer)
+        self._interruption.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back, unless one has ended the run."""
-        if isinstance(exception, Interrupted):
-            self._ignore_signals()
-        else:
-            self._restore_handlers()
+        _restore_hooks(trainer.fit_loop)
+        _restore_hooks(trainer.fit_loop.epoch_loop)
+        self._interruption.end(exception)
 
-    def _ignore_signals(self) -> None:
-        """Let no other signal come between one that ends the run and its line: `scontrol requeue` sends SIGTERM."""
-        for number in self._handlers:
-            signal.signal(number, signal.SIG_IGN)
 
-    def _restore_handlers(self) -> None:
-        restore_signal_handlers(self._handlers)
-        self._handlers = {}
+def _restore_hooks(loop: Any) -> None:
+    """Let the end of a step or an epoch be Lightning's own again."""
+    vars(loop).pop("on_advance_end", None)
 
 
 def _of_all(state: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
@@ -218,11 +192,3 @@ def _of_all(state: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(states, states[0])
     return states
-
-
-def _validates_now(trainer: Trainer) -> bool:
-    """Whether a validation within the epoch follows the minibatch that was just trained on."""
-    every, epochs = trainer.val_check_batch or math.inf, trainer.check_val_every_n_epoch
-    trained = trainer.fit_loop.batch_idx if epochs else trainer.fit_loop.total_batch_idx
-    in_epoch = (trained + 1) % every == 0
-    return trainer.enable_validation and in_epoch and (trainer.current_epoch + 1) % (epochs or 1) == 0

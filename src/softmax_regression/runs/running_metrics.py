@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.wrappers import MetricTracker
 
 from softmax_regression.engine.callback import results_of_epoch
 from softmax_regression.metrics import EpochScores
@@ -25,16 +26,28 @@ class RunningMetrics:
         self.logged: dict[str, dict[str, Tensor]] = {}
 
     def state_dict(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        """Return the sums of this process, and the states of the metrics that the module has."""
+        """Return the sums of this process, and the states of the metrics that the module has.
+
+        Those that Lightning is about to reset after a validation are left out.
+        """
         logged = dict(self.logged)
         for name, result in results_of_epoch(trainer).items():
             if result.is_tensor and result.meta.on_epoch and not result.has_reset:
                 logged[name] = result.metric_state
-        return {"logged": logged, "metrics": {name: _state(metric) for name, metric in _metrics(module)}}
+        about_to_be_reset = _logged_metrics(trainer.fit_loop.epoch_loop.val_loop)
+        states = {}
+        for name, metric in _metrics(module):
+            if not any(metric is each for each in about_to_be_reset):
+                states[name] = _state(metric)
+        trackers = {name: len(tracker) for name, tracker in _trackers(module)}
+        return {"logged": logged, "metrics": states, "trackers": trackers}
 
     def load_state_dict(self, state: dict[str, Any], module: LightningModule) -> None:
         """Take up the states of the module's metrics, and keep the sums for `add`."""
         self.logged = dict(state["logged"])
+        for name, tracker in _trackers(module):
+            for _ in range(len(tracker), state.get("trackers", {}).get(name, 0)):
+                tracker.increment()
         for name, metric in _metrics(module):
             vars(metric).update(state["metrics"].get(name, {}))
 
@@ -58,6 +71,20 @@ def _merge(result: Any, saved: dict[str, Tensor]) -> None:
         result.cumulated_batch_size = result.cumulated_batch_size + batch_size.to(result.value.device)
 
 
+def _logged_metrics(loop: Any) -> list[Any]:
+    """Return the metrics that were given to `self.log` in a loop, and those within them."""
+    found: list[Any] = []
+    for result in loop._results.values():
+        if not result.is_tensor:
+            found.extend(result.value.modules())
+    return found
+
+
+def _trackers(module: LightningModule) -> list[tuple[str, MetricTracker]]:
+    """Return the MetricTrackers of a module by their names: they have a metric for each epoch."""
+    return [(name, part) for name, part in module.named_modules() if isinstance(part, MetricTracker)]
+
+
 def _metrics(module: LightningModule) -> Iterator[tuple[str, Metric]]:
     """Yield the metrics of a module by their names, but for those of a Classifier, which keeps them itself."""
     theirs = tuple(name for name, part in module.named_modules() if isinstance(part, EpochScores))
@@ -68,8 +95,8 @@ def _metrics(module: LightningModule) -> Iterator[tuple[str, Metric]]:
 
 def _state(metric: Metric) -> dict[str, Any]:
     """Return the states of a metric, and what it counts beside them: updates, extremes, a place in a window."""
-    kept = dict(metric.metric_state)
+    kept = {}
     for name, value in vars(metric).items():
-        if type(value) in (int, float) or isinstance(value, Tensor):
+        if name in metric.metric_state or type(value) in (int, float) or isinstance(value, Tensor):
             kept[name] = value
     return kept
