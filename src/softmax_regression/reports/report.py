@@ -57,16 +57,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
         page["figures"]["curves"] = learning_curves({"": curves(run.rows)})
     else:
         page["left_out"].append(f"The curves are left out: this run has no {ROWS_FILE}.")
-    rows = {"best epoch": run.best, "last epoch": run.last, "test": run.manifest.get("test", {})}
-    metrics = metrics_of(rows.values())
-    scores = []
-    for what, row in rows.items():
-        if row:
-            scores.append([what, row.get("epoch"), *map(row.get, metrics)])
-    settings = []
-    for name, value in settings_of(opened.config).items():
-        if name.startswith(ON_TOP) and value != "none":
-            settings.append([name, value])
+    metrics, scores = _scores(run)
     num_classes = _classes_of_cross_entropy(opened.model)
     return write_page(
         out,
@@ -80,12 +71,32 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
         scores=scores,
         num_classes=num_classes,
         guessing=math.log(num_classes),
-        settings=settings,
+        settings=_settings(opened.config),
         command=run.manifest.get("command", "no command was recorded"),
         config=yaml.safe_dump(opened.config, sort_keys=False),
         manifest=json.dumps({**run.manifest, "config": "see above"}, indent=2),
         **page,
     )
+
+
+def _scores(run: Run) -> tuple[list[str], list[list[Any]]]:
+    """Return the names of a run's metrics, and for best and last epoch and the test its name, epoch and metrics."""
+    rows = {"best epoch": run.best, "last epoch": run.last, "test": run.manifest.get("test", {})}
+    metrics = metrics_of(rows.values())
+    scores = []
+    for what, row in rows.items():
+        if row:
+            scores.append([what, row.get("epoch"), *map(row.get, metrics)])
+    return metrics, scores
+
+
+def _settings(config: dict[str, Any]) -> list[list[str]]:
+    """Return the settings at the top of the page, each with its value."""
+    found = []
+    for name, value in settings_of(config).items():
+        if name.startswith(ON_TOP) and value != "none":
+            found.append([name, value])
+    return found
 
 
 def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:
