@@ -518,7 +518,7 @@ def test_killed_twice_and_interrupted_once_it_ends_equal(tmp_path: Path) -> None
         sys.executable, str(ROOT / "study.py"), "sweep", "--source", "synthetic", "--seeds", "[0, 1, 2]",
         "--space", '{"batch_size": [16, 32, 64], "lr": [0.1, 0.3], "train_size": [2000], "epochs": [3, 9]}',
     ]  # fmt: skip
-    database = tmp_path / "logs" / "sweep" / "killed" / "trials.db"
+    database = tmp_path / "studies" / "sweep" / "killed" / "trials.db"
     rng = random.Random(0)
     for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
         before = finished_trials(database)
@@ -533,7 +533,7 @@ def test_killed_twice_and_interrupted_once_it_ends_equal(tmp_path: Path) -> None
     assert error.splitlines()[-1] == "interrupted by SIGINT: the same command goes on where it was"
     for name in ("killed", "whole"):
         subprocess.run([*command, "--name", name], cwd=tmp_path, check=True, capture_output=True, timeout=200)
-    killed, whole = (tmp_path / "logs" / "sweep" / name / "trials.csv" for name in ("killed", "whole"))
+    killed, whole = (tmp_path / "studies" / "sweep" / name / "trials.csv" for name in ("killed", "whole"))
     assert killed.read_text() == whole.read_text()
 
 
