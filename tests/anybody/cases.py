@@ -140,7 +140,7 @@ TRAINER = {
     "validated every 3 batches": of_trainer(val_check_interval=3, module="Ours"),
     "validated every second epoch": of_trainer(check_val_every_n_epoch=2),
     "validated by steps over epochs": of_trainer(check_val_every_n_epoch=None, val_check_interval=5),
-    "few batches": of_trainer(limit_train_batches=4, limit_val_batches=1),
+    "few batches": of_trainer(limit_train_batches=4),
     "a share of the batches": of_trainer(limit_train_batches=0.5, module="Ours"),
     "min_epochs": of_trainer(min_epochs=2),
     "accumulated": of_trainer(accumulate_grad_batches=3),

@@ -60,9 +60,10 @@ def train_plainly(case: Case, folder: Path) -> Plain:
         assert best.best_model_score is not None
         weights = {name: weight.clone() for name, weight in module.state_dict().items()}
         plain = Plain(weights, logged.epochs, scalars(folder), best.best_model_score.item())
-        trainer.logger = None
+        # Another Trainer, as a person would start one: that of EMAWeightAveraging scores the weights of the training.
+        scorer = Trainer(**options, logger=False, enable_checkpointing=False)
         for command in ("test", "validate"):
-            score = getattr(trainer, command)
+            score = getattr(scorer, command)
             plain.scores[command] = {}
             for row in score(module, data, ckpt_path=best.best_model_path, verbose=False, weights_only=False):
                 plain.scores[command].update(row)
