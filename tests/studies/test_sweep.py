@@ -426,7 +426,8 @@ class TestAnybodysModel:
     }
 
     @pytest.mark.slow
-    def test_is_searched_by_what_it_logs_itself(self) -> None:
+    def test_is_searched_by_what_it_logs_itself(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "argv", ["study.py", "sweep"])  # which the page shows
         page = sweep.run(self.SPACE, seeds=[0, 1], model=Net, data=Rows, monitor="val_loss")
         rows = table(page)
         assert len(rows) == 2 * 2 * 2 * 3  # activations x rates x seeds x epochs
