@@ -45,6 +45,8 @@ def test_an_early_stopping_of_the_users_own_takes_the_place_of_ours(capsys: pyte
     assert fit(*options, "--trainer.max_epochs=9") == 0
     assert "early stopping: as your own callback says" in capsys.readouterr().out
     assert manifest(only_run())["final"]["epoch"] == 2
+    assert main(["test", "--ckpt_path", str(only_run())]) == 0
+    assert "early stopping" not in capsys.readouterr().out
     saved = torch.load(only_run() / "checkpoints" / "last.ckpt", weights_only=True)
     assert sum("EarlyStopping" in key for key in saved["callbacks"]) == 1
 

@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel
 
+from softmax_regression import RunLogger, RunRecord
 from softmax_regression.runs.rows import ROWS_FILE, Row, RowsFile, read_rows
 
 NAN = float("nan")
@@ -41,3 +44,22 @@ def test_a_row_that_a_kill_has_cut_short_is_left_out(tmp_path: Path) -> None:
     for n in range(1, len(b"2,20,0.1,0.25\n") + 1):
         file.path.write_bytes(whole[:-n])
         assert read_rows(tmp_path) == [FIRST]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Checkpoint directory")
+@pytest.mark.filterwarnings("ignore:.*logging interval")
+def test_a_trainer_that_trains_on_adds_to_its_rows_and_another_one_begins_anew() -> None:
+    record = RunRecord()
+    for epochs, clip in ([1, 2], 0.5), ([1], 0.25):
+        trainer = Trainer(
+            logger=RunLogger(), callbacks=[record], max_epochs=1, limit_train_batches=2, limit_val_batches=0,
+            gradient_clip_val=clip,
+            accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        model = BoringModel()
+        trainer.fit(model)
+        trainer.fit_loop.max_epochs = len(epochs)
+        trainer.fit(model)
+        run = Path(str(trainer.log_dir))
+        assert [row["epoch"] for row in read_rows(run)] == epochs
+        assert f"gradient_clip_val: {clip}" in (run / "config.yaml").read_text()

@@ -165,7 +165,7 @@ class ExperimentCLI(LightningCLI):
             return trainer.enable_checkpointing is not False
         if kind is EarlyStopping and _has(LightningEarlyStopping, own):
             typed = [flag for flag in self.flags if flag.startswith("--early_stopping")]
-            if not typed:
+            if not typed and self.command == "fit":
                 print_rank_zero("early stopping: as your own callback says; --early_stopping... is not used")
             return bool(typed)
         return True

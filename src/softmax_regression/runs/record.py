@@ -172,6 +172,7 @@ class RunRecord(RowCallback):
     def __init__(self, config: str | None = None, seed: int | None = None) -> None:
         super().__init__()
         self.config, self.seed = config, seed
+        self._describes_itself = config is None  # by model, data and Trainer, anew for each run
         self.run: Path | None = None  # on the first process, if there is a logger
         self._unrecorded: list[str] = []  # what of a run from Python the configuration cannot say
         self._saved: Mapping[str, Any] | None = None  # the checkpoint that the run goes on from
@@ -191,9 +192,9 @@ class RunRecord(RowCallback):
         super().on_train_start(trainer, pl_module)
         self._start, folder = time.perf_counter(), folder_of(trainer)
         self.run = folder if trainer.is_global_zero else None
-        if self.config is None:
+        if self._describes_itself:
             self.config, self._unrecorded = describe_run(trainer, pl_module)
-        self.config = with_found(self.config, trainer, pl_module)
+        self.config = with_found(str(self.config), trainer, pl_module)
         if self._saved:
             _restore_frozen(pl_module, self._saved["run"].get("frozen"))
         if type(pl_module).__module__ == "__main__":

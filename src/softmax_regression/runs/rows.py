@@ -48,8 +48,8 @@ class RowCallback(Callback):
         self._row_at: int | None = None  # the last minibatch before it
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
-        self.rows = []
+        """Begin anew, or go on after the steps that this Trainer has made before."""
+        self.rows = [row for row in self.rows if row["step"] <= steps_done(trainer)]
         self._known = dict(trainer.callback_metrics)
         self._row_at = None
 
