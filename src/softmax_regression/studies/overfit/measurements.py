@@ -172,40 +172,31 @@ def curves(results: Sequence[Result], size: Size) -> Curves:
 
 def choose_remedies(runs: Curves) -> list[Remedy]:
     """Choose the strength of each remedy by the validation loss, the mean over the seeds; the first remedy is none."""
-    decays, dropouts = [], []
-    for dropout, decay in runs:
-        if decay and not dropout:
-            decays.append(_remedy("weight decay", runs, dropout, decay))
-        if dropout and not decay:
-            dropouts.append(_remedy("dropout", runs, dropout, decay))
-    remedies = [_remedy("none", runs)]
-    for candidates in (decays, dropouts):
-        if candidates:
-            remedies.append(_best(candidates))
+    decays = [(dropout, decay) for dropout, decay in runs if decay and not dropout]
+    dropouts = [(dropout, decay) for dropout, decay in runs if dropout and not decay]
+    remedies = [_choose("none", runs, [(0.0, 0.0)])]
+    if decays:
+        remedies.append(_choose("weight decay", runs, decays))
+    if dropouts:
+        remedies.append(_choose("dropout", runs, dropouts))
     has_several = len(remedies) > 1
-    remedies.append(_stop_early("early stopping", runs))
+    remedies.append(_choose("early stopping", runs, [(0.0, 0.0)], stops_early=True))
     if has_several:
-        remedies.append(_best([_stop_early("combination", runs, *strength) for strength in runs]))
+        remedies.append(_choose("combination", runs, list(runs), stops_early=True))
     return remedies
 
 
-def _remedy(name: str, runs: Curves, dropout: float = 0.0, decay: float = 0.0) -> Remedy:
-    """Take the models at the end of their training."""
-    found = runs[dropout, decay]
-    seeds, scorings = found[MONITOR].shape
-    last = torch.full((seeds,), scorings - 1)
-    return Remedy(name, dropout, decay, last, found)
-
-
-def _stop_early(name: str, runs: Curves, dropout: float = 0.0, decay: float = 0.0) -> Remedy:
-    """Take each model where early stopping takes it."""
-    found = runs[dropout, decay]
-    stops = [early_stop(losses) for losses in found[MONITOR].tolist()]
-    return Remedy(name, dropout, decay, torch.tensor(stops), found)
-
-
-def _best(remedies: Sequence[Remedy]) -> Remedy:
-    return min(remedies, key=lambda remedy: sum(remedy.taken(MONITOR)))
+def _choose(name: str, runs: Curves, strengths: Sequence[tuple[float, float]], stops_early: bool = False) -> Remedy:
+    """Return a remedy with the best strength; models are taken at the end, or where early stopping takes them."""
+    candidates = []
+    for dropout, decay in strengths:
+        found = runs[dropout, decay]
+        seeds, scorings = found[MONITOR].shape
+        stops = [scorings - 1] * seeds
+        if stops_early:
+            stops = [early_stop(losses) for losses in found[MONITOR].tolist()]
+        candidates.append(Remedy(name, dropout, decay, torch.tensor(stops), found))
+    return min(candidates, key=lambda remedy: sum(remedy.taken(MONITOR)))
 
 
 def early_stop(losses: Sequence[float], patience: int = PATIENCE) -> int:
