@@ -150,4 +150,5 @@ def test_samplers_are_named_as_lightning_names_classes() -> None:
     given = parser.instantiate(parser.parse_args([*args, "--pruner=optuna.pruners.HyperbandPruner"]))
     assert type(given.sampler).__name__ == "TPESampler"
     assert type(given.pruner).__name__ == "HyperbandPruner"
-    assert parser.parse_args(["--space", '{"lr": [0.1]}', "--sampler=tpe"]).sampler == "tpe"
+    for word in ("tpe", "GridSampler"):
+        assert parser.parse_args(["--space", '{"lr": [0.1]}', f"--sampler={word}"]).sampler == word

@@ -33,7 +33,7 @@ QUICK_LIMITS = {"limit_train_batches": 10, "limit_val_batches": 10, "limit_test_
 
 def run(
     space: dict[str, list[Value] | Range],
-    sampler: BaseSampler | Literal["grid", "random", "tpe", "GridSampler"] = "grid",
+    sampler: Literal["grid", "random", "tpe", "GridSampler"] | BaseSampler = "grid",
     trials: int = 100,
     seeds: Sequence[int] = (0, 1, 2),
     name: str | None = None,
