@@ -31,7 +31,9 @@ def parser_of(kind: Kind) -> ArgumentParser:
 def parameters_of(kind: Kind) -> dict[str, Any]:
     """Return the parameters of a class with their defaults; None where one has none."""
     defaults = parser_of(kind).get_defaults()
-    return dict(vars(defaults.space)) if "space" in defaults else {}
+    if "space" not in defaults:
+        return {}
+    return dict(vars(defaults.space))
 
 
 def make(kind: Kind, params: Mapping[str, Any]) -> Any:

@@ -183,11 +183,14 @@ def _error_figure(rows: Sequence[Error]) -> Figure:
     for ax, dtype in zip(fig.axes, DTYPES, strict=True):
         for form, style in STYLES.items():
             line = [row for row in rows if (row.dtype, row.form) == (dtype, form)]
-            finite = [row for row in line if math.isfinite(row.ulps)]
-            x = [row.scale for row in finite]
-            y = [max(row.ulps, 0.1) for row in finite]
+            x = []
+            y = []
+            for row in line:
+                if math.isfinite(row.ulps):
+                    x.append(row.scale)
+                    y.append(max(row.ulps, 0.1))
             ax.loglog(x, y, label=form, **style)
-            if len(finite) < len(line):
+            if len(x) < len(line):
                 ax.plot(x[-1], y[-1], "x", color=style["color"], markersize=8, markeredgewidth=2.5)
         ax.loglog([row.scale for row in line], [row.bound for row in line], "k:", label="bound")
         ax.set(title=dtype, xticks=[0.1, 10, 1000], ylim=(0.07, None))

@@ -162,7 +162,9 @@ def _training(plan: Plan, options: dict[str, Any], quick: bool) -> StackTraining
         plan = replace(plan, identity=f"{images.loaded.sha256}/{len(images.train_index)}")
     if images and plan.is_stackable:
         return StackTraining(plan, options, images)
-    limits = QUICK_LIMITS if quick and images is None else {}
+    limits: dict[str, int] = {}
+    if quick and images is None:
+        limits = QUICK_LIMITS
     training = LightningTraining(plan, options, images, **limits)
     training.check_monitor()
     return training
