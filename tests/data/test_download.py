@@ -297,7 +297,8 @@ case "$*" in
 esac
 """
 DPKG = """#!/bin/sh
-[ "$1" = -x ] && mkdir -p "$3/usr/share/datasets" && cp -r '{folder}' "$3/usr/share/datasets/fashion-mnist"
+[ "$1" = -x ] && mkdir -p "$3/usr/share/datasets" || exit 1
+cp -r --no-preserve=mode '{folder}' "$3/usr/share/datasets/fashion-mnist"
 """
 
 
