@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 LOGGING_INTERVAL = "The number of training batches .* is smaller than the logging interval"
-MOVED = "The dirpath has changed from"  # of a ModelCheckpoint
 # Warnings that Lightning and TensorBoard raise about each other's code.
 FOREIGN_WARNINGS = (
     r"You called `self.log\(.*\)` but have no logger configured",  # test and validate write run.json instead
@@ -19,7 +18,6 @@ FOREIGN_WARNINGS = (
     r"torch\.distributed\.nn\.functional\.\w+ is deprecated",  # which Lightning gathers with
     "The `srun` command is available on your system",  # which does not mean that it is wanted
     LOGGING_INTERVAL,
-    MOVED,
     "You're using the WeightAveraging callback, but loading a checkpoint outside",  # which has the averaged weights
     r"You are trying to `self.log\(\)` but `Trainer\(barebones=True\)` is configured",  # as was asked for
     "Trainer already configured with model summary callbacks",
@@ -83,8 +81,3 @@ def quiet_lightning() -> Iterator[None]:
 def show_logging_interval() -> None:
     """Let Lightning warn, until the end of the command, that too few batches are trained for what steps log."""
     warnings.filterwarnings("default", LOGGING_INTERVAL)
-
-
-def show_moved() -> None:
-    """Let Lightning warn, until the end of the command, that a ModelCheckpoint forgets what was best elsewhere."""
-    warnings.filterwarnings("default", MOVED)

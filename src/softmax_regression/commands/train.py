@@ -17,7 +17,7 @@ from softmax_regression.classifier import Classifier
 from softmax_regression.commands import checks, outputs, predictions, resume
 from softmax_regression.commands.help import COMMANDS, command_help, known_options, usage
 from softmax_regression.commands.messages import run_command
-from softmax_regression.commands.quiet import show_logging_interval, show_moved
+from softmax_regression.commands.quiet import show_logging_interval
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import ExperimentCLI
@@ -44,7 +44,6 @@ class TrainCLI(ExperimentCLI):
         checks.check_monitors(trainer, model, self.datamodule)
         if not isinstance(model, Classifier) or checks.may_log_more(trainer, model):
             show_logging_interval()  # a Classifier logs nothing on a step
-        show_moved()
         run = None
         if self.checkpoint:
             run = self.checkpoint.run

@@ -11,7 +11,7 @@ from softmax_regression.errors import InputError, StorageError
 from softmax_regression.figures.drawings import metrics_of, split_metric
 from softmax_regression.files import locked
 from softmax_regression.runs import checkpoint
-from softmax_regression.runs.record import read_manifest, saved_results
+from softmax_regression.runs.record import read_manifest, saved_best
 from softmax_regression.runs.rows import ROWS_FILE, Row, read_rows
 
 HIDDEN = ("trainer.callbacks", "trainer.logger", "trainer.enable_", "figures", "ckpt_path", "resume", "output", "force")
@@ -55,7 +55,7 @@ def read_run(folder: Path) -> Run:
     manifest = read_manifest(folder)
     best = folder / "checkpoints" / "best.ckpt"
     if manifest.get("status") == "running" and best.is_file():  # run.json has the best of a run that has ended
-        manifest |= saved_results(folder, checkpoint.read(best))
+        manifest["best"] = saved_best(checkpoint.read(best))
     return Run(folder, manifest, read_rows(folder), settings_of(manifest.get("config") or {}))
 
 

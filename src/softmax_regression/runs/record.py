@@ -94,12 +94,17 @@ def results(trainer: Trainer) -> dict[str, dict[str, Any]]:
     return _results(rows, best)
 
 
-def saved_results(run: Path, saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what `results` does, of a run that has ended with the content of a checkpoint."""
+def saved_best(saved: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what best.ckpt held when a run saved a checkpoint, see `BestCheckpoint.best`."""
     best = None
     for state in saved["callbacks"].values():
         best = state.get("best", best)
-    return _results(rows_until(read_rows(run), saved), best)
+    return best
+
+
+def saved_results(run: Path, saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what `results` does, of a run that has ended with the content of a checkpoint."""
+    return _results(rows_until(read_rows(run), saved), saved_best(saved))
 
 
 def _results(rows: Sequence[Row], best: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:

@@ -75,7 +75,9 @@ def run(
         InputError: The space cannot be searched, the folder has or does another sweep, or every trial failed.
     """
     if quick:
-        space, seeds, trials = _quick_space(space), seeds[:2], min(trials, 4)
+        space = _quick_space(space)
+        seeds = seeds[:2]
+        trials = min(trials, 4)
     if prune:
         pruner = pruner or MedianPruner()
     plan = Plan(space, list(seeds), "", _name_of(sampler), _name_of(pruner), trials, model, data, monitor, mode)
@@ -127,7 +129,11 @@ def _sampler(sampler: BaseSampler | str) -> BaseSampler | None:
     """Return the sampler of a name; None for the grid."""
     if isinstance(sampler, BaseSampler):
         return sampler
-    return {"random": RandomSampler(seed=0), "tpe": TPESampler(seed=0, constant_liar=True)}.get(sampler)
+    if sampler == "random":
+        return RandomSampler(seed=0)
+    if sampler == "tpe":
+        return TPESampler(seed=0, constant_liar=True)
+    return None
 
 
 def _name_of(chosen: object) -> Any:
