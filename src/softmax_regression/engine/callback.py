@@ -36,6 +36,6 @@ class Engine(Callback):
         return f"Lightning's own step ({reason})" if reason else "lean step"
 
 
-def results_of_epoch(trainer: Trainer) -> dict[str, Any]:
+def results_of_epoch(trainer: Trainer, of_validation: bool = False) -> dict[str, Any]:
     """Return the running sums of what was logged in this epoch, by Lightning's names; none in another Lightning."""
-    return lean.results_of_epoch(trainer) if lean else {}
+    return lean.results_of_epoch(trainer, of_validation) if lean else {}

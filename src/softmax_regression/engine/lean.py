@@ -19,9 +19,12 @@ from softmax_regression.engine.reasons import STRATEGIES, missing_names
 from softmax_regression.engine.update import Update
 
 
-def results_of_epoch(trainer: Trainer) -> dict[str, Any]:
-    """Return Lightning's running sums of what was logged in this epoch."""
-    return trainer.fit_loop.epoch_loop._results
+def results_of_epoch(trainer: Trainer, of_validation: bool = False) -> dict[str, Any]:
+    """Return Lightning's running sums of what was logged in this epoch, by the training or by its last validation."""
+    loop = trainer.fit_loop.epoch_loop
+    if of_validation:
+        return loop.val_loop._results
+    return loop._results
 
 
 def install(trainer: Trainer) -> None:

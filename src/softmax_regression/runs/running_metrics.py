@@ -34,7 +34,7 @@ class RunningMetrics:
         for name, result in results_of_epoch(trainer).items():
             if result.is_tensor and result.meta.on_epoch and not result.has_reset:
                 logged[name] = result.metric_state
-        about_to_be_reset = _logged_metrics(trainer.fit_loop.epoch_loop.val_loop)
+        about_to_be_reset = _logged_metrics(results_of_epoch(trainer, of_validation=True))
         states = {}
         for name, metric in _metrics(module):
             if not any(metric is each for each in about_to_be_reset):
@@ -71,10 +71,10 @@ def _merge(result: Any, saved: dict[str, Tensor]) -> None:
         result.cumulated_batch_size = result.cumulated_batch_size + batch_size.to(result.value.device)
 
 
-def _logged_metrics(loop: Any) -> list[Any]:
-    """Return the metrics that were given to `self.log` in a loop, and those within them."""
+def _logged_metrics(results: dict[str, Any]) -> list[Any]:
+    """Return the metrics that were given to `self.log`, and those within them."""
     found: list[Any] = []
-    for result in loop._results.values():
+    for result in results.values():
         if not result.is_tensor:
             found.extend(result.value.modules())
     return found
