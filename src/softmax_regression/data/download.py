@@ -1,5 +1,6 @@
 """Downloads of a data set: by torchvision from its mirrors, or out of a Debian package."""
 
+import multiprocessing
 import shutil
 import socket
 import subprocess
@@ -82,6 +83,8 @@ def fetch_from_mirror(files: ImageFiles, mirror: str, folder: Path) -> None:
         except HTTPError as error:
             error.close()
             raise
+        except multiprocessing.TimeoutError as error:  # it has no text of its own
+            raise TimeoutError("timed out") from error
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
