@@ -1,12 +1,15 @@
 """Files that are whole or not there, folders that one process at a time works in, and why they cannot be had."""
 
+import csv
 import errno
+import io
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -57,6 +60,16 @@ def append(data: bytes, path: Path) -> None:
             file.write(data)
     except OSError as error:
         raise StorageError(f"{path}: cannot be saved ({reason(error)}); free space or make it writable") from error
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write rows under all names that any of them has; a cell that a row lacks is empty."""
+    names = dict.fromkeys(chain.from_iterable(rows))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write(buffer.getvalue().encode(), path)
 
 
 def check_writable(path: Path, ours: bool = True) -> None:

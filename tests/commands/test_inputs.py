@@ -48,6 +48,7 @@ WRONG_COMMANDS = [
     ("fit --config nowhere.yaml", "nowhere.yaml: no such file"),
     ("fit --config /dev/zero", "/dev/zero: no such file"),
     ("fit --config", "expected one argument"),
+    ("fit --config smoke.yaml -x", "-x: no such option"),
     ("fit --trainer nowhere.yaml", "trainer: Unable to load config"),
 ]
 

@@ -9,7 +9,8 @@ import pytest
 from matplotlib.figure import Figure
 
 from softmax_regression.errors import InputError, StorageError
-from softmax_regression.figures.page import check_output, write_csv, write_page
+from softmax_regression.figures.page import check_output, write_page
+from softmax_regression.files import write_csv
 
 
 def line(*panels: int) -> Figure:

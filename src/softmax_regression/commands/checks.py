@@ -15,13 +15,9 @@ from softmax_regression.runs.folder import SavedCheckpoint
 from softmax_regression.runs.processes import cores, print_rank_zero
 
 COUNTS = (
-    "max_epochs",
-    "max_steps",
-    "limit_train_batches",
-    "val_check_interval",
-    "check_val_every_n_epoch",
+    "max_epochs", "max_steps", "limit_train_batches", "val_check_interval", "check_val_every_n_epoch",
     "accumulate_grad_batches",
-)
+)  # fmt: skip
 
 
 def check_options(command: str, config: Any) -> None:

@@ -1,13 +1,13 @@
 """What `--help` of `train.py` says, and which options there are, for near misses."""
 
 from collections.abc import Iterable, Sequence
-from importlib import import_module
+from pkgutil import resolve_name
 
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Trainer
 
 from softmax_regression.data.module import FashionMNISTDataModule
-from softmax_regression.errors import InputError, shell_command
+from softmax_regression.errors import shell_command
 from softmax_regression.experiment.cli import DEFAULT_CALLBACKS, add_own_arguments
 from softmax_regression.experiment.flags import flag_value
 from softmax_regression.model import SoftmaxRegression
@@ -33,15 +33,15 @@ def usage(command: str = "{" + ",".join(COMMANDS) + "}") -> str:
     return f"{shell_command('train.py')} {command}"
 
 
-def command_help(command: str | None = None, flags: Sequence[str] = (), everything: bool = False) -> str:
-    """Return the help of a command, with the options of the model and the data that the flags name."""
-    if command is None:
-        lines = [f"usage: {usage()} [options]", ""]
-        for name, text in COMMANDS.items():
-            lines.append(f"  {name:10}{text}")
-        lines += ["", f"{usage('fit')} --help shows the options of a command."]
-        return "\n".join(lines)
-    return str(_help_parser(command, flags, everything).format_help())
+def command_help(args: Sequence[str]) -> str:
+    """Return the help of a command line that asks for it; a command's is of the model and the data that it names."""
+    command = args[0]
+    if command in COMMANDS:
+        return str(_help_parser(command, args, everything="--help-all" in args).format_help())
+    lines = [f"usage: {usage()} [options]", ""]
+    for name, text in COMMANDS.items():
+        lines.append(f"  {name:10}{text}")
+    return "\n".join([*lines, "", f"{usage('fit')} --help shows the options of a command."])
 
 
 def known_options(args: Sequence[str]) -> Iterable[str]:
@@ -56,10 +56,8 @@ def _help_parser(command: str, flags: Sequence[str], everything: bool) -> Argume
     parser = ArgumentParser(usage=f"{usage(command)} [options]", description=COMMANDS[command], epilog=_MORE)
     add_own_arguments(parser)
     for group, default in {"model": SoftmaxRegression, "data": FashionMNISTDataModule}.items():
-        kind: type = default
         named = flag_value(flags, group) or flag_value(flags, f"{group}.class_path")
-        if named:
-            kind = _class_named(named, default)
+        kind = _class_named(named or "", default)
         parser.add_class_arguments(kind, group, fail_untyped=False, skip={"seed"})
     if command == "fit" or everything:
         for group, callback in DEFAULT_CALLBACKS.items():
@@ -71,9 +69,8 @@ def _help_parser(command: str, flags: Sequence[str], everything: bool) -> Argume
 
 def _class_named(path: str, default: type) -> type:
     """Return the class that a flag names, or the default one if there is none of that name."""
-    module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError, InputError):
+        found = resolve_name(path)
+    except (ImportError, AttributeError, ValueError):
         return default
     return found if isinstance(found, type) else default

@@ -6,8 +6,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -50,11 +50,6 @@ class BrokenPipeSafeStream:
         self.stream = stream or io.StringIO()
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # of letters that the locale does not have
-
-    @classmethod
-    def over(cls, stream: Any) -> "BrokenPipeSafeStream":
-        """Return such a stream over another one, or the stream itself if it is one."""
-        return stream if isinstance(stream, cls) else cls(stream)
 
     def write(self, text: str) -> int:
         """Write, unless nobody reads any more."""
@@ -111,21 +106,20 @@ def _unknown_option(option: str, known: Iterable[str]) -> str:
     return f"{option}: no such option; " + (f"did you mean {meant}" if near else "see --help")
 
 
-def _near_options(name: str, known: Iterable[str]) -> list[str]:
+def _near_options(name: str, known: Sequence[str]) -> list[str]:
     """Return at most two options that a mistyped one may mean; max_epochs before min_epochs."""
     group, _, last = name.rpartition(".")
+    last_parts = {option: option.rpartition(".")[2] for option in known}
     found = []
-    for option in known:
-        part = option.rpartition(".")[2]
-        if option.startswith(group) and (part == last or part.endswith(f"_{last}") or part.startswith(f"{last}_")):
+    for option, part in last_parts.items():
+        if option.startswith(group) and f"_{last}_" in f"_{part}_":
             found.append(option)
     if not found:
         found = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
     if not found and not group:
-        last_parts = {option.rpartition(".")[2]: option for option in known}
-        found = [last_parts[part] for part in difflib.get_close_matches(last, last_parts, n=2, cutoff=0.7)]
-    found.sort(key=lambda option: (".max_" not in option, option))
-    return found[:2]
+        near = difflib.get_close_matches(last, last_parts.values(), n=2, cutoff=0.7)
+        found = [option for option in known if last_parts[option] in near]
+    return sorted(found, key=lambda option: (".max_" not in option, option))[:2]
 
 
 def _is_about_options(error: BaseException) -> bool:
@@ -189,23 +183,22 @@ def run_command(command: Callable[[], object], known: Callable[[], Iterable[str]
         command: What is run.
         known: Gives the names of the options that the command has, for near misses.
     """
-    streams = sys.stdout, sys.stderr
+    out, err = BrokenPipeSafeStream(sys.stdout), BrokenPipeSafeStream(sys.stderr)
     path = sys.path.copy()
-    sys.stdout, sys.stderr = BrokenPipeSafeStream.over(streams[0]), BrokenPipeSafeStream.over(streams[1])
-    try:
-        with _interruptible(), quiet_lightning():
-            sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
-            command()
-    except BaseException as error:
-        found = describe_error(error, known)
-        if found is None:
-            raise
-        if _speaks_of(error):
-            print(found[0], file=sys.stderr)
-        return found[1]
-    finally:
-        sys.stdout, sys.stderr = streams
-        sys.path[:] = path
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            with _interruptible(), quiet_lightning():
+                sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
+                command()
+        except BaseException as error:
+            found = describe_error(error, known)
+            if found is None:
+                raise
+            if _speaks_of(error):
+                print(found[0], file=sys.stderr)
+            return found[1]
+        finally:
+            sys.path[:] = path
     return 0
 
 

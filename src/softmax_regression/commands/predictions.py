@@ -1,11 +1,10 @@
 """The table that `predict` writes: what `predict_step` returned for each example, of anybody's model and data."""
 
-import csv
-import io
 import json
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -21,7 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from softmax_regression.errors import InputError
-from softmax_regression.files import check_writable, write
+from softmax_regression.figures.scoring import loaders_by_name
+from softmax_regression.files import check_writable
 
 # How the first line of a table of ours begins; an empty file may be replaced as well.
 _HEADER = re.compile(rb"index,(dataloader,)?(label,|image,)?(predicted|output)|$")
@@ -91,37 +91,28 @@ class PredictionTable(Callback):
         self.rows: list[dict[str, Any]] = []
         self._examples = 0  # of the batches so far
 
-    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *where: Any) -> None:
-        """Keep the rows of a batch; `where` is the batch, its number, and that of its loader."""
-        batch, _, loader = (*where, 0)[:3]
+    def on_predict_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        """Keep the rows of a batch."""
         labels = _labels(batch)
         n = _batch_size(batch)
-        columns = columns_of(outputs, self.names, n)
-        count = max(map(len, columns.values()), default=0)
-        loaders = list(_by_name(trainer.predict_dataloaders))
-        for i in range(count):
-            index = self._examples + i
-            row: dict[str, Any] = {"index": index}
-            if len(loaders) > 1:
-                row["dataloader"] = loaders[loader]
-            if self.photos:
-                row["image"] = self.photos.paths[index]
-            elif count == len(labels):
-                row["label"] = _class_name(labels[i], self.names)
-            for name, values in columns.items():
-                if i < len(values):
-                    row[name] = values[i]
-            self.rows.append(row)
+        found = columns_of(outputs, self.names, n)
+        count = max(map(len, found.values()), default=0)
+        examples = range(self._examples, self._examples + count)
+        columns: Columns = {"index": list(examples)}
+        loaders = list(loaders_by_name(trainer.predict_dataloaders))
+        if len(loaders) > 1:
+            columns["dataloader"] = [loaders[dataloader_idx]] * count
+        if self.photos:
+            columns["image"] = [self.photos.paths[index] for index in examples]
+        elif count == len(labels):
+            columns["label"] = [_class_name(label, self.names) for label in labels]
+        columns |= found
+        for cells in zip_longest(*columns.values(), fillvalue=""):
+            self.rows.append(dict(zip(columns, cells, strict=True)))
         self._examples += n or count
-
-
-def _by_name(loaders: Any) -> Mapping[Any, Any]:
-    """Return loaders by their names, or else by their numbers."""
-    if isinstance(loaders, CombinedLoader):
-        loaders = loaders.iterables
-    if isinstance(loaders, Mapping):
-        return loaders
-    return dict(enumerate(loaders if isinstance(loaders, Sequence) else [loaders]))
 
 
 def _batch_size(batch: Any) -> int:
@@ -131,18 +122,6 @@ def _batch_size(batch: Any) -> int:
             return extract_batch_size(batch)
     except MisconfigurationException:
         return 0
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as a CSV whose columns are all that a row has; a cell that a row lacks is empty."""
-    names: dict[str, None] = {}
-    for row in rows:
-        names.update(dict.fromkeys(row))
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(names), restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write(file.getvalue().encode(), path)
 
 
 def _labels(batch: Any) -> list[int]:
@@ -164,10 +143,10 @@ def columns_of(output: Any, class_names: Sequence[str], n: int) -> Columns:
         n: The number of examples, 0 if it is not known.
     """
     if isinstance(output, Mapping) and output.keys() == {"class", "probability", "probabilities"}:  # of a Classifier
-        columns: Columns = {}
-        columns["predicted"] = [_class_name(label, class_names) for label in output["class"].tolist()]
-        columns["probability"] = [f"{value:.6f}" for value in output["probability"].tolist()]
-        return columns | _numbers(output["probabilities"], class_names)
+        predicted = [_class_name(label, class_names) for label in output["class"].tolist()]
+        probability = [f"{value:.6f}" for value in output["probability"].tolist()]
+        numbers = _numbers(output["probabilities"], class_names)
+        return {"predicted": predicted, "probability": probability, **numbers}
     if isinstance(output, Tensor):
         output = output.to_dense()
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == len(class_names):
@@ -180,20 +159,23 @@ def _nested_columns(output: Any, name: str, n: int) -> Columns:
     """Return the columns of tensors, arrays, and dictionaries, tuples or lists of them, named by where they lie."""
     if output is None:
         return {}
-    if isinstance(output, Mapping):
-        return _joined_columns(output.items(), name, n)
     if isinstance(output, list | tuple):
         if _is_by_example(output, n):
             return _columns_by_example(output, name)
-        if output and isinstance(output[0], Tensor | np.ndarray | Mapping | list | tuple):
-            return _joined_columns(enumerate(output), name, n)
-        return {name: list(output)}
+        if not output or not isinstance(output[0], Tensor | np.ndarray | Mapping | list | tuple):
+            return {name: list(output)}
+        output = dict(enumerate(output))
+    if isinstance(output, Mapping):
+        columns: Columns = {}
+        for key, value in output.items():
+            columns |= _nested_columns(value, f"{name}.{key}", n)
+        return columns
     if not isinstance(output, Tensor | np.ndarray | np.generic):
         return {name: [output]}
     values = torch.as_tensor(output).detach().cpu()
     if values.ndim < 2:
         return {name: values.reshape(-1).tolist()}
-    values = values.reshape(len(values), -1) if len(values) else values.flatten(1)
+    values = values.flatten(1)
     return _numbers(values, [f"{name}.{i}" for i in range(values.shape[1])])
 
 
@@ -210,15 +192,11 @@ def _is_by_example(output: Sequence[Any], n: int) -> bool:
 
 def _columns_by_example(output: Sequence[Any], name: str) -> Columns:
     """Return the columns of a list with a part for each example; what has no name is written as JSON."""
-    names: list[str] = []
-    rows: list[dict[str, Any]] = []
-    for part in output:
-        named = {f"{name}.{key}": value for key, value in part.items()} if isinstance(part, Mapping) else {name: part}
-        names += [key for key in named if key not in names]
-        rows.append(named)
     columns: Columns = {}
-    for key in names:
-        columns[key] = [_cell(row.get(key)) for row in rows]
+    for i, part in enumerate(output):
+        named = {f"{name}.{key}": value for key, value in part.items()} if isinstance(part, Mapping) else {name: part}
+        for key, value in named.items():
+            columns.setdefault(key, [None] * len(output))[i] = _cell(value)
     return columns
 
 
@@ -231,19 +209,11 @@ def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list) else value
 
 
-def _joined_columns(parts: Iterable[tuple[Any, Any]], name: str, n: int) -> Columns:
-    columns: Columns = {}
-    for key, value in parts:
-        columns |= _nested_columns(value, f"{name}.{key}", n)
-    return columns
-
-
 def _numbers(values: Tensor, names: Sequence[str]) -> Columns:
     """Return the columns of (n, k) numbers under k names."""
     columns: Columns = {}
     for i, name in enumerate(names):
-        column = values[:, i].detach().cpu().tolist()
-        columns[name] = [f"{value:.6g}" for value in column]
+        columns[name] = [f"{value:.6g}" for value in values[:, i].tolist()]
     return columns
 
 

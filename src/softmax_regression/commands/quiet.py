@@ -27,25 +27,10 @@ FOREIGN_WARNINGS = (
 )
 # How the lines begin that Lightning logs of itself as it starts and ends.
 GREETINGS = (
-    "GPU available",
-    "TPU available",
-    "HPU available",
-    "💡 Tip",
-    "`Trainer.fit` stopped",
-    "Seed set to",
-    "LOCAL_RANK",
-    "Restoring states",
-    "Restored all states",
-    "Loaded model weights",
-    "`weights_only` was not",
-    "Initializing distributed",
-    "[rank:",
-    "-----",
-    "Using bfloat16",
-    "Using 16bit",
-    "SLURM auto-",
-    "Loading `train_dataloader`",
-)
+    "GPU available", "TPU available", "HPU available", "💡 Tip", "`Trainer.fit` stopped", "Seed set to", "LOCAL_RANK",
+    "Restoring states", "Restored all states", "Loaded model weights", "`weights_only` was not", "[rank:", "-----",
+    "Initializing distributed", "Using bfloat16", "Using 16bit", "SLURM auto-", "Loading `train_dataloader`",
+)  # fmt: skip
 
 
 def _is_no_greeting(record: logging.LogRecord) -> bool:

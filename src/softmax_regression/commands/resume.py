@@ -8,6 +8,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelPruning, Timer
 
 from softmax_regression.errors import InputError
+from softmax_regression.experiment.cli import as_list
+from softmax_regression.experiment.flags import options_of
 from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.checkpoint import read
 from softmax_regression.runs.class_path import class_path_of
@@ -17,7 +19,7 @@ from softmax_regression.runs.record import RunRecord, read_manifest, saved_resul
 from softmax_regression.runs.rows import keep_logged_rows
 from softmax_regression.runs.settings import drop_finders
 
-# Options that decide results and so must stay, beside all of model and data but those that are named below.
+# Options, or the beginnings of their names, that decide results and so must stay; but for those that may change.
 DECIDING = (
     "model", "data", "seed_everything", "optimizer", "lr_scheduler", "early_stopping.monitor",
     "early_stopping.min_delta", "early_stopping.mode", "best_checkpoint.monitor", "best_checkpoint.mode",
@@ -25,8 +27,7 @@ DECIDING = (
     "trainer.overfit_batches", "trainer.val_check_interval", "trainer.check_val_every_n_epoch",
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
 )  # fmt: skip
-MAY_CHANGE = {"data.dirs", "data.images", "data.watch_test", "data.device", "data.eval_batch_size"}
-MAY_CHANGE |= {"model.class_path", "data.class_path"}  # a class may have several names: see `check_resumable`
+MAY_CHANGE = ("data.dirs", "data.images", "data.watch_test", "data.device", "data.eval_batch_size")
 
 
 def other_data(saved: dict[str, Any], data: Any) -> str | None:
@@ -44,20 +45,19 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
     record = next(each for each in trainer.callbacks if isinstance(each, RunRecord))  # type: ignore[attr-defined]
     known = saved.get("run", {})
     before: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}  # of a run that was started from Python
-    before |= {"model": known.get("model"), "data": known.get("data")}
     before |= _options(known.get("config", "{}"))
-    now: dict[str, Any] = {"model": class_path_of(type(model)), "data": class_path_of(type(data))}
-    now |= _options(str(record.config))
+    before |= {"model": known.get("model"), "data": known.get("data")}  # a class may have several names
+    now = _options(str(record.config))
+    now |= {"model": class_path_of(type(model)), "data": class_path_of(type(data))}
     callbacks = before["trainer.callbacks"]
     now["trainer.callbacks"] = [each for each in now["trainer.callbacks"] if each in callbacks]
     for name, was in before.items():
-        decides = name in DECIDING or name.startswith(("model.", "data."))
         wanted = now.get(name)
-        if decides and name not in MAY_CHANGE and was != wanted:
+        if name.startswith(DECIDING) and name not in MAY_CHANGE and was != wanted:
             raise InputError(
                 f"{name}={wanted}: the run to resume has {was}; go on with that, or start a new run without --resume"
             )
-    check_length(saved, trainer)
+    check_length(saved, trainer, before)
     if any(isinstance(callback, ModelPruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise InputError("ModelPruning: a pruned run cannot go on, its masks are in no checkpoint; start a new run")
     if known.get("unrecorded"):
@@ -71,41 +71,27 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
         raise InputError(f"{other}; give the same files, or start a new run")
 
 
-def check_length(saved: dict[str, Any], trainer: Trainer) -> None:
+def check_length(saved: dict[str, Any], trainer: Trainer, before: dict[str, Any]) -> None:
     """Refuse more epochs or steps with a schedule whose length is fixed as a run begins, such as OneCycleLR."""
-    before = yaml.safe_load(saved.get("run", {}).get("config", "{}")).get("trainer", {})
-    longer = [
-        name for name in ("max_epochs", "max_steps") if (getattr(trainer, name) or 0) > (before.get(name) or 0) > 0
-    ]
     for schedule in saved.get("lr_schedulers", []):
-        if longer and "total_steps" in schedule:
-            name = longer[0]
-            raise InputError(
-                f"{name}={getattr(trainer, name)}: the run's learning rate schedule ends after "
-                f"{schedule['total_steps']} steps, with {name}={before[name]}; start a new run for more"
-            )
+        for name in ("max_epochs", "max_steps"):
+            was = before.get(f"trainer.{name}") or 0
+            wanted = getattr(trainer, name) or 0
+            if "total_steps" in schedule and wanted > was > 0:
+                raise InputError(
+                    f"{name}={wanted}: the run's learning rate schedule ends after {schedule['total_steps']} steps, "
+                    f"with {name}={was}; start a new run for more"
+                )
 
 
 def _options(text: str) -> dict[str, Any]:
-    """Return the options of a configuration by their names on the command line, such as model.lr."""
-    options: dict[str, Any] = {}
-    for group, values in yaml.safe_load(text).items():
-        if not isinstance(values, dict) or group in ("optimizer", "lr_scheduler"):
-            options[group] = values
-            continue
-        values |= values.pop("init_args", None) or {}
-        for name, value in values.items():
-            options[f"{group}.{name}"] = value
-    options["trainer.callbacks"] = _class_paths(options.get("trainer.callbacks"))
+    """Return the options of a configuration by their names on the command line, of callbacks their classes alone."""
+    config = yaml.safe_load(text)
+    callbacks = as_list(config.get("trainer", {}).pop("callbacks", None))
+    options = {"trainer.callbacks": [callback["class_path"] for callback in callbacks]}
+    for name, value in options_of(config).items():
+        options[name.removesuffix(".class_path")] = value
     return options
-
-
-def _class_paths(callbacks: Any) -> list[str]:
-    if callbacks is None:
-        return []
-    if isinstance(callbacks, dict):
-        callbacks = [callbacks]
-    return [callback["class_path"] for callback in callbacks]
 
 
 def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None:

@@ -1,7 +1,7 @@
 """The command line `python study.py STUDY`: a study measures something and leaves a page with figures."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
@@ -13,13 +13,7 @@ from jsonargparse import ArgumentParser
 from softmax_regression.commands.messages import run_command
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.allowed_classes import allow_classes
-from softmax_regression.experiment.flags import (
-    CONF,
-    check_flags,
-    find_configurations,
-    named_texts,
-    sort_flags_after_files,
-)
+from softmax_regression.experiment.flags import CONF, check_flags, find_command, find_configurations, named_texts
 
 
 class Study(NamedTuple):
@@ -48,70 +42,55 @@ STUDIES = {
 }
 
 
-def _chosen(args: Sequence[str]) -> str | None:
-    """Return the study that a command line begins with."""
-    if args and args[0] in STUDIES:
-        return args[0]
-    return None
-
-
-def _parameters(chosen: str | None) -> dict[str, Parameter]:
-    """Return the parameters of a study, which are its options."""
-    if chosen is None:
-        return {}
-    return dict(signature(STUDIES[chosen].load()).parameters)
-
-
-def _parser(chosen: str | None) -> ArgumentParser:
-    """Return the parser; only the chosen study is imported."""
-    parser = ArgumentParser(prog="study.py", description="Studies of softmax regression.", exit_on_error=False)
-    commands = parser.add_subcommands(metavar="STUDY")
-    for name, study in STUDIES.items():
-        command = ArgumentParser(exit_on_error=False, default_config_files=[str(CONF / f"{name}.yaml")])
-        if name == chosen:
-            command.add_argument("--config", action="config", help="YAML with any of the options below.")
-            skip: set[str | int] = set()
-            if study.positional:
-                skip.add(study.positional)
-                if _parameters(name)[study.positional].annotation is str:
-                    command.add_argument(study.positional, type=str)
-                else:
-                    command.add_argument(study.positional, nargs="+", type=Path)
-            command.add_function_arguments(study.load(), skip=skip)
-        commands.add_subcommand(name, command, help=study.purpose)
+def _parser(name: str, study: Study, parameters: Mapping[str, Parameter]) -> ArgumentParser:
+    """Return the parser of a study, whose options are the parameters of its function."""
+    parser = ArgumentParser(
+        prog=f"study.py {name}", description=study.purpose, exit_on_error=False,
+        default_config_files=[str(CONF / f"{name}.yaml")],
+    )  # fmt: skip
+    parser.add_argument("--config", action="config", help="YAML with any of the options below.")
+    skip: set[str | int] = set()
+    if study.positional:
+        skip.add(study.positional)
+        if parameters[study.positional].annotation is str:
+            parser.add_argument(study.positional, type=str)
+        else:
+            parser.add_argument(study.positional, nargs="+", type=Path)
+    parser.add_function_arguments(study.load(), skip=skip)
     return parser
-
-
-def _with_switches(words: Sequence[str], parameters: dict[str, Parameter]) -> list[str]:
-    """Return a command line whose switches, such as `--quick`, have the value that jsonargparse asks for."""
-    completed = []
-    for word in words:
-        parameter = parameters.get(word.removeprefix("--"))
-        if word.startswith("--") and parameter and parameter.default is False:
-            word = f"{word}=true"
-        completed.append(word)
-    return completed
 
 
 def run(args: Sequence[str]) -> None:
     """Run a command line of `study.py`."""
-    chosen = _chosen(args)
     check_flags(args)
-    flags = sort_flags_after_files(find_configurations(args[1:]))
+    if args and args[0] in ("-h", "--help"):
+        lines = [f"  {name:10}{study.purpose}" for name, study in STUDIES.items()]
+        print("\n".join(["usage: study.py STUDY [options]", "", *lines, "", "STUDY --help shows its options."]))
+        sys.exit(0)
+    name = find_command(args, STUDIES, f"; expected {', '.join(STUDIES)}")
+    study, parameters = STUDIES[name], _parameters(args)
+    flags = find_configurations(args[1:])
     allow_classes(named_texts(flags))
-    if chosen and STUDIES[chosen].positional and not flags:
-        raise InputError(f"{chosen}: no run was given; type `python study.py {chosen} RUN`, a folder under logs/")
-    words = _with_switches([*args[:1], *flags], _parameters(chosen))
-    parser = _parser(chosen)
-    config = parser.instantiate(parser.parse_args(words))
-    options = config[config.subcommand].as_dict()
-    options.pop("config", None)
+    if study.positional and not flags:
+        raise InputError(f"{name}: no run was given; type `python study.py {name} RUN`, a folder under logs/")
+    switches = {f"--{option}" for option, parameter in parameters.items() if parameter.default is False}
+    words = [f"{word}=true" if word in switches else word for word in flags]  # as jsonargparse asks for it
+    parser = _parser(name, study, parameters)
+    options = parser.instantiate(parser.parse_args(words)).as_dict()
+    options.pop("config")
     if not 0 <= options.get("seed", 0) < 2**32:
         raise InputError(f"seed={options['seed']}: must be at least 0 and below 2^32")
-    print(STUDIES[config.subcommand].load()(**options))
+    print(study.load()(**options))
+
+
+def _parameters(args: Sequence[str]) -> Mapping[str, Parameter]:
+    """Return the parameters of the study that a command line names, by their names."""
+    if not args or args[0] not in STUDIES:
+        return {}
+    return signature(STUDIES[args[0]].load()).parameters
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a study and return the exit code; a mistake is a line on stderr."""
     words = sys.argv[1:] if args is None else list(args)
-    return run_command(partial(run, words), lambda: _parameters(_chosen(words)))
+    return run_command(partial(run, words), partial(_parameters, words))

@@ -3,7 +3,6 @@
 Exit codes: 0 done; 2, 3, 4, 5 see `errors`; 128 + n: interrupted by signal n, once `fit` has saved its step.
 """
 
-import difflib
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LightningArgumentParser
 
 from softmax_regression.classifier import Classifier
 from softmax_regression.commands import checks, outputs, predictions, resume
@@ -21,8 +21,8 @@ from softmax_regression.commands.quiet import show_logging_interval
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import ExperimentCLI
-from softmax_regression.experiment.flags import check_flags, flag_value
-from softmax_regression.files import locked, remove_debris
+from softmax_regression.experiment.flags import check_flags, find_command, flag_value
+from softmax_regression.files import locked, remove_debris, write_csv
 from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint, open_checkpoint
 from softmax_regression.runs.processes import distributed_session, print_rank_zero
@@ -32,8 +32,9 @@ from softmax_regression.runs.record import read_manifest
 class TrainCLI(ExperimentCLI):
     """The commands of `train.py`, each a method that LightningCLI calls with the model it has made."""
 
-    def check_options(self) -> None:
-        """Refuse options that mean nothing, or not what they seem to."""
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the flags, and refuse what means nothing before model, data and Trainer are made."""
+        super().parse_arguments(parser, args)
         checks.check_options(self.command, self.options)
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
@@ -52,10 +53,9 @@ class TrainCLI(ExperimentCLI):
         if trainer.world_size > 1 and not isinstance(self.datamodule, FashionMNISTDataModule):
             name = type(self.datamodule).__name__
             print_rank_zero(f"{name}: each of {trainer.world_size} processes takes minibatches of its batch size")
-        loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
         folders = [run] if run else []
-        if not run:
-            for logger in loggers:
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger) and not run:
                 folders.append(Path(logger.log_dir))  # asking for it claims a new one
         with ExitStack() as stack:
             if trainer.is_global_zero:
@@ -116,18 +116,16 @@ class TrainCLI(ExperimentCLI):
         if not table.rows:
             print("predictions: predict_step returned nothing, so no table is written")
             return
-        predictions.write_table(path, table.rows)
+        write_csv(path, table.rows)
         print(f"predictions: {path}")
 
     def _prepare_scoring(self) -> SavedCheckpoint:
         """Check that there is something to score, and that it goes with the data."""
-        checkpoint = self.checkpoint
-        if checkpoint is None:
-            command = self.command
-            raise InputError(f"{command}: needs a trained model; give --ckpt_path a run's folder, best or last")
+        if self.checkpoint is None:
+            raise InputError(f"{self.command}: needs a trained model; give --ckpt_path a run's folder, best or last")
         checks.check_devices(self.trainer, self.datamodule)
         self._check_data()
-        return checkpoint
+        return self.checkpoint
 
     def _say_what_is_scored(self, checkpoint: SavedCheckpoint) -> None:
         """Name run, checkpoint and data; the run's scalars stay those of its training, its figures get a folder."""
@@ -149,36 +147,14 @@ class TrainCLI(ExperimentCLI):
                 read_manifest(self.checkpoint.run)  # a damaged one would be noticed only in the end
 
 
-def find_command(args: Sequence[str]) -> str:
-    """Return the command that a command line begins with.
-
-    Raises:
-        InputError: It begins with another word, or with flags.
-    """
-    if args and args[0] in COMMANDS:
-        return args[0]
-    later = [word for word in args if word in COMMANDS]
-    if later:
-        moved = [word for word in args if word != later[0]]
-        raise InputError(f"{args[0]}: put it behind the command\n  {usage(later[0])} {' '.join(moved)}")
-    if not args:
-        raise InputError(f"no command was given\nusage: {usage()}")
-    near = difflib.get_close_matches(args[0], COMMANDS, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
-    raise InputError(f"{args[0]}: no such command{meant}\nusage: {usage()}")
-
-
 def run(args: Sequence[str]) -> None:
     """Run a command line of `train.py`."""
     check_flags(args)
-    if args and args[0] in ("-h", "--help", "--help-all"):
-        print(command_help())
+    if {"-h", "--help", "--help-all"} & set(args):
+        print(command_help(args))
         return
-    command = find_command(args)
-    flags = list(args[1:])
-    if {"-h", "--help", "--help-all"} & set(flags):
-        print(command_help(command, flags, everything="--help-all" in flags))
-        return
+    command = find_command(args, COMMANDS, f"\nusage: {usage()}")
+    flags = args[1:]
     with distributed_session():
         TrainCLI(command, flags, _checkpoint(command, flags))
 

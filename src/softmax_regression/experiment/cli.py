@@ -20,12 +20,10 @@ from softmax_regression.experiment.allowed_classes import allow_classes
 from softmax_regression.experiment.flags import (
     CONF,
     check_configuration,
-    check_configuration_file,
     find_configurations,
     named_texts,
     reset_class_defaults,
-    sort_flags_after_files,
-    without_flags,
+    without_flag,
 )
 from softmax_regression.figures.logger import FigureLogger
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
@@ -67,7 +65,7 @@ class ExperimentCLI(LightningCLI):
         yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
         self.command = command
         self.checkpoint = checkpoint
-        self.flags = sort_flags_after_files(find_configurations(flags))
+        self.flags = find_configurations(flags)
         strict = {"exit_on_error": False, "allow_abbrev": False}
         with_defaults = {"default_config_files": [str(CONF / "default.yaml")], **strict}
         super().__init__(
@@ -78,7 +76,7 @@ class ExperimentCLI(LightningCLI):
             save_config_callback=None,
             seed_everything_default=0,
             parser_kwargs={**strict, command: with_defaults},
-            args=[command, *self._flags_of_run(), *without_flags(self.flags, ["ckpt_path"])],
+            args=[command, *self._flags_of_run(), *without_flag(self.flags, "ckpt_path")],
         )
 
     def _flags_of_run(self) -> list[str]:
@@ -86,8 +84,7 @@ class ExperimentCLI(LightningCLI):
         if self.checkpoint is None:
             allow_classes(named_texts(self.flags))
             return reset_class_defaults(self.flags)
-        config = _configuration_of(self.checkpoint)
-        flags = ["--config", config]
+        flags = ["--config", _configuration_of(self.checkpoint)]
         allow_classes(named_texts([*self.flags, *flags]), _came_along_in(self.checkpoint))
         if self.command != "fit":  # one process scores, however many have trained, unless flags say otherwise
             flags += ONE_PROCESS
@@ -114,10 +111,6 @@ class ExperimentCLI(LightningCLI):
         named = self.options.ckpt_path or (self.options.resume if self.checkpoint is None else None)
         if named:
             raise InputError(f"{named}: no run goes on because a configuration says so; use --resume")
-        self.check_options()
-
-    def check_options(self) -> None:
-        """Implement to refuse options before model, data and Trainer are made of them."""
 
     def before_instantiate_classes(self) -> None:
         """Choose the number of threads: a run that goes on has as many as before."""
@@ -220,7 +213,7 @@ def _configuration_of(checkpoint: SavedCheckpoint) -> str:
     if checkpoint.run:
         path = checkpoint.run / "config.yaml"
         if path.is_file():
-            check_configuration_file(str(path))
+            check_configuration(path.read_bytes(), str(path))
             return str(path)
     text = checkpoint.content.get("run", {}).get("config")
     if not text:

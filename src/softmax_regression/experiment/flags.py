@@ -1,6 +1,8 @@
 """A command line before it is parsed: the flags in it, their order, and the configuration files that they name."""
 
-from collections.abc import Iterator, Sequence
+import difflib
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ from softmax_regression.errors import InputError
 from softmax_regression.files import reason
 
 MAX_ALIASES = 20  # of YAML anchors; a file with hundreds of them can unfold to more than the memory holds
+BASES = {"model": "LightningModule", "data": "LightningDataModule"}
 NAME_FILES = ("config", "ckpt_path", "resume", "output", "data.images", "data.dirs")  # flags that take paths
 
 
@@ -67,37 +70,50 @@ def flag_value(args: Sequence[str], name: str) -> str | None:
     return value
 
 
-def without_flags(args: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return a command line without some flags."""
-    return join_flags([flag for flag in split_flags(args) if flag.name not in names])
+def find_command(args: Sequence[str], commands: Iterable[str], expected: str) -> str:
+    """Return the command that a command line begins with.
 
-
-def sort_flags_after_files(args: Sequence[str]) -> list[str]:
-    """Return flags in such an order that a flag wins over a file, wherever it stands.
-
-    Files come first, then groups such as `--model mine.Net`, then single options such as `--model.lr 0.1`.
+    Raises:
+        InputError: It begins with another word, or with flags; the message ends with what is expected.
     """
+    names = list(commands)
+    if not args:
+        raise InputError(f"no command was given{expected}")
+    if args[0] in names:
+        return args[0]
+    for word in args:
+        if word in names:
+            moved = " ".join([word, *(each for each in args if each != word)])
+            raise InputError(f"{args[0]}: put it behind the command\n  {moved}")
+    near = difflib.get_close_matches(args[0], names, n=1)
+    meant = f"; did you mean {near[0]}?" if near else ""
+    raise InputError(f"{args[0]}: no such command{meant}{expected}")
 
-    def rank(flag: Flag) -> int:
-        if flag.name == "config":
-            return 0
-        return 2 if "." in flag.name else 1
 
-    return join_flags(sorted(split_flags(args), key=rank))
+def without_flag(args: Sequence[str], name: str) -> list[str]:
+    """Return a command line without a flag."""
+    return join_flags([flag for flag in split_flags(args) if flag.name != name])
 
 
 def find_configurations(args: Sequence[str]) -> list[str]:
-    """Return flags whose `--config smoke.yaml` is the file of that name in conf/ if there is none in this folder."""
+    """Return flags with `--config smoke.yaml` as the file in conf/ if there is none of that name in this folder.
+
+    They are in such an order that a flag wins over a file wherever it stands: files come first, then groups such as
+    `--model mine.Net`, then single options such as `--model.lr 0.1`.
+    """
     flags = []
     for flag in split_flags(args):
         if flag.name == "config" and flag.values:
-            path = flag.values[0]
+            path, *others = flag.values
             shipped = CONF / path.removeprefix("conf/")
             if not Path(path).exists() and shipped.parent == CONF and shipped.is_file():
                 path = str(shipped)
-            check_configuration_file(path)
-            flag = Flag("config", [path], ["--config", path])
+            if not Path(path).is_file():
+                raise InputError(f"{path}: no such file (URLs are not read); give a YAML file like those in conf/")
+            check_configuration(Path(path).read_bytes(), path)
+            flag = Flag("config", [path], ["--config", path, *others])
         flags.append(flag)
+    flags.sort(key=lambda flag: (flag.name != "config", "." in flag.name))
     return join_flags(flags)
 
 
@@ -107,23 +123,32 @@ def reset_class_defaults(args: Sequence[str]) -> list[str]:
     jsonargparse would keep those of the class that it replaces: `--model Sub`, whose default of lr is another, would
     train with that of SoftmaxRegression. Lightning's base class, which has no defaults, is named in between.
     """
+    named: dict[str, str] = {}
+    for flag in split_flags(args):
+        if not flag.values:
+            continue
+        given = {flag.name: flag.values[0]}
+        if flag.name == "config":
+            given = options_of(yaml.safe_load(Path(flag.values[0]).read_bytes()))
+        for name, value in given.items():
+            group = name.removesuffix(".class_path")
+            if group in BASES and value:
+                named[group] = str(value)
     words = []
-    for group, base in (("model", "LightningModule"), ("data", "LightningDataModule")):
-        named = None
-        for options in _configurations(args):
-            part = options.get(group)
-            named = (part.get("class_path") if isinstance(part, dict) else part) or named
-        named = flag_value(args, f"{group}.class_path") or flag_value(args, group) or named
-        if named:
-            words += [f"--{group}", f"lightning.pytorch.{base}", f"--{group}", str(named)]
+    for group, value in named.items():
+        words += [f"--{group}", f"lightning.pytorch.{BASES[group]}", f"--{group}", value]
     return words
 
 
-def _configurations(args: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield the content of each configuration file of a command line."""
-    for flag in split_flags(args):
-        if flag.name == "config" and flag.values:
-            yield yaml.safe_load(Path(flag.values[0]).read_bytes())
+def options_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return what a configuration says, by names such as `model.class_path`, `model.lr` and `trainer.max_epochs`."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            found |= options_of(value, prefix if name == "init_args" else f"{prefix}{name}.")
+        elif name != "init_args":
+            found[f"{prefix}{name}"] = value
+    return found
 
 
 def named_texts(args: Sequence[str]) -> list[str]:
@@ -144,13 +169,6 @@ def check_flags(args: Sequence[str]) -> None:
             raise InputError(f"--{flag.name} '': names nothing; give a path, or drop it")
 
 
-def check_configuration_file(path: str) -> None:
-    """Refuse what is no configuration file: a folder, a device, a URL, or a text that is none."""
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file (URLs are not read); give a YAML file like those in conf/")
-    check_configuration(Path(path).read_bytes(), path)
-
-
 def check_configuration(text: str | bytes, source: str) -> None:
     """Refuse a configuration that is no YAML, holds no options, or unfolds without end."""
     try:
@@ -159,7 +177,9 @@ def check_configuration(text: str | bytes, source: str) -> None:
             aliases += isinstance(event, yaml.AliasEvent)
         if aliases > MAX_ALIASES:
             raise ValueError(f"more than {MAX_ALIASES} aliases")
-        if not isinstance(yaml.safe_load(text), dict):
+        config = yaml.safe_load(text)
+        json.dumps(config, default=str)  # refuses one that contains itself
+        if not isinstance(config, dict):
             raise ValueError("it holds no options")
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         raise InputError(f"{source}: not a configuration ({reason(error)}); give a YAML file as in conf/") from error

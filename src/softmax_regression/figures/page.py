@@ -1,9 +1,7 @@
 """One self-contained HTML page a study: text, equations (MathML), tables and figures, readable from file://."""
 
-import csv
-import io
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -44,15 +42,6 @@ def write_page(folder: Path, template: Path, figures: Mapping[str, Figure], **va
 def check_output(path: Path, force: bool = False) -> None:
     """Refuse, before the work, to write a page or picture where `check_writable` says no, or another's is."""
     check_writable(path, ours=force or not path.is_file() or PRODUCER.encode() in path.read_bytes()[:2000])
-
-
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows that share the keys of the first one, which become the header."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write(buffer.getvalue().encode(), path)
 
 
 def _stack(figure: Figure) -> bool:

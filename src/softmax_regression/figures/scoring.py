@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
@@ -38,15 +39,23 @@ def choose_loader(loaders: Any, stage: str) -> tuple[int, Any] | None:
 
     Of several it is the one that is named after the stage, or else the first that is not of another stage.
     """
-    if isinstance(loaders, list | tuple):
-        loaders = dict(enumerate(loaders))
-    if not isinstance(loaders, Mapping):
-        return None if loaders is None else (0, loaders)
-    names = list(loaders)
+    named = loaders_by_name(loaders)
+    names = list(named)
     for name in [stage, *names]:
         if name in names and (name == stage or name not in STAGES):
-            return names.index(name), loaders[name]
+            return names.index(name), named[name]
     return None
+
+
+def loaders_by_name(loaders: Any) -> Mapping[Any, Any]:
+    """Return what a hook such as `val_dataloader` gave, one loader, several or none, by their names or numbers."""
+    if isinstance(loaders, CombinedLoader):
+        loaders = loaders.iterables
+    if isinstance(loaders, Mapping):
+        return loaders
+    if loaders is None:
+        loaders = []
+    return dict(enumerate(loaders if isinstance(loaders, list | tuple) else [loaders]))
 
 
 def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limit: int | None = None) -> Scored:

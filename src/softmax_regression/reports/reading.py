@@ -8,6 +8,7 @@ from textwrap import shorten
 from typing import Any, NamedTuple
 
 from softmax_regression.errors import InputError, StorageError
+from softmax_regression.experiment.flags import options_of
 from softmax_regression.figures.drawings import metrics_of, split_metric
 from softmax_regression.files import locked
 from softmax_regression.runs import checkpoint
@@ -95,23 +96,18 @@ def state_of(folder: Path, manifest: Mapping[str, Any]) -> str:
         return "interrupted"
 
 
-def settings_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Return settings by their names on the command line, `model.lr`; a class by that of its group, `model`."""
     found: dict[str, str] = {}
-    for name, value in config.items():
-        path = prefix + name
-        if name == "class_path":
-            found[prefix.removesuffix(".")] = str(value).rpartition(".")[2]
-        elif name == "init_args":
-            found |= settings_of(value or {}, prefix)
-        elif path.startswith(HIDDEN):
+    for name, value in options_of(config).items():
+        if name.startswith(HIDDEN):
             continue
-        elif isinstance(value, Mapping):
-            found |= settings_of(value, f"{path}.")
+        if name.endswith(".class_path"):
+            found[name.removesuffix(".class_path")] = str(value).rpartition(".")[2]
         elif value is None or isinstance(value, str):
-            found[path] = value or "none"
+            found[name] = value or "none"
         else:
-            found[path] = json.dumps(value)
+            found[name] = json.dumps(value)
     return found
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.figures.drawings import BLUE, GREEN, ORANGE, VERMILION
-from softmax_regression.figures.page import check_output, write_csv, write_page
+from softmax_regression.figures.page import check_output, write_page
+from softmax_regression.files import write_csv
 from softmax_regression.numerics import logsumexp, naive_softmax, softmax
 from softmax_regression.studies.folders import STUDIES, own_name
 from softmax_regression.studies.numerics import measurements as measure

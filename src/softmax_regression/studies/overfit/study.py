@@ -14,8 +14,8 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
-from softmax_regression.figures.page import check_output, write_csv
-from softmax_regression.files import locked
+from softmax_regression.figures.page import check_output
+from softmax_regression.files import locked, write_csv
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
 from softmax_regression.studies.folders import STUDIES, own_name

@@ -20,7 +20,8 @@ from torch.utils.tensorboard import SummaryWriter
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import shell_command
 from softmax_regression.figures.drawings import PALETTE, Curves, learning_curves, split_metric
-from softmax_regression.figures.page import write_csv, write_page
+from softmax_regression.figures.page import write_page
+from softmax_regression.files import write_csv
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.record import environment
