@@ -344,7 +344,7 @@ def test_exactly_one_checkpoint_is_asked_for(words: list[str], capsys: pytest.Ca
 def test_a_folder_that_cannot_be_written_is_refused_before_the_work(
     linear: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(export, "open_run_with_data", lambda *_, **__: pytest.fail("the run was opened"))
+    monkeypatch.setattr(export, "open_run", lambda *_, **__: pytest.fail("the run was opened"))
     (tmp_path / "file").touch()
     assert main(["export", str(linear), "--out", str(tmp_path / "file" / "export")]) == 2
     assert "cannot be written" in one_line(capsys)

@@ -83,7 +83,7 @@ def test_images_that_were_not_trained_on_are_told(
     saved["run"]["sha256"] = "0"
     (tmp_path / "other.ckpt").write_bytes(checkpoint.dumps(saved))
     report(str(tmp_path / "other.ckpt"), tmp_path / "page", dirs=["absent"])
-    assert "warning: these are not the images" in capsys.readouterr().err
+    assert "warning: data with SHA-256 " in capsys.readouterr().err
 
 
 def test_a_run_without_held_out_images_says_what_shows_some(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelPruning, Timer
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import as_list
 from softmax_regression.experiment.flags import options_of
+from softmax_regression.experiment.opening import other_data
 from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.checkpoint import read
 from softmax_regression.runs.class_path import class_path_of
@@ -28,16 +29,6 @@ DECIDING = (
     "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
 )  # fmt: skip
 MAY_CHANGE = ("data.dirs", "data.images", "data.watch_test", "data.device", "data.eval_batch_size")
-
-
-def other_data(saved: dict[str, Any], data: Any) -> str | None:
-    """Say so if the images that are loaded are not those of the run that saved the checkpoint."""
-    loaded = getattr(data, "data", None)  # None: photos to predict
-    expected = saved.get("run", {}).get("sha256")
-    found = getattr(loaded, "sha256", None)
-    if found is None or expected is None or found == expected:
-        return None
-    return f"data with SHA-256 {found[:12]}…: the model was trained on {str(expected)[:12]}…"
 
 
 def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningModule, data: LightningDataModule) -> None:

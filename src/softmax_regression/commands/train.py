@@ -22,6 +22,7 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import ExperimentCLI
 from softmax_regression.experiment.flags import check_flags, find_command, flag_value
+from softmax_regression.experiment.opening import warn_of_other_data
 from softmax_regression.files import locked, remove_debris, write_csv
 from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint, open_checkpoint
@@ -130,9 +131,7 @@ class TrainCLI(ExperimentCLI):
     def _say_what_is_scored(self, checkpoint: SavedCheckpoint) -> None:
         """Name run, checkpoint and data; the run's scalars stay those of its training, its figures get a folder."""
         print_rank_zero(f"{self.command}: {outputs.what_is_scored(checkpoint, self.datamodule)}")
-        other = resume.other_data(checkpoint.content, self.datamodule)
-        if other:
-            print(f"warning: {other}", file=sys.stderr)
+        warn_of_other_data(checkpoint.content, self.datamodule)
         self.trainer.loggers = [each for each in self.trainer.loggers if not isinstance(each, RunLogger)]
         self.config_init[self.command].figures.run = checkpoint.run
 

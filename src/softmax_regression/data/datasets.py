@@ -54,9 +54,7 @@ def load_files(dataset: DatasetClass = FashionMNIST, dirs: Sequence[str] | None 
     """
     files = ImageFiles(dataset)
     named = os.environ.get(files.variable)
-    if named:
-        dirs = [named]
-    folders = search_folders(files, dirs)
+    folders = search_folders(files, [named] if named else dirs)
     if not folders:
         raise InputError("dirs=[]: expected at least one folder; add one to data.dirs")
     failures: list[str] = []
@@ -94,10 +92,7 @@ def search_folders(files: ImageFiles, dirs: Sequence[str] | None = None) -> list
 
 def first_complete(files: ImageFiles, folders: Sequence[Path]) -> Path | None:
     """Return the first folder that has all four files, packed or not."""
-    for folder in folders:
-        if not files.missing(folder):
-            return folder
-    return None
+    return next((folder for folder in folders if not files.missing(folder)), None)
 
 
 def _read(files: ImageFiles, folder: Path, empty: Path) -> Dataset:
@@ -115,8 +110,7 @@ def _read(files: ImageFiles, folder: Path, empty: Path) -> Dataset:
         if packed:
             (raw / name).write_bytes(data)
     try:
-        train = files.open(raw, train=True)
-        test = files.open(raw, train=False)
+        train, test = files.open(raw, train=True), files.open(raw, train=False)
     except Exception as error:  # torchvision asserts what it expects, and fails in many other ways
         raise InputError(f"{folder}: not four IDX files ({reason(error)}); replace them") from error
     labels, test_labels = _labels(files, folder, train), _labels(files, folder, test)
@@ -135,11 +129,9 @@ def _labels(files: ImageFiles, folder: Path, part: MNIST) -> Tensor:
     if len(labels) != len(images):
         raise InputError(f"{folder}: has {len(labels)} labels for {len(images)} images; replace one of the files")
     highest = int(labels.max())
-    classes = len(files.class_names)
-    if highest >= classes:
-        raise InputError(
-            f"{folder}: has the label {highest}, expected 0 to {classes - 1}; give it {highest + 1} classes"
-        )
+    most = len(files.class_names) - 1
+    if highest > most:
+        raise InputError(f"{folder}: has the label {highest}, expected 0 to {most}; give it {highest + 1} classes")
     return labels
 
 
@@ -149,16 +141,15 @@ def _not_found(files: ImageFiles, folders: Sequence[Path], failures: Sequence[st
     for folder in folders:
         missing = ", ".join(files.missing(folder)).replace(", ".join(files.names), "all four files")
         lines.append(f"  {missing} missing in {folder}"[:80])
-    for failure in failures:
-        lines.append(f"  {failure}"[:80])
+    lines += [f"  {failure}"[:80] for failure in failures]
     lines.append("one of these helps:")
     if files.extras.package:
         lines.append(f"  apt-get install {files.extras.package}")
-    return "\n".join([
-        *lines,
+    lines += [
         f"  put these, .gz or unpacked, into {folders[0]}:",
         f"    {', '.join(files.names[:2])},",
         f"    {', '.join(files.names[2:])}",
         f"  set {files.variable} to the folder that has them",
         "  train on generated images: --data.source synthetic",
-    ])  # fmt: skip
+    ]
+    return "\n".join(lines)

@@ -30,11 +30,7 @@ Acquire {{ Languages "none"; Retries "0"; http::Timeout "5"; https::Timeout "5";
 def download(files: ImageFiles, target: Path) -> list[str]:
     """Download the files of a data set that a folder lacks, and verify them, in one process at a time.
 
-    Returns:
-        The sources that failed, each with the reason.
-
-    Raises:
-        StorageError: A file could not be saved.
+    Returns the sources that failed, each with the reason; a StorageError says that a file could not be saved.
     """
     sources: list[tuple[str, Callable[[Path], None]]] = []
     for mirror in files.mirrors:

@@ -81,9 +81,7 @@ class Minibatches:
         self.images, self.labels, self.index, self.batch_size = images, labels, index, batch_size
         self.rank, self.world_size, self.device = rank, world_size, device or images.device
         self.dataset = Subset(TensorDataset(images, labels), index)  # type: ignore[arg-type]
-        self.sampler: InOrder | Shuffle = InOrder(index)
-        if seed is not None:
-            self.sampler = Shuffle(len(index), seed)
+        self.sampler = InOrder(index) if seed is None else Shuffle(len(index), seed)
         self.position, self.share = 0, 1.0
         self._resumed_epoch: int | None = None  # the one that `position` was loaded for
 

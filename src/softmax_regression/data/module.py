@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import FashionMNIST
@@ -53,13 +53,6 @@ def split(labels: Tensor, val_size: int, train_size: int | None) -> tuple[Tensor
     n = len(rest)
     check_size("train_size", train_size, 1, n, f"at most {n}, the images left beside data.val_size")
     return order[:val_size], rest[:train_size]
-
-
-def share_of(trainer: Trainer | None) -> tuple[int, int, torch.device]:
-    """Return the rank, the number of processes and the device of a Trainer; without one, those of this process."""
-    if trainer is None:
-        return 0, 1, torch.device("cpu")
-    return trainer.global_rank, trainer.world_size, trainer.strategy.root_device
 
 
 class FashionMNISTDataModule(LightningDataModule):
@@ -126,10 +119,7 @@ class FashionMNISTDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Download what is missing; Lightning calls this in one process a machine."""
-        stage = None
-        if self.trainer:
-            stage = self.trainer.state.fn
-        self.setup(stage)
+        self.setup(self.trainer.state.fn if self.trainer else None)
 
     def setup(self, stage: str | None = None) -> None:
         """Load the images once and choose the splits; Lightning calls this before it restores a checkpoint."""
@@ -162,9 +152,8 @@ class FashionMNISTDataModule(LightningDataModule):
     def train_dataloader(self) -> Minibatches:
         """Return the training minibatches, in an order decided by (seed, epoch)."""
         data = self.loaded
-        seed: int | None = self.seed
-        if getattr(self.trainer, "overfit_batches", 0) > 0:  # the same minibatches in every epoch
-            seed = None
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0  # the same minibatches in every epoch
+        seed = None if overfit else self.seed
         loader = self._minibatches(data.images, data.labels, self.train_index, self.batch_size, seed)
         if self._position:
             loader.load_state_dict(self._position)
@@ -197,7 +186,10 @@ class FashionMNISTDataModule(LightningDataModule):
         self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int | None = None, seed: int | None = None
     ) -> Minibatches:
         """Return a loader for the device of the Trainer and for this process's share; without a Trainer, the CPU's."""
-        rank, world_size, device = share_of(self.trainer)
+        rank, world_size, device = 0, 1, torch.device("cpu")
+        if self.trainer:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            device = self.trainer.strategy.root_device
         if self.device == "auto":
             images, labels = self._on(device, images), self._on(device, labels)
         size = batch_size or self.eval_batch_size

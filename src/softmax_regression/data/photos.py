@@ -38,10 +38,8 @@ class Photos(NamedTuple):
 def load_photos(paths: Sequence[str | Path] | str) -> Photos:
     """Turn photos into images like those of Fashion-MNIST (`to_fashion_mnist`), and say which cannot be used.
 
-    Of a folder all files count that are not hidden, by name, in subfolders too; of an animation the first frame.
-
-    Raises:
-        InputError: There is not one usable photo.
+    Of a folder all files count that are not hidden, by name, in subfolders too; of an animation the first frame. An
+    InputError says that there is not one usable photo.
     """
     with suppress(ImportError):
         import_module("pillow_heif").register_heif_opener()
@@ -60,9 +58,9 @@ def load_photos(paths: Sequence[str | Path] | str) -> Photos:
         if skipped:
             first = " ({}: {})".format(*skipped[0])
         raise InputError(f"no photo can be used{first}; change data.images")
+    for file, why in skipped:
+        print(f"skipped {file}: {why}", file=sys.stderr)
     if skipped:
-        for file, why in skipped:
-            print(f"skipped {file}: {why}", file=sys.stderr)
         print(f"{len(skipped)} of {len(skipped) + len(used)} files skipped", file=sys.stderr)
     return Photos(torch.stack([*used.values()]), [*used], skipped)
 
@@ -105,10 +103,7 @@ def to_fashion_mnist(photo: Image.Image) -> Tensor:
         photo: Any mode; alpha is composited, more than 8 bits a channel are scaled to 8.
 
     Returns:
-        (28, 28) uint8, light on black.
-
-    Raises:
-        ValueError: Nothing differs from the corners.
+        (28, 28) uint8, light on black. A ValueError says that nothing differs from the corners.
     """
     rgb = _upright_rgb(photo)
     pixels = np.asarray(rgb, dtype=np.float32)  # (h, w, 3)
@@ -138,9 +133,7 @@ def _upright_rgb(photo: Image.Image) -> Image.Image:
     photo = ImageOps.exif_transpose(photo)
     if photo.mode[0] in "IF":  # 16 or 32 bits, which Pillow would clip at 255
         values = np.nan_to_num(np.asarray(photo, dtype=np.float32))
-        white = max(values.max(), 1e-9)
-        if photo.mode[0] == "I":
-            white = max(values.max(), 65535)
+        white = max(values.max(), 65535 if photo.mode[0] == "I" else 1e-9)
         photo = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
     rgba = photo.convert("RGBA")
     rgba.thumbnail((LARGE, LARGE), Image.Resampling.BOX)

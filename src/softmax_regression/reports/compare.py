@@ -15,13 +15,12 @@ from softmax_regression.reports.reading import differing, held_out_metrics, labe
 def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool = False) -> Path:
     """Write a page with the scores of runs, their curves together, and the settings in which they differ.
 
+    An InputError says that no run can be read, or that the page cannot be written.
+
     Args:
         runs: The folders of runs; one that diverged or cannot be read is left out.
         out: Folder of the page.
         force: Let it replace a page of somebody else's.
-
-    Raises:
-        InputError: None can be read, or the page cannot be written.
     """
     check_output(out / "index.html", force)
     found = read_runs(runs)
@@ -34,9 +33,7 @@ def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool 
     for label, run in zip(labels, found, strict=True):
         scores.append([label, run.best.get("epoch"), *map(run.scores.get, metrics)])
         settings.append([label, *(run.settings.get(name, "") for name in names)])
-        made_by = {}
-        for key in ("data", "git", "versions", "machine"):
-            made_by[key] = run.manifest.get(key)
+        made_by = {key: run.manifest.get(key) for key in ("data", "git", "versions", "machine")}
         command = run.manifest.get("command", "no command was recorded")
         records[str(run.folder)] = f"{command}\n\n{json.dumps(made_by, indent=2)}"
     return write_page(

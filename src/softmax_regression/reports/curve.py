@@ -16,15 +16,12 @@ from softmax_regression.reports.reading import Run, labels_of, read_runs
 
 
 def run(runs: Sequence[Path], output: Path = Path("logs/curve.png"), force: bool = False) -> Path:
-    """Draw the metrics of runs over one another.
+    """Draw the metrics of runs over one another; an InputError says that none has any, or where nothing is written.
 
     Args:
         runs: Folders of runs.
         output: The PNG file to write.
         force: Let it replace a file of somebody else's.
-
-    Raises:
-        InputError: None of the folders has metrics, or the file cannot be written.
     """
     check_output(output, force)
     write(to_png(curves_of_runs(read_runs(runs)), dpi=160), output)

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from softmax_regression.data.datasets import Dataset
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
-from softmax_regression.experiment.opening import OpenedRun
+from softmax_regression.experiment.opening import OpenedRun, held_out_loader, open_run
 from softmax_regression.figures.drawings import PRODUCER
 from softmax_regression.figures.page import check_output, write_page
 from softmax_regression.figures.predictions import names_of_classes
 from softmax_regression.figures.scoring import inputs_and_labels, is_logits
 from softmax_regression.files import reason, write
-from softmax_regression.reports.held_out import held_out_loader, open_run_with_data
+from softmax_regression.runs.folder import open_checkpoint
 
 try:
     import onnxruntime
@@ -65,31 +65,22 @@ def run(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, 
     Of this project's data, model.onnx takes uint8 images and model-float.onnx float32 in [0, 1], and linear layers
     have a page; of other data, model.onnx takes what the test batches hold.
 
+    An InputError says that there is no such checkpoint, that its data cannot be had, or why it cannot be exported.
+
     Args:
         which: A run's folder, a .ckpt file, or `best` or `last` of the newest run.
         out: Folder to write into; None for `export` in the run's folder.
         dirs: Folders to look for the data in; None for those of the run.
         force: Let it replace files of somebody else's.
-
-    Raises:
-        InputError: There is no such checkpoint, it cannot be exported or written, or its data cannot be had.
     """
-    if out is not None:
-        check_outputs(out, force)
-    opened = open_run_with_data(which, dirs)
-    folder = opened.folder
-    if out is None:
-        out = Path(folder or "logs", "export")
-        check_outputs(out, force)
-    checkpoint = str(opened.checkpoint.relative_to(folder.parent)) if folder else opened.checkpoint.name
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # what is compiled cannot be exported
-        return _export(opened, out, checkpoint)
-
-
-def check_outputs(out: Path, force: bool) -> None:
-    """Refuse, before the work, a folder that cannot be written, or in which files are somebody else's."""
+    path, _, folder = open_checkpoint(which)
+    out = out or Path(folder or "logs", "export")
     for file in FILES:
         check_output(out / file, force)
+    opened = open_run(str(path), dirs=dirs)
+    checkpoint = str(path.relative_to(folder.parent)) if folder else path.name
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # what is compiled cannot be exported
+        return _export(opened, out, checkpoint)
 
 
 def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
@@ -97,16 +88,13 @@ def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
     model = opened.model.cpu()
     kind = type(model).__name__
     data = _own_images(opened)
+    images = data.test_images if data else _test_inputs(opened)
+    inputs = {"model.onnx": images}
     if data:
-        images = data.test_images
-        inputs = {"model.onnx": images, "model-float.onnx": images / 255}
-    else:
-        images = _test_inputs(opened)
-        inputs = {"model.onnx": images}
+        inputs["model-float.onnx"] = images / 255
     exported = _Exported(model, grey=data is not None).eval()
     try:
-        parts = [exported(part)[0] for part in images.split(BATCH)]
-        expected = torch.cat(parts)  # probabilities (n, k)
+        expected = torch.cat([exported(part)[0] for part in images.split(BATCH)])  # probabilities (n, k)
         if not is_logits(expected, images):
             raise InputError(f"it returns {tuple(expected.shape)} of {tuple(images.shape)}")
         names = names_of_classes(getattr(opened.data, "class_names", ()), expected.shape[1])
@@ -122,10 +110,8 @@ def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
         layers = layers_of(model, images / 255, expected)
         if layers:
             return to_page(out, layers, data, names, checkpoint)
-    print(
-        f"no page: it runs linear layers with ReLU between, of 28 x 28 grey pixels; {kind}\nis not of that kind",
-        file=sys.stderr,
-    )
+    words = "no page: it runs linear layers with ReLU between, of 28 x 28 grey pixels"
+    print(f"{words}; {kind}\nis not of that kind", file=sys.stderr)
     return out / FILES[0]
 
 
@@ -175,11 +161,8 @@ def to_onnx(exported: nn.Module, images: Tensor, names: Sequence[str], checkpoin
 def compare(name: str, content: bytes, images: Tensor, expected: Tensor) -> None:
     """Print how far ONNX is from the expected probabilities (n, k) of images (n, 28, 28), if not far."""
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    parts = []
-    for part in images.split(BATCH):
-        probabilities, _ = session.run(None, {"images": part.numpy()})
-        parts.append(torch.from_numpy(probabilities))
-    found = torch.cat(parts)
+    parts = [session.run(["probabilities"], {"images": part.numpy()})[0] for part in images.split(BATCH)]
+    found = torch.cat(list(map(torch.from_numpy, parts)))
     difference = (found - expected).abs().max()
     others = (found.argmax(1) != expected.argmax(1)).sum()
     text = f"{name}: {len(images)} test images, {others} in another class, at most {difference:.0e} apart"
@@ -190,26 +173,21 @@ def compare(name: str, content: bytes, images: Tensor, expected: Tensor) -> None
 
 def layers_of(model: nn.Module, images: Tensor, expected: Tensor) -> list[nn.Linear]:
     """Return the layers of a model that predicts as they alone do, with ReLU between; of another one none."""
-    layers = []
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            layers.append(module)
-    x = images.flatten(1)
-    for i, layer in enumerate(layers):
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module.bias is not None]
+    logits = x = images.flatten(1)
+    for layer in layers:
         if layer.in_features != x.shape[1]:
             return []
-        if i > 0:
-            x = x.relu()
-        x = layer(x)
-    same = x.shape == expected.shape and (x.softmax(1) - expected).abs().max() <= TOLERANCE
+        logits = layer(x)
+        x = logits.relu()
+    same = logits.shape == expected.shape and (logits.softmax(1) - expected).abs().max() <= TOLERANCE
     return layers if same else []
 
 
 def to_page(out: Path, layers: Sequence[nn.Linear], data: Dataset, names: Sequence[str], checkpoint: str) -> Path:
     """Write the page, with the weights and some test images of each class in it."""
     labels = data.test_labels
-    places = [(labels == k).nonzero()[:EXAMPLES, 0] for k in labels.unique()]
-    chosen = torch.cat(places)
+    chosen = torch.cat([(labels == k).nonzero()[:EXAMPLES, 0] for k in labels.unique()])
     weights = [[_base64(layer.weight, "<f4"), _base64(layer.bias, "<f4")] for layer in layers]
     examples = {"images": _base64(data.test_images[chosen], "u1"), "labels": labels[chosen].tolist()}
     model = {"classes": names, "checkpoint": checkpoint, "layers": weights, **examples}

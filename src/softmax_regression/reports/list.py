@@ -21,11 +21,10 @@ WRAPPER = TextWrapper(WIDTH, "    ", "    ", break_long_words=False, break_on_hy
 def list_runs(logs: Path = Path("logs")) -> str:
     """Return a table of all runs in the order of their start: state, scores, and what sets each apart.
 
+    An InputError says that there are none.
+
     Args:
         logs: The folder of all experiments.
-
-    Raises:
-        InputError: It has no runs.
     """
     folders = {path.parent for path in (*logs.glob("*/*/run.json"), *logs.glob("*/*/config.yaml"))}
     if not folders:
@@ -36,15 +35,13 @@ def list_runs(logs: Path = Path("logs")) -> str:
     columns = [["run"], ["state"], ["best epoch"]]
     counts: Counter[str] = Counter()  # in how many runs a metric is
     for run in runs:
-        cells = [run.folder.relative_to(place), state_of(run.folder, run.manifest), run.best.get("epoch", "")]
-        for column, cell in zip(columns, cells, strict=True):
-            column.append(str(cell))
+        columns[0].append(str(run.folder.relative_to(place)))
+        columns[1].append(state_of(run.folder, run.manifest))
+        columns[2].append(str(run.best.get("epoch", "")))
         counts.update(held_out_metrics([run.scores]))
     details = _what_sets_apart(runs)
     for metric in sorted(counts, key=lambda metric: (split_metric(metric)[0] == "", -counts[metric])):
-        column = [metric]
-        for run in runs:
-            column.append(_format(run.scores.get(metric)))
+        column = [metric, *(_format(run.scores.get(metric)) for run in runs)]
         if len(_lines([*columns, column])[0]) <= WIDTH:
             columns.append(column)
             continue

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -49,9 +50,7 @@ class Run(NamedTuple):
 def read_run(folder: Path) -> Run:
     """Read run.json and metrics.csv, and of a run that has not ended what best.ckpt says.
 
-    Raises:
-        InputError: One of them holds something else.
-        StorageError: The system cannot read one.
+    An InputError says that one of them holds something else, a StorageError that the system cannot read it.
     """
     manifest = read_manifest(folder)
     best = folder / "checkpoints" / "best.ckpt"
@@ -63,8 +62,7 @@ def read_run(folder: Path) -> Run:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """Read runs; one that diverged, cannot be read or has no metrics is left out, which stderr says.
 
-    Raises:
-        InputError: None is left.
+    An InputError says that none is left.
     """
     found = []
     for folder in folders:
@@ -125,24 +123,20 @@ def differing(runs: Sequence[Run]) -> list[str]:
 def labels_of(runs: Sequence[Run]) -> list[str]:
     """Name each run by what sets it apart, `lr=0.5`, and by its folder where that is not enough."""
     names = differing(runs)
-    last_words = [name.rpartition(".")[2] for name in names]
-    short = {}
-    for name, word in zip(names, last_words, strict=True):
-        short[name] = word if last_words.count(word) == 1 else name
-    labels: list[str] = []
-    folders: list[str] = []
+    last_words = Counter(name.rpartition(".")[2] for name in names)
+    labels = []
     for run in runs:
-        words = " ".join(f"{short[name]}={run.settings[name]}" for name in names if name in run.settings)
-        labels.append(shorten(words, 40, placeholder=" ..."))
-        folders.append(run.folder.name)
+        words = []
+        for name in names:
+            word = name.rpartition(".")[2]
+            if name in run.settings:
+                words.append(f"{word if last_words[word] == 1 else name}={run.settings[name]}")
+        labels.append(shorten(" ".join(words), 40, placeholder=" ..."))
+    folders = [run.folder.name for run in runs]
     found = []
     for run, label in zip(runs, labels, strict=True):
-        if labels.count(label) > 1 or not label:
-            folder = run.folder.name
-            if folders.count(folder) > 1:
-                folder = str(run.folder)
-            label = f"{folder}: {label}".removesuffix(": ")
-        found.append(label)
+        folder = run.folder.name if folders.count(run.folder.name) == 1 else run.folder
+        found.append(label if label and labels.count(label) == 1 else f"{folder}: {label}".removesuffix(": "))
     return found
 
 

@@ -14,14 +14,13 @@ import yaml
 from lightning.pytorch import LightningModule
 
 from softmax_regression.classifier import Classifier
-from softmax_regression.experiment.opening import OpenedRun
+from softmax_regression.experiment.opening import OpenedRun, held_out_loader, open_run
 from softmax_regression.figures.drawings import curves, learning_curves, metrics_of
 from softmax_regression.figures.page import check_output, write_page
 from softmax_regression.figures.predictions import class_scores, figures_of, names_of_classes
 from softmax_regression.figures.scoring import score
 from softmax_regression.files import reason
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.reports.held_out import held_out_loader, open_run_with_data
 from softmax_regression.reports.reading import Run, read_run, settings_of, state_of
 from softmax_regression.runs.rows import ROWS_FILE
 
@@ -31,23 +30,21 @@ ON_TOP = ("seed_everything", "model", "data", "trainer.max_epochs", "early_stopp
 def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, force: bool = False) -> Path:
     """Write the page of a run: its scores and curves, and what its best model makes of images.
 
-    These are the validation images, and the test images once `train.py test` has scored them.
+    These are the validation images, and the test images once `train.py test` has scored them. An InputError says that
+    there is no such run, that its data cannot be had, or that the page cannot be written.
 
     Args:
         which: A run's folder, a .ckpt file, or `best` or `last` of the newest run.
         out: Folder of the page; None for `report` in the run's folder.
         dirs: Folders to look for the data in; None for those of the run.
         force: Let it replace a page of somebody else's.
-
-    Raises:
-        InputError: There is no such run, its data cannot be had, or the page cannot be written.
     """
-    opened = open_run_with_data(which, dirs)
+    opened = open_run(which, dirs=dirs)
     folder = opened.folder
     out = out or (folder or Path("logs")) / "report"
     check_output(out / "index.html", force)
     run = read_run(folder) if folder else Run(opened.checkpoint, {}, [], {})
-    page: dict[str, Any] = {"figures": {}, "shown": "", "classes": [], "left_out": []}
+    page: dict[str, Any] = {"figures": {}, "count": 0, "classes": [], "left_out": []}
     try:
         with torch.compiler.set_stance("force_eager"):  # compiling takes longer than it saves here
             page |= _predictions(opened, "test" if "test" in run.manifest else "val")
@@ -57,7 +54,10 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
         page["figures"]["curves"] = learning_curves({"": curves(run.rows)})
     else:
         page["left_out"].append(f"The curves are left out: this run has no {ROWS_FILE}.")
-    metrics, scores = _scores(run)
+    rows = {"best epoch": run.best, "last epoch": run.last, "test": run.manifest.get("test", {})}
+    metrics = metrics_of(rows.values())
+    scores = [[what, row.get("epoch"), *map(row.get, metrics)] for what, row in rows.items() if row]
+    settings = settings_of(opened.config).items()
     num_classes = _classes_of_cross_entropy(opened.model)
     return write_page(
         out,
@@ -71,32 +71,12 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
         scores=scores,
         num_classes=num_classes,
         guessing=math.log(num_classes),
-        settings=_settings(opened.config),
+        settings=[(name, value) for name, value in settings if name.startswith(ON_TOP) and value != "none"],
         command=run.manifest.get("command", "no command was recorded"),
         config=yaml.safe_dump(opened.config, sort_keys=False),
         manifest=json.dumps({**run.manifest, "config": "see above"}, indent=2),
         **page,
     )
-
-
-def _scores(run: Run) -> tuple[list[str], list[list[Any]]]:
-    """Return the names of a run's metrics, and for best and last epoch and the test its name, epoch and metrics."""
-    rows = {"best epoch": run.best, "last epoch": run.last, "test": run.manifest.get("test", {})}
-    metrics = metrics_of(rows.values())
-    scores = []
-    for what, row in rows.items():
-        if row:
-            scores.append([what, row.get("epoch"), *map(row.get, metrics)])
-    return metrics, scores
-
-
-def _settings(config: dict[str, Any]) -> list[list[str]]:
-    """Return the settings at the top of the page, each with its value."""
-    found = []
-    for name, value in settings_of(config).items():
-        if name.startswith(ON_TOP) and value != "none":
-            found.append([name, value])
-    return found
 
 
 def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:
@@ -116,15 +96,12 @@ def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:
     if "weights" not in drawn:
         words = "the model is not linear in the pixels of square grey images"
         left_out.append(f"The weights as images, and what each pixel adds, are left out: {words}.")
-    classes = []
-    for name, row in zip(names, class_scores(logits.argmax(1), labels, k).tolist(), strict=True):
-        classes.append([name, *row])
-    what = {"val": "validation", "test": "test"}[stage]
-    noun = "image" if len(labels) == 1 else "images"
+    rows = class_scores(logits.argmax(1), labels, k).tolist()
     return {
         "figures": {name: draw() for name, draw in drawn.items()},
-        "shown": f"{len(labels):,} {what} {noun}",
-        "classes": classes,
+        "stage": stage,
+        "count": len(labels),
+        "classes": [[name, *row] for name, row in zip(names, rows, strict=True)],
         "left_out": left_out,
     }
 
