@@ -209,8 +209,8 @@ def test_a_host_that_cannot_be_looked_up_costs_seconds(
     use("http://one.invalid/", "http://two.invalid/")
     start = time.monotonic()
     message = error_of(tmp_path)
-    assert time.monotonic() - start < 2
-    assert "\n  one.invalid: TimeoutError\n  two.invalid: TimeoutError\n" in message
+    assert time.monotonic() - start < 5
+    assert "\n  one.invalid: timed out\n  two.invalid: timed out\n" in message
 
 
 def test_sockets_of_others_wait_as_long_as_before(use: Use, tmp_path: Path) -> None:
