@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
@@ -17,13 +18,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from softmax_regression.commands.quiet import quiet_lightning
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
-from softmax_regression.runs.processes import (
-    SIGNALS,
-    install_signal_handlers,
-    is_local_rank_zero,
-    is_speaking_process,
-    restore_signal_handlers,
-)
+from softmax_regression.runs import processes
 
 OWN_ERRORS = (InputError, DivergedError, StorageError, LostProcessError)
 # Lines of jsonargparse's messages that repeat the others, or speak of Python's types alone.
@@ -39,7 +34,7 @@ REPETITIONS = (
     "Problem with given class_path",
 )
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
-_KEY = re.compile(r'^Parser key "([^"]+)":$')
+_KEY = re.compile(r'^(?: *- | *)Parser key "([^"]+)":$', re.MULTILINE)
 _UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)|ption '(\S+)' is not accepted|not accept option '(\S+)'")
 
 
@@ -69,17 +64,12 @@ class BrokenPipeSafeStream:
 
 def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
     """Return a message of jsonargparse without its repetitions; an unknown option with the known one that is meant."""
-    keys: list[str] = []
+    name = ".".join(dict.fromkeys(_KEY.findall(message)))
     reasons: list[str] = []
-    for line in message.splitlines():
+    for line in _KEY.sub("", message).splitlines():
         text = line.strip().removeprefix("- ")
-        key = _KEY.match(text)
-        if key:
-            if key[1] not in keys:
-                keys.append(key[1])
-        elif text and not text.startswith(REPETITIONS) and text not in reasons:
+        if text and not text.startswith(REPETITIONS) and text not in reasons:
             reasons.append(text)
-    name = ".".join(keys)
     unknown = _UNKNOWN.search(message)
     if unknown:
         return _unknown_option(unknown[1] or f"--{name and name + '.'}{unknown[2] or unknown[3]}", known)
@@ -124,10 +114,8 @@ def _near_options(name: str, known: Sequence[str]) -> list[str]:
 
 def _is_about_options(error: BaseException) -> bool:
     """Whether a library that takes options raised an error itself, as where they contradict each other."""
-    trace = error.__traceback__
-    while trace and trace.tb_next:
-        trace = trace.tb_next
-    module = str(trace.tb_frame.f_globals.get("__name__")) if trace else ""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    module = str(frame.f_globals.get("__name__"))
     kinds = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError)
     return isinstance(error, kinds) and module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
 
@@ -169,11 +157,11 @@ def _interruptible() -> Iterator[None]:
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number, "nothing was saved")
 
-    before = install_signal_handlers(SIGNALS, interrupt)
+    before = processes.install_signal_handlers(processes.SIGNALS, interrupt)
     try:
         yield
     finally:
-        restore_signal_handlers(before)
+        processes.restore_signal_handlers(before)
 
 
 def run_command(command: Callable[[], object], known: Callable[[], Iterable[str]]) -> int:
@@ -207,5 +195,5 @@ def _speaks_of(error: BaseException) -> bool:
     if isinstance(error, OSError | LostProcessError):
         return True
     if isinstance(error, Interrupted | DivergedError):
-        return is_local_rank_zero()
-    return is_speaking_process()
+        return processes.is_local_rank_zero()
+    return processes.is_speaking_process()

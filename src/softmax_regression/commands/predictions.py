@@ -86,7 +86,7 @@ class PredictionTable(Callback):
     """
 
     def __init__(self, data: Any) -> None:
-        self.names = [str(name) for name in getattr(data, "class_names", ())]
+        self.names = list(map(str, getattr(data, "class_names", ())))
         self.photos = getattr(data, "photos", None)
         self.rows: list[dict[str, Any]] = []
         self._examples = 0  # of the batches so far
@@ -100,15 +100,15 @@ class PredictionTable(Callback):
         n = _batch_size(batch)
         found = columns_of(outputs, self.names, n)
         count = max(map(len, found.values()), default=0)
-        examples = range(self._examples, self._examples + count)
-        columns: Columns = {"index": list(examples)}
+        first, end = self._examples, self._examples + count
+        columns: Columns = {"index": list(range(first, end))}
         loaders = list(loaders_by_name(trainer.predict_dataloaders))
         if len(loaders) > 1:
             columns["dataloader"] = [loaders[dataloader_idx]] * count
         if self.photos:
-            columns["image"] = [self.photos.paths[index] for index in examples]
+            columns["image"] = self.photos.paths[first:end]
         elif count == len(labels):
-            columns["label"] = [_class_name(label, self.names) for label in labels]
+            columns["label"] = _class_names(labels, self.names)
         columns |= found
         for cells in zip_longest(*columns.values(), fillvalue=""):
             self.rows.append(dict(zip(columns, cells, strict=True)))
@@ -129,7 +129,7 @@ def _labels(batch: Any) -> list[int]:
     if isinstance(batch, list | tuple) and len(batch) > 1:
         labels = batch[1]
         if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
-            return [int(label) for label in labels.tolist()]
+            return list(labels.long().tolist())
     return []
 
 
@@ -143,15 +143,15 @@ def columns_of(output: Any, class_names: Sequence[str], n: int) -> Columns:
         n: The number of examples, 0 if it is not known.
     """
     if isinstance(output, Mapping) and output.keys() == {"class", "probability", "probabilities"}:  # of a Classifier
-        predicted = [_class_name(label, class_names) for label in output["class"].tolist()]
+        predicted = _class_names(output["class"].tolist(), class_names)
         probability = [f"{value:.6f}" for value in output["probability"].tolist()]
         numbers = _numbers(output["probabilities"], class_names)
         return {"predicted": predicted, "probability": probability, **numbers}
     if isinstance(output, Tensor):
         output = output.to_dense()
     if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == len(class_names):
-        predicted = [class_names[label] for label in output.argmax(1).tolist()]
-        return {"predicted": predicted} | _numbers(output, class_names)
+        predicted = _class_names(output.argmax(1).tolist(), class_names)
+        return {"predicted": predicted, **_numbers(output, class_names)}
     return _nested_columns(output, "output", n)
 
 
@@ -194,9 +194,11 @@ def _columns_by_example(output: Sequence[Any], name: str) -> Columns:
     """Return the columns of a list with a part for each example; what has no name is written as JSON."""
     columns: Columns = {}
     for i, part in enumerate(output):
-        named = {f"{name}.{key}": value for key, value in part.items()} if isinstance(part, Mapping) else {name: part}
-        for key, value in named.items():
-            columns.setdefault(key, [None] * len(output))[i] = _cell(value)
+        if not isinstance(part, Mapping):
+            part = {"": part}
+        for key, value in part.items():
+            column = columns.setdefault(f"{name}.{key}".removesuffix("."), [None] * len(output))
+            column[i] = _cell(value)
     return columns
 
 
@@ -217,7 +219,7 @@ def _numbers(values: Tensor, names: Sequence[str]) -> Columns:
     return columns
 
 
-def _class_name(label: int, names: Sequence[str]) -> str:
-    if 0 <= label < len(names):
-        return names[label]
-    return str(label)
+def _class_names(labels: Sequence[int], names: Sequence[str]) -> list[str]:
+    """Return the names of classes, or their numbers where they have none."""
+    known = dict(enumerate(names))
+    return [known.get(label, str(label)) for label in labels]

@@ -42,7 +42,7 @@ STUDIES = {
 }
 
 
-def _parser(name: str, study: Study, parameters: Mapping[str, Parameter]) -> ArgumentParser:
+def _parser(name: str, study: Study) -> ArgumentParser:
     """Return the parser of a study, whose options are the parameters of its function."""
     parser = ArgumentParser(
         prog=f"study.py {name}", description=study.purpose, exit_on_error=False,
@@ -50,13 +50,10 @@ def _parser(name: str, study: Study, parameters: Mapping[str, Parameter]) -> Arg
     )  # fmt: skip
     parser.add_argument("--config", action="config", help="YAML with any of the options below.")
     skip: set[str | int] = set()
-    if study.positional:
-        skip.add(study.positional)
-        if parameters[study.positional].annotation is str:
-            parser.add_argument(study.positional, type=str)
-        else:
-            parser.add_argument(study.positional, nargs="+", type=Path)
-    parser.add_function_arguments(study.load(), skip=skip)
+    if study.positional == "runs":
+        skip.add("runs")
+        parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_function_arguments(study.load(), as_positional=bool(study.positional), skip=skip)
     return parser
 
 
@@ -75,7 +72,7 @@ def run(args: Sequence[str]) -> None:
         raise InputError(f"{name}: no run was given; type `python study.py {name} RUN`, a folder under logs/")
     switches = {f"--{option}" for option, parameter in parameters.items() if parameter.default is False}
     words = [f"{word}=true" if word in switches else word for word in flags]  # as jsonargparse asks for it
-    parser = _parser(name, study, parameters)
+    parser = _parser(name, study)
     options = parser.instantiate(parser.parse_args(words)).as_dict()
     options.pop("config")
     if not 0 <= options.get("seed", 0) < 2**32:

@@ -6,6 +6,7 @@ import tempfile
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import filterfalse
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,9 @@ def load_files(dataset: DatasetClass = FashionMNIST, dirs: Sequence[str] | None 
     """
     files = ImageFiles(dataset)
     named = os.environ.get(files.variable)
-    folders = search_folders(files, [named] if named else dirs)
+    if named:
+        dirs = [named]
+    folders = search_folders(files, dirs)
     if not folders:
         raise InputError("dirs=[]: expected at least one folder; add one to data.dirs")
     failures: list[str] = []
@@ -92,7 +95,7 @@ def search_folders(files: ImageFiles, dirs: Sequence[str] | None = None) -> list
 
 def first_complete(files: ImageFiles, folders: Sequence[Path]) -> Path | None:
     """Return the first folder that has all four files, packed or not."""
-    return next((folder for folder in folders if not files.missing(folder)), None)
+    return next(filterfalse(files.missing, folders), None)
 
 
 def _read(files: ImageFiles, folder: Path, empty: Path) -> Dataset:
@@ -137,19 +140,18 @@ def _labels(files: ImageFiles, folder: Path, part: MNIST) -> Tensor:
 
 def _not_found(files: ImageFiles, folders: Sequence[Path], failures: Sequence[str]) -> str:
     """Say what was tried and then what helps, a line each."""
-    lines = [f"{files.name}: not found; tried:"]
+    tried = []
     for folder in folders:
         missing = ", ".join(files.missing(folder)).replace(", ".join(files.names), "all four files")
-        lines.append(f"  {missing} missing in {folder}"[:80])
-    lines += [f"  {failure}"[:80] for failure in failures]
-    lines.append("one of these helps:")
-    if files.extras.package:
-        lines.append(f"  apt-get install {files.extras.package}")
-    lines += [
-        f"  put these, .gz or unpacked, into {folders[0]}:",
-        f"    {', '.join(files.names[:2])},",
-        f"    {', '.join(files.names[2:])}",
-        f"  set {files.variable} to the folder that has them",
-        "  train on generated images: --data.source synthetic",
-    ]
-    return "\n".join(lines)
+        tried.append(f"{missing} missing in {folder}")
+    lines = "\n".join(f"  {line}"[:80] for line in (*tried, *failures))
+    install = f"  apt-get install {files.extras.package}\n" if files.extras.package else ""
+    one, two, three, four = files.names
+    return f"""{files.name}: not found; tried:
+{lines}
+one of these helps:
+{install}  put these, .gz or unpacked, into {folders[0]}:
+    {one}, {two},
+    {three}, {four}
+  set {files.variable} to the folder that has them
+  train on generated images: --data.source synthetic"""

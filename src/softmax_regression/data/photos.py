@@ -133,7 +133,7 @@ def _upright_rgb(photo: Image.Image) -> Image.Image:
     photo = ImageOps.exif_transpose(photo)
     if photo.mode[0] in "IF":  # 16 or 32 bits, which Pillow would clip at 255
         values = np.nan_to_num(np.asarray(photo, dtype=np.float32))
-        white = max(values.max(), 65535 if photo.mode[0] == "I" else 1e-9)
+        white = max(values.max(), {"I": 65535, "F": 1e-9}[photo.mode[0]])
         photo = Image.fromarray((values * (255 / white)).round().clip(0, 255).astype(np.uint8))
     rgba = photo.convert("RGBA")
     rgba.thumbnail((LARGE, LARGE), Image.Resampling.BOX)

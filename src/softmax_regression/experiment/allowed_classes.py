@@ -51,11 +51,8 @@ def _is_allowed(name: str, run: Path | None) -> bool:
         return False
     if spec is None:
         return False
-    places = list(spec.submodule_search_locations or ())
-    if spec.origin:
-        places.append(spec.origin)
     folder = run.resolve()
-    for place in places:
+    for place in filter(None, [spec.origin, *(spec.submodule_search_locations or ())]):
         path = Path(place).resolve()
         if path == folder or path in folder.parents or folder in path.parents:
             return False

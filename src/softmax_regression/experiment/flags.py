@@ -11,21 +11,13 @@ import yaml
 from softmax_regression.errors import InputError
 from softmax_regression.files import reason
 
+PACKAGE = Path(__file__).parents[1]
+CONF = PACKAGE / "conf"  # where the package is installed; else the one of the repository
+if not CONF.is_dir():
+    CONF = PACKAGE.parents[1] / "conf"
 MAX_ALIASES = 20  # of YAML anchors; a file with hundreds of them can unfold to more than the memory holds
 BASES = {"model": "LightningModule", "data": "LightningDataModule"}
 NAME_FILES = ("config", "ckpt_path", "resume", "output", "data.images", "data.dirs")  # flags that take paths
-
-
-def _conf_folder() -> Path:
-    """Return conf/ of the repository, or its copy in the installed package."""
-    package = Path(__file__).parents[1]
-    in_repository = package.parents[1] / "conf"
-    if in_repository.is_dir():
-        return in_repository
-    return package / "conf"
-
-
-CONF = _conf_folder()
 
 
 class Flag(NamedTuple):

@@ -41,7 +41,9 @@ def list_runs(logs: Path = Path("logs")) -> str:
         counts.update(held_out_metrics([run.scores]))
     details = _what_sets_apart(runs)
     for metric in sorted(counts, key=lambda metric: (split_metric(metric)[0] == "", -counts[metric])):
-        column = [metric, *(_format(run.scores.get(metric)) for run in runs)]
+        column = [metric]
+        for run in runs:
+            column.append(_format(run.scores.get(metric)))
         if len(_lines([*columns, column])[0]) <= WIDTH:
             columns.append(column)
             continue

@@ -130,13 +130,16 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
         for name in names:
             word = name.rpartition(".")[2]
             if name in run.settings:
-                words.append(f"{word if last_words[word] == 1 else name}={run.settings[name]}")
+                shown = word if last_words[word] == 1 else name
+                words.append(f"{shown}={run.settings[name]}")
         labels.append(shorten(" ".join(words), 40, placeholder=" ..."))
     folders = [run.folder.name for run in runs]
     found = []
     for run, label in zip(runs, labels, strict=True):
-        folder = run.folder.name if folders.count(run.folder.name) == 1 else run.folder
-        found.append(label if label and labels.count(label) == 1 else f"{folder}: {label}".removesuffix(": "))
+        if labels.count(label) > 1 or not label:
+            folder = run.folder.name if folders.count(run.folder.name) == 1 else run.folder
+            label = f"{folder}: {label}".removesuffix(": ")
+        found.append(label)
     return found
 
 

@@ -22,7 +22,6 @@ from softmax_regression.figures.scoring import score
 from softmax_regression.files import reason
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.reports.reading import Run, read_run, settings_of, state_of
-from softmax_regression.runs.rows import ROWS_FILE
 
 ON_TOP = ("seed_everything", "model", "data", "trainer.max_epochs", "early_stopping.patience")
 
@@ -44,16 +43,14 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     out = out or (folder or Path("logs")) / "report"
     check_output(out / "index.html", force)
     run = read_run(folder) if folder else Run(opened.checkpoint, {}, [], {})
-    page: dict[str, Any] = {"figures": {}, "count": 0, "classes": [], "left_out": []}
+    page: dict[str, Any] = {"figures": {}, "count": 0, "classes": [], "failure": ""}
     try:
         with torch.compiler.set_stance("force_eager"):  # compiling takes longer than it saves here
             page |= _predictions(opened, "test" if "test" in run.manifest else "val")
     except Exception as error:  # of anybody's model and data
-        page["left_out"].append(f"What the model makes of images is left out: {reason(error)}.")
+        page["failure"] = reason(error)
     if run.rows:
         page["figures"]["curves"] = learning_curves({"": curves(run.rows)})
-    else:
-        page["left_out"].append(f"The curves are left out: this run has no {ROWS_FILE}.")
     rows = {"best epoch": run.best, "last epoch": run.last, "test": run.manifest.get("test", {})}
     metrics = metrics_of(rows.values())
     scores = [[what, row.get("epoch"), *map(row.get, metrics)] for what, row in rows.items() if row]
@@ -80,29 +77,21 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
 
 
 def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:
-    """Return what the page shows of validation or test images: the figures that can be drawn, and why others cannot."""
+    """Return what the page shows of validation or test images: how many, and the figures that can be drawn."""
     loader = held_out_loader(opened, stage)
     if loader is None:
-        words = "This run held out no validation images; after `train.py test`, this page shows the test images."
-        return {"left_out": [words]}
+        return {}
     opened.model.to(opened.trainer.strategy.root_device)
     inputs, labels, logits = score(opened.trainer, opened.model, loader)
     k = logits.shape[1]
     names = names_of_classes(getattr(opened.data, "class_names", ()), k)
     drawn = figures_of(inputs, labels, logits, names, list(opened.model.parameters()))
-    left_out = []
-    if "predictions" not in drawn:
-        left_out.append("Images and their predictions are left out: the inputs are no images.")
-    if "weights" not in drawn:
-        words = "the model is not linear in the pixels of square grey images"
-        left_out.append(f"The weights as images, and what each pixel adds, are left out: {words}.")
     rows = class_scores(logits.argmax(1), labels, k).tolist()
     return {
         "figures": {name: draw() for name, draw in drawn.items()},
         "stage": stage,
         "count": len(labels),
         "classes": [[name, *row] for name, row in zip(names, rows, strict=True)],
-        "left_out": left_out,
     }
 
 
