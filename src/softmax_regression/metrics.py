@@ -113,10 +113,10 @@ class BufferedLoss(Buffered):
     def join(self, batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
         """Return the loss of each image, (n,), for which that of its minibatch stands."""
         losses, classes = zip(*batches, strict=True)
-        sizes = {len(y) for y in classes}
+        sizes = {y.shape[0] for y in classes}
         if len(sizes) == 1:
             return [torch.stack(losses)[:, None].expand(-1, sizes.pop()).flatten()]
-        return [torch.cat([loss.expand(len(y)) for loss, y in batches])]
+        return [torch.cat([loss.expand(y.shape[0]) for loss, y in batches])]
 
 
 class EpochScores(nn.Module):
@@ -148,7 +148,7 @@ class EpochScores(nn.Module):
     def update(self, logits: Tensor, y: Tensor, loss: Tensor) -> None:
         """Take the logits (n, k), classes (n,) and mean loss of a minibatch, without a gradient."""
         self._loss.update(loss, y)
-        if len(y) == 0:  # a process may have no share of a small minibatch
+        if y.shape[0] == 0:  # a process may have no share of a small minibatch
             return
         for metric in self._others:
             metric.update(logits, y)
@@ -159,7 +159,12 @@ class EpochScores(nn.Module):
             metric.reset()
 
     def saved(self) -> dict[str, Any]:
-        """Return the state of all metrics for a checkpoint, merged over all processes, which take part together."""
+        """Return the state of all metrics for a checkpoint, merged over all processes, which take part together.
+
+        There is none if no minibatch was scored since `reset`, before or after `load`.
+        """
+        if not self.started and not self._loss.metric.update_called:
+            return {}
         metrics = [each for each in self.modules() if isinstance(each, Metric)]
         for metric in metrics:
             if isinstance(metric, Buffered):
@@ -177,6 +182,8 @@ class EpochScores(nn.Module):
 
     def load(self, saved: Mapping[str, Any], rank: int) -> None:
         """Take up what `saved` returned; the first process takes it all, whatever the number of processes."""
+        if not saved:
+            return
         metrics = [each for each in self.modules() if isinstance(each, Metric)]
         for metric, counts in zip(metrics, saved["counts"], strict=True):
             vars(metric).update(counts)

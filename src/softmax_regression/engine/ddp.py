@@ -43,7 +43,8 @@ class SharedSignals:
         sigterm: Whether Lightning had noted a SIGTERM in any process then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processes: int = 1) -> None:
+        self.is_alone = processes == 1
         self.received, self.wants_save = 0, False
         self.agreed, self.save, self.sigterm = 0, False, False
         self._batch = -1  # the last one of which `at_step` was told
@@ -53,7 +54,7 @@ class SharedSignals:
 
     def at_step(self, trainer: Trainer, batch: int) -> None:
         """Exchange if it is time to; to be called by every process for each minibatch, counted over the run."""
-        if trainer.world_size == 1:
+        if self.is_alone:
             self.exchange(trainer)
             return
         if batch == self._batch:  # the engine and LastCheckpoint both call
@@ -65,7 +66,7 @@ class SharedSignals:
 
     def exchange(self, trainer: Trainer) -> None:
         """Tell the other processes what has come, and hear what they know; all of them take part."""
-        if trainer.world_size == 1:
+        if self.is_alone:
             self.agreed, self.save = self.received, self.wants_save
             return
         elapsed = max(time.monotonic() - self._exchanged_at, 1e-6)
@@ -87,7 +88,7 @@ _SIGNALS: WeakKeyDictionary[Trainer, SharedSignals] = WeakKeyDictionary()
 
 def new_signals(trainer: Trainer) -> SharedSignals:
     """Return an object for the signals of the run that a Trainer begins; `signals_of` returns the same one."""
-    _SIGNALS[trainer] = SharedSignals()
+    _SIGNALS[trainer] = SharedSignals(trainer.world_size)
     return _SIGNALS[trainer]
 
 

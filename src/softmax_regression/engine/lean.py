@@ -73,7 +73,7 @@ class LeanLoop(_TrainingEpochLoop):
             return
         trainer, progress, results = self.trainer, self.batch_progress, self._results
         connector = trainer._logger_connector
-        if trainer.world_size > 1:
+        if not hooks.is_alone:
             self._broadcast_sigterm_tensor()
         batch = self._next_batch(data_fetcher)
         batch_idx = progress.current.ready
@@ -86,7 +86,7 @@ class LeanLoop(_TrainingEpochLoop):
         if batch is None:
             self._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
         else:
-            if "on_train_batch_start" in hooks.answered:
+            if "on_train_batch_start" in hooks.owners:
                 skip = hooks.call("on_train_batch_start", batch, batch_idx) == -1
                 hooks.look()
             if skip:
@@ -101,7 +101,7 @@ class LeanLoop(_TrainingEpochLoop):
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if skip:
             raise StopIteration
-        if "on_train_batch_end" in hooks.answered:
+        if "on_train_batch_end" in hooks.owners:
             hooks.call("on_train_batch_end", output, batch, batch_idx)
         logs_steps = any(result.meta.on_step for result in results.values())
         if logs_steps:
@@ -127,7 +127,7 @@ class LeanLoop(_TrainingEpochLoop):
 
     def _to_device(self, batch: Any) -> Any:
         """Return a minibatch on the device of the run: itself, or a new list, if it is there and nobody moves it."""
-        strategy = self.trainer.strategy
+        strategy = self.hooks.strategy
         in_place, device = self.hooks.in_place, strategy.root_device
         for part in batch if type(batch) in (tuple, list) else (batch,):
             in_place = in_place and type(part) is Tensor and part.device == device

@@ -14,9 +14,6 @@ from torch.optim import Optimizer
 from softmax_regression.engine.hooks import Hooks
 
 ZERO_GRAD = Optimizer.zero_grad
-ZERO_GRAD_HOOKS = {"on_before_zero_grad", "optimizer_zero_grad"}
-BACKWARD_HOOKS = {"on_before_backward", "on_after_backward", "backward"}
-STEP_HOOKS = {"on_before_optimizer_step", "configure_gradient_clipping", "clip_gradients"}
 
 
 class Update:
@@ -51,7 +48,7 @@ class Update:
         arguments = self._arguments(batch, batch_idx)
         if not self.hooks.module.automatic_optimization:
             return self.loop.manual_optimization.run(arguments)
-        wrapper = trainer.strategy._lightning_optimizers[0]
+        wrapper = self.hooks.strategy._lightning_optimizers[0]
         plain = wrapper._on_before_step is wrapper._on_after_step is do_nothing_closure
         if not self.hooks.updates or automatic._skip_backward or not plain:
             return automatic.run(trainer.optimizers[0], batch_idx, arguments)
@@ -61,7 +58,7 @@ class Update:
             zero_grad = partial(self._zero_grad, batch_idx, optimizer)
         closure = Closure(partial(self._training_step, arguments), backward, zero_grad)
         if self.loop._should_accumulate():
-            with _block_parallel_sync_behavior(trainer.strategy):
+            with _block_parallel_sync_behavior(self.hooks.strategy):
                 closure()
         else:
             progress.step.increment_ready()
@@ -88,7 +85,7 @@ class Update:
     def _zero_grad(self, batch_idx: int, optimizer: Optimizer) -> None:
         """Forget the gradients of the update before."""
         method: Any = optimizer.zero_grad
-        plain = getattr(method, "__func__", None) is ZERO_GRAD and self.hooks.answered.isdisjoint(ZERO_GRAD_HOOKS)
+        plain = getattr(method, "__func__", None) is ZERO_GRAD and not self.hooks.has_zero_grad_hooks
         if not plain:
             self.automatic._on_before_zero_grad(optimizer)
             self.automatic._optimizer_zero_grad(batch_idx, optimizer)
@@ -101,10 +98,10 @@ class Update:
     def _backward(self, optimizer: Optimizer, loss: Tensor) -> None:
         """Compute the gradients of a loss."""
         hooks = self.hooks
-        if hooks.updates and hooks.answered.isdisjoint(BACKWARD_HOOKS):
-            hooks.trainer.strategy.pre_backward(loss)
+        if hooks.updates and not hooks.has_backward_hooks:
+            hooks.strategy.pre_backward(loss)
             hooks.named("backward", loss.backward)
-            hooks.trainer.strategy.post_backward(loss)
+            hooks.strategy.post_backward(loss)
         else:
             call_backward = self.automatic._make_backward_fn(optimizer)
             assert call_backward  # `_skip_backward` was False as the step began
@@ -115,6 +112,6 @@ class Update:
         hooks, trainer = self.hooks, self.hooks.trainer
         loss = closure()
         hooks.look()
-        if not hooks.updates or trainer.gradient_clip_val or not hooks.answered.isdisjoint(STEP_HOOKS):
+        if not hooks.updates or trainer.gradient_clip_val or hooks.has_step_hooks:
             trainer.precision_plugin._after_closure(hooks.module, optimizer)
         return loss

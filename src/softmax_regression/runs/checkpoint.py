@@ -26,6 +26,7 @@ ZIP_START = b"PK\x03\x04"  # how every zip archive begins
 REMEDY = "give a run's folder or a .ckpt file that `fit` saved"
 NOT_SERIALIZABLE = "Unable to serialize instance "  # what jsonargparse writes for an object that YAML cannot hold
 EXTRA_STATE = "_extra_state"  # the end of a name in a state_dict whose value need not be a tensor: see nn.Module
+PLAIN_KINDS = {Tensor, bool, int, float, str, type(None)}  # that torch.load always reads with weights_only=True
 # What a Trainer always writes.
 CONTENT = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
 
@@ -97,11 +98,19 @@ def _check_loadable(checkpoint: dict[str, Any]) -> None:
 def _is_plain_data(value: Any) -> bool:
     """Whether something is of those kinds only that can be read again for sure, which is soon seen."""
     kind = type(value)
+    if kind in PLAIN_KINDS:
+        return True
     if kind in (dict, OrderedDict):
-        return all(_is_plain_data(key) and _is_plain_data(each) for key, each in value.items())
-    if kind in (list, tuple):
-        return all(_is_plain_data(each) for each in value)
-    return value is None or kind in (Tensor, bool, int, float, str)
+        for key in value:
+            if type(key) is not str and not _is_plain_data(key):
+                return False
+        value = value.values()
+    elif kind not in (list, tuple):
+        return False
+    for each in value:
+        if not _is_plain_data(each):
+            return False
+    return True
 
 
 def _is_loadable(value: dict[str, Any]) -> bool:

@@ -15,10 +15,11 @@ def random_state(device: torch.device | None = None) -> RandomState:
     _, words, gauss = random.getstate()
     drawn = np.random.get_state(legacy=False)
     mersenne = drawn["state"]
+    rest = [mersenne["pos"], drawn["has_gauss"], *_bits(drawn["gauss"])]
     state = {
         "cpu": torch.get_rng_state(),
-        "python": torch.tensor([*words, *_bits(gauss)]),
-        "numpy": torch.tensor([*mersenne["key"].tolist(), mersenne["pos"], drawn["has_gauss"], *_bits(drawn["gauss"])]),
+        "python": torch.from_numpy(np.array([*words, *_bits(gauss)], np.int64)),
+        "numpy": torch.from_numpy(np.array([*mersenne["key"], *rest], np.int64)),
     }
     if device is not None and device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.wrappers import MetricTracker
 
@@ -36,19 +36,19 @@ class RunningMetrics:
                 logged[name] = result.metric_state
         about_to_be_reset = _logged_metrics(results_of_epoch(trainer, of_validation=True))
         states = {}
-        for name, metric in _metrics(module):
+        for name, metric in _parts(module, Metric):
             if not any(metric is each for each in about_to_be_reset):
                 states[name] = _state(metric)
-        trackers = {name: len(tracker) for name, tracker in _trackers(module)}
+        trackers = {name: len(tracker) for name, tracker in _parts(module, MetricTracker)}
         return {"logged": logged, "metrics": states, "trackers": trackers}
 
     def load_state_dict(self, state: dict[str, Any], module: LightningModule) -> None:
         """Take up the states of the module's metrics, and keep the sums for `add`."""
         self.logged = dict(state["logged"])
-        for name, tracker in _trackers(module):
+        for name, tracker in _parts(module, MetricTracker):
             for _ in range(len(tracker), state.get("trackers", {}).get(name, 0)):
                 tracker.increment()
-        for name, metric in _metrics(module):
+        for name, metric in _parts(module, Metric):
             vars(metric).update(state["metrics"].get(name, {}))
 
     def add(self, trainer: Trainer) -> None:
@@ -80,17 +80,13 @@ def _logged_metrics(results: dict[str, Any]) -> list[Any]:
     return found
 
 
-def _trackers(module: LightningModule) -> list[tuple[str, MetricTracker]]:
-    """Return the MetricTrackers of a module by their names: they have a metric for each epoch."""
-    return [(name, part) for name, part in module.named_modules() if isinstance(part, MetricTracker)]
-
-
-def _metrics(module: LightningModule) -> Iterator[tuple[str, Metric]]:
-    """Yield the metrics of a module by their names, but for those of a Classifier, which keeps them itself."""
-    theirs = tuple(name for name, part in module.named_modules() if isinstance(part, EpochScores))
-    for name, part in module.named_modules():
-        if isinstance(part, Metric) and not name.startswith(theirs):
-            yield name, part
+def _parts(module: nn.Module, kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a module that are of a kind, by their names, but for the scores that a Classifier keeps."""
+    for name, part in module.named_children():
+        if isinstance(part, kind):
+            yield prefix + name, part
+        if not isinstance(part, EpochScores):
+            yield from _parts(part, kind, f"{prefix}{name}.")
 
 
 def _state(metric: Metric) -> dict[str, Any]:
