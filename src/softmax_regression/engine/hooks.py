@@ -11,7 +11,6 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from softmax_regression.engine.reasons import TRANSFER_HOOKS, Watch, hook_owners, is_plain, why_not
 
-
 ZERO_GRAD_HOOKS = {"on_before_zero_grad", "optimizer_zero_grad"}
 BACKWARD_HOOKS = {"on_before_backward", "on_after_backward", "backward"}
 STEP_HOOKS = {"on_before_optimizer_step", "configure_gradient_clipping", "clip_gradients"}

@@ -101,16 +101,10 @@ def _is_plain_data(value: Any) -> bool:
     if kind in PLAIN_KINDS:
         return True
     if kind in (dict, OrderedDict):
-        for key in value:
-            if type(key) is not str and not _is_plain_data(key):
-                return False
-        value = value.values()
+        value = [*value.keys(), *value.values()]
     elif kind not in (list, tuple):
         return False
-    for each in value:
-        if not _is_plain_data(each):
-            return False
-    return True
+    return all(map(_is_plain_data, value))
 
 
 def _is_loadable(value: dict[str, Any]) -> bool:

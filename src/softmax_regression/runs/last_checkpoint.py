@@ -2,8 +2,6 @@
 
 import math
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,8 @@ from softmax_regression.errors import InputError
 from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.interruption import Interruption
 from softmax_regression.runs.loaders import LoaderPosition, ResumableLoader, make_loaders_resumable, position_of
+from softmax_regression.runs.loops import after_each_epoch, after_step, continue_run, restore_ends
 from softmax_regression.runs.random_numbers import random_state, set_random_state
-from softmax_regression.runs.restart import continue_run, end_restart
 from softmax_regression.runs.running_metrics import RunningMetrics
 
 INITIAL_CHECKPOINT = "start.ckpt"  # in a run's folder until its first save: the state before the first step
@@ -105,8 +103,7 @@ class LastCheckpoint(Checkpoint):
         self.folder, self._step = folder_of(trainer), trainer.global_step
         if self._position.started:
             continue_run(trainer, pl_module, within_epoch=self._position.batches > 0)
-        loop: Any = trainer.fit_loop
-        loop.on_advance_end = partial(self._end_epoch, trainer, loop.on_advance_end)
+        after_each_epoch(trainer, lambda: self._save(trainer))
         if self._position.random:
             set_random_state(self._position.random, trainer.strategy.root_device)
             self._position.random = {}
@@ -129,25 +126,13 @@ class LastCheckpoint(Checkpoint):
             return
         self._due = signals.agreed > 0 or signals.save or self._step % self._steps == 0
         if self._due:
-            loop: Any = trainer.fit_loop.epoch_loop
-            loop.on_advance_end = partial(self._end_step, trainer, loop.on_advance_end)
-
-    def _end_step(self, trainer: Trainer, end: Callable[..., None], *args: Any) -> None:
-        """Save once this step is over: with the module's own hook, its schedules, and what is logged."""
-        _restore_hooks(trainer.fit_loop.epoch_loop)
-        end(*args)
-        if self._due:  # no validation came, after which it was saved
-            self._save(trainer)
-            self._interruption.end_if_interrupted(trainer)
-
-    def _end_epoch(self, trainer: Trainer, end: Callable[..., None]) -> None:
-        """Save once an epoch is over: after all callbacks, schedules, and what is logged."""
-        end_restart(trainer)
-        end()
-        self._save(trainer)
+            after_step(trainer, lambda: self._save_if_due(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save what was due before the validation: a run that is resumed before one does not make it up."""
+        self._save_if_due(trainer)
+
+    def _save_if_due(self, trainer: Trainer) -> None:
         if self._due:
             self._save(trainer)
             self._interruption.end_if_interrupted(trainer)
@@ -170,20 +155,14 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a run that was interrupted in its last epoch; give the signals back."""
-        _restore_hooks(trainer.fit_loop)
+        restore_ends(trainer)
         self._interruption.end_if_interrupted(trainer)
         self._interruption.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Give the signals back, unless one has ended the run."""
-        _restore_hooks(trainer.fit_loop)
-        _restore_hooks(trainer.fit_loop.epoch_loop)
+        restore_ends(trainer)
         self._interruption.end(exception)
-
-
-def _restore_hooks(loop: Any) -> None:
-    """Let the end of a step or an epoch be Lightning's own again."""
-    vars(loop).pop("on_advance_end", None)
 
 
 def _of_all(state: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:

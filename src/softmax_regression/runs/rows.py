@@ -133,33 +133,35 @@ class RowsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._names: list[str] = []  # of the columns in the file
-        self._rows: list[Row] = []  # in the file
+        self._names = list(RESERVED)  # of the columns in the file
+        self._count = 0  # of the rows in the file
+        self._last: Row = {}  # the last of them
 
     def save(self, rows: Sequence[Row]) -> None:
-        """Add the rows that are new; write the file anew if one before them has changed, or there is a new column.
+        """Add the rows that are new; write the file anew if the last one before has changed, or there is a new column.
 
         Raises:
             StorageError: The file could not be written.
         """
-        names = list(RESERVED)
-        for row in rows:
+        before = self._count
+        names = list(self._names)
+        for row in rows[max(before - 1, 0) :]:
             names.extend(name for name in row if name not in names)
-        new = rows[len(self._rows) :]
-        is_longer = names == self._names and rows[: len(self._rows)] == self._rows
-        if is_longer and not new:
+        is_longer = before > 0 and names == self._names and rows[before - 1] == self._last
+        if is_longer and len(rows) == before:
             return
         text = io.StringIO()
         writer = csv.DictWriter(text, names, lineterminator="\n")
         if is_longer:
-            writer.writerows(new)
+            writer.writerows(rows[before:])
             append(text.getvalue().encode(), self.path)
         else:
             writer.writeheader()
             writer.writerows(rows)
             write(text.getvalue().encode(), self.path)
-        self._names = names
-        self._rows = [dict(row) for row in rows]
+        self._names, self._count = names, len(rows)
+        if rows:
+            self._last = dict(rows[-1])
 
 
 def read_rows(run: Path) -> list[Row]:

@@ -1,9 +1,42 @@
-"""What Lightning leaves out where a run goes on, and a straight run does."""
+"""Where a run reaches into Lightning's loops: once a step or an epoch is over, and where a run goes on."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+
+
+def after_step(trainer: Trainer, call: Callable[[], None]) -> None:
+    """Call once this step is over: with the module's own hook, its schedules, and what is logged."""
+    loop: Any = trainer.fit_loop.epoch_loop
+    end = loop.on_advance_end
+
+    def end_and_call(*args: Any) -> None:
+        del loop.on_advance_end
+        end(*args)
+        call()
+
+    loop.on_advance_end = end_and_call
+
+
+def after_each_epoch(trainer: Trainer, call: Callable[[], None]) -> None:
+    """Call whenever an epoch is over: after all callbacks, schedules, and what is logged."""
+    loop: Any = trainer.fit_loop
+    end = loop.on_advance_end
+
+    def end_and_call() -> None:
+        end_restart(trainer)
+        end()
+        call()
+
+    loop.on_advance_end = end_and_call
+
+
+def restore_ends(trainer: Trainer) -> None:
+    """Let the end of a step and of an epoch be Lightning's own again."""
+    for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
+        vars(loop).pop("on_advance_end", None)
 
 
 def continue_run(trainer: Trainer, module: LightningModule, within_epoch: bool) -> None:
