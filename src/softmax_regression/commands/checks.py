@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from softmax_regression.classifier import Classifier
@@ -90,14 +89,20 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
 def may_log_more(trainer: Trainer, model: LightningModule) -> bool:
     """Whether a class of the user's own, the model's or a callback's, calls `log` or `log_dict` itself."""
     for part in (model, *trainer.callbacks):  # type: ignore[attr-defined]
-        for kind in type(part).__mro__:
-            if kind.__module__.startswith(("softmax_regression.", "lightning.", "torch.")):
-                continue
-            for function in vars(kind).values():
-                code = getattr(function, "__code__", None)
-                if code and {"log", "log_dict"} & set(code.co_names):
-                    return True
+        for function in _own_methods(part).values():
+            code = getattr(function, "__code__", None)
+            if code and {"log", "log_dict"} & set(code.co_names):
+                return True
     return False
+
+
+def _own_methods(part: object) -> dict[str, Any]:
+    """Return what the classes of the user's own have, by its names."""
+    found: dict[str, Any] = {}
+    for kind in type(part).__mro__:
+        if not kind.__module__.startswith(("softmax_regression.", "lightning.", "torch.")):
+            found = {**vars(kind), **found}
+    return found
 
 
 def check_classes(model: LightningModule, data: LightningDataModule, flags: Sequence[str]) -> None:
@@ -111,16 +116,13 @@ def check_classes(model: LightningModule, data: LightningDataModule, flags: Sequ
 
 
 def check_shapes(checkpoint: SavedCheckpoint, model: LightningModule) -> None:
-    """Refuse a checkpoint of another model."""
+    """Refuse a checkpoint of another model, unless the model makes its weights or loads them in a way of its own."""
+    if {"configure_model", "load_state_dict", "on_load_checkpoint"} & _own_methods(model).keys():
+        return
     saved = checkpoint.content["state_dict"]
-    for name, weight in model.state_dict().items():
-        if not isinstance(weight, Tensor) or is_lazy(weight):  # a lazy one takes the shape that the checkpoint has
-            continue
-        if name not in saved and not model.strict_loading:  # the module keeps it out itself
-            continue
-        shape = tuple(saved[name].shape) if name in saved else None
-        if shape != weight.shape:
+    for name, weight in model.named_parameters():
+        if name in saved and not is_lazy(weight) and saved[name].shape != weight.shape:
             raise InputError(
-                f"ckpt_path={checkpoint.path}: {name} has shape {shape}, the model {tuple(weight.shape)}; "
-                "give a checkpoint of this model"
+                f"ckpt_path={checkpoint.path}: {name} has shape {tuple(saved[name].shape)}, "
+                f"the model {tuple(weight.shape)}; give a checkpoint of this model"
             )

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from textwrap import shorten
 from types import FrameType
 from typing import Any
 
@@ -143,6 +144,8 @@ def describe_error(error: BaseException, known: Callable[[], Iterable[str]]) -> 
         return f"error: {error}", StorageError.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
+    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+        return shorten(f"error: a checkpoint of another model: {error}", 400), InputError.exit_code
     if _is_about_options(error):
         return f"error: {shorten_parser_error(str(error))}", InputError.exit_code
     return None

@@ -75,6 +75,8 @@ class FigureLogger(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what has been trained, and the best of it as its checkpoint has kept it."""
+        if self.every_n_epochs == 0:
+            return
         if self._drawn != trainer.global_step:
             self._draw(trainer, pl_module, "val", trainer.global_step)
         for callback in trainer.checkpoint_callbacks:

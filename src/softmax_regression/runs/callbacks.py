@@ -59,8 +59,8 @@ class EarlyStopping(callbacks.EarlyStopping):
     ) -> None:
         if patience < 0:
             raise InputError(f"early_stopping.patience={patience}: must be at least 1, or 0 for never to stop")
-        # A metric of validation is looked at when it is new, not at the end of an epoch without validation.
-        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=monitor.startswith("train"))
+        of_training = True if monitor.startswith("train") else None  # None: where Lightning looks at it
+        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=of_training)
         self._key = super().state_key
         if not patience:
             self.switch_off()
@@ -74,13 +74,29 @@ class EarlyStopping(callbacks.EarlyStopping):
         """Never stop, whatever is logged."""
         self.patience, self.strict, self.check_finite = sys.maxsize, False, False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Choose where to look, as Lightning does, which does not know validations by the clock."""
+        if not hasattr(trainer, "val_check_interval"):
+            self._check_on_train_epoch_end = False
+        super().setup(trainer, pl_module, stage)
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look at the metric, unless it is the default one and the module does not log it."""
         self.monitor = name_logged(self.monitor, trainer)
+        self._check_default(trainer)
+        super().on_validation_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the metric, unless the epoch was cut short before it was logged."""
+        is_cut_short = self.monitor not in trainer.callback_metrics and not trainer.is_last_batch
+        if self._check_on_train_epoch_end and not is_cut_short:
+            self._check_default(trainer)
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def _check_default(self, trainer: Trainer) -> None:
         if self.strict and _default_is_missing(self.monitor, trainer):
             self.switch_off()
             print_rank_zero(f"no early stopping: nothing logs {DEFAULT_MONITOR}; choose with --early_stopping.monitor")
-        super().on_validation_end(trainer, pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the best score and the epochs without improvement; whether to stop is decided anew."""

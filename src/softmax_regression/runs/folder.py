@@ -12,9 +12,11 @@ from typing import Any, NamedTuple
 from lightning.pytorch import LightningModule
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from softmax_regression.errors import InputError, StorageError
+from softmax_regression.files import reason
 from softmax_regression.metrics import learning_rate
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.last_checkpoint import INITIAL_CHECKPOINT
@@ -120,9 +122,12 @@ class RunLogger(TensorBoardLogger):
         if self._is_drawn:
             return
         self._is_drawn = True
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), isolate_rng():
             warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
-            super().log_graph(model, input_array)
+            try:
+                super().log_graph(model, input_array)
+            except Exception as error:  # of anybody's module: a page of TensorBoard must not end a run
+                print(f"no page GRAPHS: {reason(error)}", file=sys.stderr)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

@@ -1,0 +1,92 @@
+"""What differed silently from a plain Trainer, beside the table: where a run stops, and how weights are loaded."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import EarlyStopping
+from zoo import data, loading, modules
+
+from commands import manifest, only_run
+from marks import slow
+from softmax_regression.commands.train import main
+from softmax_regression.runs import checkpoint
+
+HERE = Path(__file__).parent
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+    "enable_model_summary": False, "num_sanity_val_steps": 0,
+}  # fmt: skip
+USUAL = ["--trainer.accelerator=cpu", "--figures.every_n_epochs=0", "--data=zoo.data.Own"]
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*logging interval", "ignore:Be aware that when using `ckpt_path`"
+)
+
+
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(HERE / "zoo", tmp_path / "zoo")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+
+
+def test_early_stopping_on_a_metric_of_the_training_stops_where_lightnings_does() -> None:
+    seed_everything(0, workers=True, verbose=False)
+    trainer = Trainer(**QUIET, max_epochs=6, callbacks=[EarlyStopping("fit_loss_epoch", min_delta=0.4, patience=1)])
+    trainer.fit(modules.Plain(), data.Own())
+    flags = ["--early_stopping.monitor=fit_loss_epoch", "--early_stopping.min_delta=0.4", "--early_stopping.patience=1"]
+    assert main(["fit", *USUAL, "--model=zoo.modules.Plain", "--trainer.max_epochs=6", *flags]) == 0
+    assert 1 < trainer.current_epoch < 6
+    assert manifest(only_run())["final"]["epoch"] == trainer.current_epoch
+
+
+def test_validation_by_the_clock_goes_with_early_stopping() -> None:
+    flags = ["--trainer.val_check_interval=00:00:10:00", "--early_stopping.monitor=val_loss", "--trainer.max_epochs=1"]
+    assert main(["fit", *USUAL, "--model=zoo.modules.Plain", *flags]) == 0
+
+
+@pytest.mark.parametrize("name", ["Renamed", slow("CompiledLate"), slow("OwnStateDict")])
+def test_a_module_that_loads_its_weights_in_its_own_way_is_opened_again(name: str) -> None:
+    flags = [f"--model=zoo.loading.{name}", "--best_checkpoint.monitor=val_loss"]
+    assert main(["fit", *USUAL, *flags, "--trainer.max_epochs=2"]) == 0
+    whole = checkpoint.read(only_run() / "checkpoints" / "last.ckpt")
+    assert main(["fit", *USUAL, *flags, "--trainer.max_epochs=1", "--trainer.logger.save_dir=half"]) == 0
+    run = only_run(Path("half"))
+    assert main(["test", "--ckpt_path", str(run)]) == 0
+    trainer = Trainer(**QUIET)
+    (scores,) = trainer.test(
+        getattr(loading, name)(), data.Own(), run / "checkpoints" / "best.ckpt", verbose=False, weights_only=True
+    )
+    assert manifest(run)["test"] == pytest.approx(scores)
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
+    resumed = checkpoint.read(run / "checkpoints" / "last.ckpt")
+    for weight, expected in zip(resumed["state_dict"].values(), whole["state_dict"].values(), strict=True):
+        assert torch.equal(weight, expected)
+
+
+def test_a_checkpoint_of_another_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model=zoo.modules.Plain", "--best_checkpoint.monitor=val_loss", "--trainer.max_epochs=1"]
+    assert main(["fit", *USUAL, *flags]) == 0
+    for name in ("zoo.loading.CompiledLate", "zoo.modules.Manual"):
+        capsys.readouterr()
+        assert main(["test", "--ckpt_path", str(only_run()), f"--model={name}"]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("example", ["Small", "Noisy"])
+def test_an_example_input_ends_no_run_and_draws_no_random_number(
+    example: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seed_everything(0, workers=True, verbose=False)
+    module = getattr(loading, example)()
+    Trainer(**QUIET, max_epochs=1).fit(module, data.Own())
+    flags = [f"--model=zoo.loading.{example}", "--trainer.max_epochs=1", "--best_checkpoint.monitor=val_loss"]
+    assert main(["fit", *USUAL, *flags]) == 0
+    saved = checkpoint.read(only_run() / "checkpoints" / "last.ckpt")
+    for name, weight in module.state_dict().items():
+        assert torch.equal(saved["state_dict"][name], weight)
+    assert ("no page GRAPHS: " in capsys.readouterr().err) == (example == "Small")

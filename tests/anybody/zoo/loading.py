@@ -1,0 +1,63 @@
+"""Modules that make their weights, or load them, in a way of their own, and such with example inputs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .modules import Plain
+
+
+class Renamed(Plain):
+    """Saves its weights under other names."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = {f"saved.{name}": value for name, value in checkpoint["state_dict"].items()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        found = checkpoint["state_dict"].items()
+        checkpoint["state_dict"] = {name.removeprefix("saved."): value for name, value in found}
+
+
+class CompiledLate(Plain):
+    """Compiles its network in `configure_model`, which gives its weights other names."""
+
+    def configure_model(self) -> None:
+        if type(self.net) is torch.nn.Sequential:
+            self.net = torch.compile(self.net, backend="eager")  # type: ignore[assignment]
+
+
+class OwnStateDict(Plain):
+    """Keeps a number beside its weights."""
+
+    seen = 0
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return super().state_dict(*args, **kwargs) | {"seen": torch.tensor(self.seen)}
+
+    def load_state_dict(self, state_dict: Any, *args: Any, **kwargs: Any) -> Any:
+        weights = dict(state_dict)
+        self.seen = int(weights.pop("seen"))
+        return super().load_state_dict(weights, *args, **kwargs)
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.seen += 1
+
+
+class Small(Plain):
+    """Has an example that it does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.example_input_array = torch.zeros(2, 3, 5, 5)
+
+
+class Noisy(Plain):
+    """Draws random numbers for an example, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.example_input_array = torch.zeros(2, 1, 28, 28)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x + 0.1 * torch.rand_like(x))
