@@ -1,5 +1,6 @@
 """The table of predictions, of whatever `predict_step` returns."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,15 @@ from softmax_regression.commands.predictions import (
     allow_positional_arguments,
     columns_of,
 )
+
+
+@dataclass
+class Found:
+    """As some packages return what a model has found."""
+
+    label: Any
+    box: Any
+
 
 PROBABILITIES = torch.tensor([[0.25, 0.75], [0.5, 0.5]])
 OUTPUTS = {
@@ -33,6 +43,12 @@ OUTPUTS = {
     "a dictionary": ({"mean": torch.tensor([1.0, 2.0])}, {"output.mean": [1.0, 2.0]}),
     "a tuple": ((torch.tensor([1, 2]), np.array([3, 4])), {"output.0": [1, 2], "output.1": [3, 4]}),
     "texts": (["cat", "dog"], {"output": ["cat", "dog"]}),
+    "texts of NumPy": (np.array(["cat", "dog"]), {"output": ["cat", "dog"]}),
+    "a dataclass": (Found(torch.tensor([3, 4]), None), {"output.label": [3, 4]}),
+    "a dataclass an example": (
+        [Found(3, torch.ones(1, 2)), Found(4, np.ones((0, 2)))],
+        {"output.label": [3, 4], "output.box": ["[[1.0, 1.0]]", "[]"]},
+    ),
     "one number a batch": (torch.tensor(3.0), {"output": [3.0]}),
     "a Python number": (3, {"output": [3]}),
     "nothing": (None, {}),

@@ -4,6 +4,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import is_dataclass
 from itertools import zip_longest
 from pathlib import Path
 from types import MethodType
@@ -159,6 +160,10 @@ def _nested_columns(output: Any, name: str, n: int) -> Columns:
     """Return the columns of tensors, arrays, and dictionaries, tuples or lists of them, named by where they lie."""
     if output is None:
         return {}
+    if is_dataclass(output):
+        output = vars(output)
+    if isinstance(output, np.ndarray) and output.dtype.kind not in "biufc":  # texts
+        output = output.tolist()
     if isinstance(output, list | tuple):
         if _is_by_example(output, n):
             return _columns_by_example(output, name)
@@ -194,6 +199,8 @@ def _columns_by_example(output: Sequence[Any], name: str) -> Columns:
     """Return the columns of a list with a part for each example; what has no name is written as JSON."""
     columns: Columns = {}
     for i, part in enumerate(output):
+        if is_dataclass(part):
+            part = vars(part)
         if not isinstance(part, Mapping):
             part = {"": part}
         for key, value in part.items():
