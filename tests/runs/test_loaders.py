@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, Sampler
 
 from marks import slow_but
 from softmax_regression import LastCheckpoint, RunLogger
@@ -69,6 +69,39 @@ class Blurred(list[Any]):
         return super().__getitem__(index) + np.random.rand()
 
 
+class CountedStream(IterableDataset[Any]):
+    """A stream that is shuffled by how often it was read."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.epoch += 1
+        rows = list(ROWS)
+        random.Random(self.epoch).shuffle(rows)
+        yield from rows
+
+
+class Drawing(Sampler[Any]):
+    """A sampler with a source of random numbers of its own, or one of batches."""
+
+    def __init__(self, source: Any, batch_size: int | None = None) -> None:
+        self.source, self.batch_size = source, batch_size
+
+    def __len__(self) -> int:
+        return len(ROWS) if self.batch_size is None else -(-len(ROWS) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        order = list(range(len(ROWS)))
+        self.source.shuffle(order)
+        if self.batch_size is None:
+            yield from order
+        else:
+            while order:
+                yield order[: self.batch_size]
+                del order[: self.batch_size]
+
+
 BLURRED: Any = Blurred(ROWS)
 
 
@@ -88,6 +121,10 @@ LOADERS: dict[str, Callable[[], Any]] = {
     "distributed": distributed,
     "a worker": lambda: DataLoader(ROWS, 3, shuffle=True, num_workers=1),
     "a worker that stays": lambda: DataLoader(ROWS, 3, shuffle=True, num_workers=1, persistent_workers=True),
+    "a stream that counts": lambda: DataLoader(CountedStream(), 3),
+    "a sampler that draws by NumPy": lambda: DataLoader(ROWS, 3, sampler=Drawing(np.random.default_rng(1))),
+    "an old generator of NumPy": lambda: DataLoader(ROWS, 3, sampler=Drawing(np.random.RandomState(1))),
+    "batches that draw by Python": lambda: DataLoader(ROWS, batch_sampler=Drawing(random.Random(1), 3)),
     "a generator of its own": lambda: DataLoader(ROWS, 3, shuffle=True, generator=torch.Generator().manual_seed(3)),
 }
 
@@ -121,7 +158,9 @@ pytestmark = [
 
 
 @pytest.mark.parametrize("every", [2, None])
-@pytest.mark.parametrize("kind", slow_but(["shuffled", "a stream"], LOADERS))
+@pytest.mark.parametrize(
+    "kind", slow_but(["shuffled", "a stream", "a stream that counts", "a sampler that draws by NumPy"], LOADERS)
+)
 def test_a_loader_goes_on_where_the_run_was_killed(kind: str, every: int | None) -> None:
     whole = trained(Noting(), LOADERS[kind], every=every)
     Path("logs").rename("whole")

@@ -3,9 +3,12 @@
 Lightning brings neither back. It warns, and trains on other images.
 """
 
+import json
+import random
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -15,13 +18,15 @@ from torch.utils.data import DataLoader, IterableDataset
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.random_numbers import RandomState, random_state, set_random_state
 
+SOURCES = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+
 
 class LoaderPosition:
     """Where a run stands in its training data and its random numbers, to go on from there.
 
     Attributes:
         random: The random numbers of the run to resume, until they are drawn on; empty in a new run.
-        generators: Those of the generators that the loader has of its own.
+        generators: The states of the generators and counts that the loader, its samplers and data have of their own.
         order: All those from which the order of its epoch was drawn; empty if no epoch was under way.
         first: Those with which its first batch was drawn; empty if they are the same.
         batches: How many batches of the epoch were trained on.
@@ -31,8 +36,8 @@ class LoaderPosition:
 
     def __init__(self) -> None:
         self.random: RandomState = {}
-        self.generators: RandomState = {}
-        self.order: RandomState = {}
+        self.generators: dict[str, Any] = {}
+        self.order: dict[str, Any] = {}
         self.first: RandomState = {}
         self.batches = 0
         self.epoch = 0
@@ -58,11 +63,13 @@ class ResumableLoader(DataLoader[Any]):
         position: From which it goes on.
         order: The random numbers before the order of this epoch was drawn from them.
         first: Those before its first batch: Lightning asks for the iterator of a run's first epoch much earlier.
+        counts: What its samplers and data counted when it was made.
     """
 
     position: LoaderPosition
-    order: RandomState
+    order: dict[str, Any]
     first: RandomState
+    counts: Mapping[str, Any]
 
     def __iter__(self) -> Any:
         """Return the iterator of an epoch, or of the rest of the one that was under way."""
@@ -74,8 +81,8 @@ class ResumableLoader(DataLoader[Any]):
             return self._rest_of_epoch()
         if goes_on:  # draws before the training begins, other than a run that was not interrupted
             set_random_state(position.random)
-            self._set_generators(position.generators)
-        self.order = random_state() | self.generator_states()
+            self._set_sources(position.generators)
+        self.order = random_state() | self.source_states()
         self.first = {}
         iterator = super().__iter__()
         if goes_on and isinstance(self.dataset, IterableDataset):
@@ -96,7 +103,7 @@ class ResumableLoader(DataLoader[Any]):
     def _rest_of_epoch(self) -> Any:
         self.order, self.position.order = self.position.order, {}
         self.first = self.position.first
-        self._set_generators(self.order)
+        self._set_sources(self.order)
         samplers: list[Any] = [self.sampler, getattr(self.batch_sampler, "sampler", None)]
         for sampler in samplers:
             if hasattr(sampler, "set_epoch"):  # which Lightning calls later
@@ -110,26 +117,31 @@ class ResumableLoader(DataLoader[Any]):
                 next(iterator)
         return iterator
 
-    def _generators(self) -> dict[str, torch.Generator]:
-        """Return the generators that the loader and its samplers have of their own, by where they are."""
-        batch_sampler = self.batch_sampler
-        parts = {"loader": self, "sampler": self.sampler, "batches": batch_sampler}
-        parts["sampler of batches"] = getattr(batch_sampler, "sampler", None)
-        generators = {}
+    def _sources(self) -> dict[str, tuple[Any, str]]:
+        """Return which attributes of the loader, its samplers and its data draw or count, by names."""
+        parts: dict[str, Any] = {"loader": self, "sampler": self.sampler, "batches": self.batch_sampler}
+        parts["sampler of batches"] = getattr(self.batch_sampler, "sampler", None)
+        parts["data"] = self.dataset
+        found = {}
         for name, part in parts.items():
-            generator = getattr(part, "generator", None)
-            if isinstance(generator, torch.Generator):
-                generators[name] = generator
-        return generators
+            for attribute, value in getattr(part, "__dict__", {}).items():
+                if isinstance(value, SOURCES) or (type(value) is int and part is not self):
+                    found[f"{name}.{attribute}"] = part, attribute
+        return found
 
-    def generator_states(self) -> RandomState:
-        """Return the states of these generators."""
-        return {name: generator.get_state() for name, generator in self._generators().items()}
+    def all_states(self) -> dict[str, Any]:
+        """Return the states of these generators, and all counts."""
+        return {name: _state_of(getattr(*where)) for name, where in self._sources().items()}
 
-    def _set_generators(self, states: RandomState) -> None:
-        for name, generator in self._generators().items():
+    def source_states(self) -> dict[str, Any]:
+        """Return the states of these generators, and the counts that have changed since the loader was made."""
+        states = self.all_states()
+        return {name: state for name, state in states.items() if type(state) is not int or state != self.counts[name]}
+
+    def _set_sources(self, states: Mapping[str, Any]) -> None:
+        for name, (part, attribute) in self._sources().items():
             if name in states:
-                generator.set_state(states[name].clone())
+                setattr(part, attribute, _with_state(getattr(part, attribute), states[name]))
 
     def note_first(self) -> None:
         """Note the random numbers before the first batch, unless workers have drawn the order of batches already."""
@@ -144,6 +156,34 @@ class ResumableLoader(DataLoader[Any]):
         """Do nothing, see `state_dict`."""
 
 
+def _state_of(source: Any) -> Any:
+    """Return a count, or the state of a source of random numbers as plain data."""
+    if isinstance(source, torch.Generator):
+        return source.get_state()
+    if isinstance(source, random.Random):
+        return source.getstate()
+    if isinstance(source, np.random.Generator):
+        return json.dumps(source.bit_generator.state, default=np.ndarray.tolist)
+    if isinstance(source, np.random.RandomState):
+        return json.dumps(source.get_state(legacy=False), default=np.ndarray.tolist)
+    return source
+
+
+def _with_state(source: Any, state: Any) -> Any:
+    """Return a count, or a source of random numbers that draws on from a state."""
+    if isinstance(source, torch.Generator):
+        source.set_state(state.clone())
+    elif isinstance(source, random.Random):
+        source.setstate(state)
+    elif isinstance(source, np.random.Generator):
+        source.bit_generator.state = json.loads(state)
+    elif isinstance(source, np.random.RandomState):
+        source.set_state(json.loads(state))
+    else:
+        return state
+    return source
+
+
 def position_of(trainer: Trainer) -> dict[str, Any]:
     """Return where a run stands in its training data, for a checkpoint."""
     progress = trainer.fit_loop.epoch_loop.batch_progress
@@ -152,7 +192,7 @@ def position_of(trainer: Trainer) -> dict[str, Any]:
     return {
         "order": loader.order if resumable and not progress.is_last_batch else {},
         "first": loader.first if resumable and not progress.is_last_batch else {},
-        "generators": loader.generator_states() if resumable else {},
+        "generators": loader.source_states() if resumable else {},
         "batches": 0 if progress.is_last_batch else progress.current.ready,
         "epoch": trainer.current_epoch,
         "started": trainer.fit_loop.epoch_progress.current.ready > 0,
@@ -169,7 +209,9 @@ def make_loaders_resumable(trainer: Trainer, position: LoaderPosition) -> None:
         loader = process(loader)
         if trainer.training and isinstance(loader, DataLoader) and not hasattr(loader, "state_dict"):
             kind = type(loader)
-            loader.__class__ = type(kind.__name__, (ResumableLoader, kind), {})
+            made: Any = loader
+            made.__class__ = type(kind.__name__, (ResumableLoader, kind), {})
+            made.counts = made.all_states()
         if isinstance(loader, ResumableLoader):
             loader.position = position
         return loader
