@@ -162,7 +162,7 @@ def _nested_columns(output: Any, name: str, n: int) -> Columns:
         return {}
     if is_dataclass(output):
         output = vars(output)
-    if isinstance(output, np.ndarray) and output.dtype.kind not in "biufc":  # texts
+    if isinstance(output, np.ndarray | np.generic) and output.dtype.kind not in "biufc":  # texts
         output = output.tolist()
     if isinstance(output, list | tuple):
         if _is_by_example(output, n):
