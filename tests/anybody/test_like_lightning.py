@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
 from zoo import data, loading, modules
 
-from commands import manifest, only_run
+from commands import age, manifest, only_run, scalars
 from marks import slow
 from softmax_regression.commands.train import main
 from softmax_regression.runs import checkpoint
@@ -49,11 +49,12 @@ def test_validation_by_the_clock_goes_with_early_stopping() -> None:
     assert main(["fit", *USUAL, "--model=zoo.modules.Plain", *flags]) == 0
 
 
-@pytest.mark.parametrize("name", ["Renamed", slow("CompiledLate"), slow("OwnStateDict")])
-def test_a_module_that_loads_its_weights_in_its_own_way_is_opened_again(name: str) -> None:
+@pytest.mark.parametrize("name", ["Renamed", slow("CompiledLate"), slow("OwnStateDict"), "LogsValidation"])
+def test_a_module_that_loads_or_logs_in_its_own_way_is_opened_again(name: str) -> None:
     flags = [f"--model=zoo.loading.{name}", "--best_checkpoint.monitor=val_loss"]
     assert main(["fit", *USUAL, *flags, "--trainer.max_epochs=2"]) == 0
-    whole = checkpoint.read(only_run() / "checkpoints" / "last.ckpt")
+    straight = only_run()
+    whole = checkpoint.read(straight / "checkpoints" / "last.ckpt")
     assert main(["fit", *USUAL, *flags, "--trainer.max_epochs=1", "--trainer.logger.save_dir=half"]) == 0
     run = only_run(Path("half"))
     assert main(["test", "--ckpt_path", str(run)]) == 0
@@ -62,7 +63,9 @@ def test_a_module_that_loads_its_weights_in_its_own_way_is_opened_again(name: st
         getattr(loading, name)(), data.Own(), run / "checkpoints" / "best.ckpt", verbose=False, weights_only=True
     )
     assert manifest(run)["test"] == pytest.approx(scores)
+    age(run)
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
+    assert scalars(run) == scalars(straight)
     resumed = checkpoint.read(run / "checkpoints" / "last.ckpt")
     for weight, expected in zip(resumed["state_dict"].values(), whole["state_dict"].values(), strict=True):
         assert torch.equal(weight, expected)

@@ -19,7 +19,7 @@ import torch
 from cases import ODD, TRAINER, Case, table
 from plain_trainer import EPOCHS, LOG_EVERY, Plain, train_plainly
 
-from commands import manifest, only_run, scalars
+from commands import age, manifest, only_run, scalars
 from marks import slow
 from softmax_regression.__main__ import main
 from softmax_regression.runs import checkpoint
@@ -189,13 +189,6 @@ def test_export_writes_onnx_or_says_why_not(cell: Cell, capsys: pytest.CaptureFi
     if code == 2:
         refused(capsys)
     assert (code, exported) in ((0, True), (2, False))
-
-
-def age(run: Path) -> None:
-    """Date a run's events long ago: TensorBoard reads the files of one second in any order."""
-    for file in run.glob("events.out.tfevents.1[0-9]*"):
-        rest = file.name.removeprefix("events.out.tfevents.").partition(".")[2]
-        file.rename(run / f"events.out.tfevents.1000000000.{rest}")
 
 
 class Killed(BaseException):

@@ -16,7 +16,7 @@ from softmax_regression.errors import InputError
 from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.interruption import Interruption
 from softmax_regression.runs.loaders import LoaderPosition, ResumableLoader, make_loaders_resumable, position_of
-from softmax_regression.runs.loops import after_each_epoch, after_step, continue_run, restore_ends
+from softmax_regression.runs.loops import after_each_epoch, after_step, continue_run, restore_ends, validated_batches
 from softmax_regression.runs.random_numbers import random_state, set_random_state
 from softmax_regression.runs.running_metrics import RunningMetrics
 
@@ -103,6 +103,7 @@ class LastCheckpoint(Checkpoint):
         self.folder, self._step = folder_of(trainer), trainer.global_step
         if self._position.started:
             continue_run(trainer, pl_module, within_epoch=self._position.batches > 0)
+            validated_batches(trainer).update(self._position.validated)
         after_each_epoch(trainer, lambda: self._save(trainer))
         if self._position.random:
             set_random_state(self._position.random, trainer.strategy.root_device)

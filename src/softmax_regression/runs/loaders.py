@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from softmax_regression.runs.loops import validated_batches
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.random_numbers import RandomState, random_state, set_random_state
 
@@ -32,6 +33,7 @@ class LoaderPosition:
         batches: How many batches of the epoch were trained on.
         epoch: The epoch that was under way, counted from 0.
         started: Whether there was a first one.
+        validated: How many batches there were of each validation loader.
     """
 
     def __init__(self) -> None:
@@ -42,6 +44,7 @@ class LoaderPosition:
         self.batches = 0
         self.epoch = 0
         self.started = False
+        self.validated: dict[int, int] = {}
 
     def set(self, saved: Mapping[str, Any], random: RandomState) -> None:
         """Go on from what `position_of` returned, with the random numbers of this process."""
@@ -52,6 +55,7 @@ class LoaderPosition:
         self.batches = saved.get("batches", 0)
         self.epoch = saved.get("epoch", 0)
         self.started = saved.get("started", False)
+        self.validated = saved.get("validated", {})
         if self.batches and saved["several"]:
             print_rank_zero("several training loaders: the epoch that was under way goes on in another order")
 
@@ -196,6 +200,7 @@ def position_of(trainer: Trainer) -> dict[str, Any]:
         "batches": 0 if progress.is_last_batch else progress.current.ready,
         "epoch": trainer.current_epoch,
         "started": trainer.fit_loop.epoch_progress.current.ready > 0,
+        "validated": dict(validated_batches(trainer)),
         "several": isinstance(loader, list | tuple | dict),
     }
 

@@ -39,6 +39,12 @@ def restore_ends(trainer: Trainer) -> None:
         vars(loop).pop("on_advance_end", None)
 
 
+def validated_batches(trainer: Trainer) -> dict[int, int]:
+    """Return how many batches of each validation loader there were: the x axis of what is logged at each of them."""
+    counts: dict[int, int] = getattr(trainer.fit_loop.epoch_loop.val_loop, "_seen_batches_per_dataloader", {})
+    return counts
+
+
 def continue_run(trainer: Trainer, module: LightningModule, within_epoch: bool) -> None:
     """Bring a Trainer that goes on, within an epoch or at the end of one, to where the run was."""
     loop: Any = trainer.fit_loop

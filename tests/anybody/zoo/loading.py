@@ -44,6 +44,14 @@ class OwnStateDict(Plain):
         self.seen += 1
 
 
+class LogsValidation(Plain):
+    """Logs each batch of the validation."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        super().validation_step(batch, batch_idx)
+        self.log("each", float(batch_idx), on_step=True, on_epoch=True)
+
+
 class Small(Plain):
     """Has an example that it does not take."""
 
