@@ -17,10 +17,10 @@ from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.studies.folders import own_name
 from softmax_regression.studies.overfit import measurements as overfit
-from softmax_regression.studies.overfit import page as overfit_page
 from softmax_regression.studies.overfit import study
-from softmax_regression.studies.overfit.measurements import FULL, Curves, Design, Size, choose_remedies, early_stop
+from softmax_regression.studies.overfit.measurements import FULL, Design, Size, choose_remedies, early_stop
 from softmax_regression.studies.stacked import METRICS, Scores, Stack
+from softmax_regression.studies.sweep.results import Result
 
 SIZE = Size(100, 4, 1)
 ORDER = ("train_size", "dropout", "weight_decay", "seed", "epoch")
@@ -41,10 +41,12 @@ def curves(val_loss: Sequence[float], test_loss: Sequence[float]) -> dict[str, T
     return metrics
 
 
-def runs(dropout: float, val_loss: Sequence[Sequence[float]], test_loss: Sequence[Sequence[float]]) -> Curves:
+def runs(dropout: float, val_loss: Sequence[Sequence[float]], test_loss: Sequence[Sequence[float]]) -> list[Result]:
     """Runs with a dropout and three weight decays."""
-    decays = zip((0.0, 0.01, 0.1), val_loss, test_loss, strict=True)
-    return {(dropout, decay): curves(val, test) for decay, val, test in decays}
+    found = []
+    for decay, val, test in zip((0.0, 0.01, 0.1), val_loss, test_loss, strict=True):
+        found.append(Result({"dropout": dropout, "weight_decay": decay}, curves(val, test)))
+    return found
 
 
 FLAT, RISING, LOW = [1.0, 0.9, 0.9, 0.9], [1.0, 0.8, 0.9, 1.1], [1.0, 0.8, 0.7, 0.7]
@@ -53,18 +55,21 @@ FLAT, RISING, LOW = [1.0, 0.9, 0.9, 0.9], [1.0, 0.8, 0.9, 1.1], [1.0, 0.8, 0.7, 
 def test_remedies_are_chosen_by_validation_loss_and_not_by_test_loss() -> None:
     plain = runs(0.0, [RISING, FLAT, LOW], [RISING, LOW, FLAT])
     dropped = runs(0.5, [FLAT, FLAT, [1.0, 0.6, 0.6, 0.6]], [FLAT, FLAT, FLAT])
-    none, decay, dropout, early, combination = choose_remedies({**plain, **dropped})
+    none, decay, dropout, early, combination = choose_remedies([*plain, *dropped])
     assert [none.name, decay.name, dropout.name] == ["none", "weight decay", "dropout"]
     assert [early.name, combination.name] == ["early stopping", "combination"]
-    assert (decay.decay, dropout.dropout) == (0.1, 0.5)
-    assert (combination.dropout, combination.decay) == (0.5, 0.1)
+    assert decay.result.params == {"dropout": 0.0, "weight_decay": 0.1}
+    assert dropout.result.params["dropout"] == 0.5
+    assert combination.result.params == {"dropout": 0.5, "weight_decay": 0.1}
+    assert [str(decay), str(dropout)] == ["weight decay 0.1", "dropout 0.5"]
+    assert [str(early), str(combination)] == ["early stopping", "combination: decay 0.1, dropout 0.5"]
     assert none.stop.tolist() == [3, 3, 3]
     assert early.stop.tolist() == [1, 1, 1]
-    assert early.taken("test/loss") == pytest.approx([0.799, 0.8, 0.801])
+    assert early.taken("test/loss").tolist() == pytest.approx([0.799, 0.8, 0.801])
 
 
 def test_a_model_without_remedies_has_early_stopping_alone() -> None:
-    none, early = choose_remedies({(0.0, 0.0): curves(RISING, RISING)})
+    none, early = choose_remedies([Result({}, curves(RISING, RISING))])
     assert (none.name, early.name) == ("none", "early stopping")
 
 
@@ -74,19 +79,19 @@ def test_early_stopping_waits_no_longer_than_its_patience() -> None:
     assert early_stop([1.0]) == 0
 
 
-def conclusion(folder: Path, arms: Curves) -> str:
+def conclusion(folder: Path, arms: Sequence[Result]) -> str:
     """What the page says first of these runs."""
     plan = overfit.plan(TINY, SoftmaxRegression, "")
     manifest = {"data": "none", "command": "none"}
-    page = overfit_page.write(folder, {SIZE: choose_remedies(arms)}, plan, manifest).read_text()
+    page = study.write(folder, {SIZE: choose_remedies(arms)}, plan, manifest).read_text()
     return " ".join(page[page.index("<p>") : page.index("</p>")].split())
 
 
 def test_the_conclusion_says_what_helps_what_hurts_and_what_is_noise(tmp_path: Path) -> None:
     noisy = runs(0.5, [FLAT, FLAT, FLAT], [FLAT, FLAT, FLAT])
     spread = torch.tensor([0.3, -0.3, 0.0], dtype=torch.float64)
-    noisy[0.5, 0.0]["test/loss"][:, -1] += spread
-    text = conclusion(tmp_path, {**runs(0.0, [RISING] * 3, [RISING, [2.0] * 4, RISING]), **noisy})
+    noisy[0].history["test/loss"][:, -1] += spread
+    text = conclusion(tmp_path, [*runs(0.0, [RISING] * 3, [RISING, [2.0] * 4, RISING]), *noisy])
     assert "Without a remedy the validation loss is lowest after epoch 2. From there to epoch 4" in text
     assert "the test loss rises by 0.3000 ± 0.0000, and the test accuracy makes no clear difference (+0.0000" in text
     assert "Early stopping lowered the test loss at the end by 0.3000 ± 0.0000." in text
@@ -98,7 +103,7 @@ def test_the_conclusion_says_what_helps_what_hurts_and_what_is_noise(tmp_path: P
 @pytest.mark.slow
 def test_a_loss_that_still_falls_is_not_called_overfitting(tmp_path: Path) -> None:
     falling = [[4.0, 3.0, 2.0, 1.0]] * 3
-    text = conclusion(tmp_path, {**runs(0.0, falling, falling), **runs(0.5, falling, falling)})
+    text = conclusion(tmp_path, [*runs(0.0, falling, falling), *runs(0.5, falling, falling)])
     assert "the validation loss is lowest at the end, after epoch 4: the model does not overfit yet." in text
 
 
@@ -185,7 +190,7 @@ def test_a_page_that_cannot_be_written_in_the_end_costs_no_result(
         raise StorageError(f"{folder}: no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(overfit_page, "write_page", full)
+        patch.setattr(study, "write_page", full)
         with pytest.raises(StorageError):
             study.run(tmp_path, source="synthetic", quick=True)
     with monkeypatch.context() as patch:

@@ -8,6 +8,7 @@ import yaml
 from examples.mlp import MLP
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
+from optuna.samplers import TPESampler
 from torch import nn
 
 from softmax_regression.data.minibatches import Minibatches
@@ -93,7 +94,7 @@ def test_a_space_that_cannot_be_searched_is_refused(space: dict[str, Any], messa
 @pytest.mark.parametrize("ends", [Range(1.0, 0.1), Range(0, 1, log=True), Range(-1.0, 1.0)])
 def test_a_range_that_nothing_can_be_drawn_from_is_refused(ends: Range) -> None:
     with pytest.raises(InputError, match=r"space\.lr: "):
-        Plan({"lr": ends}, seeds=[0], sampler="random")
+        Plan({"lr": ends}, seeds=[0], sampler=TPESampler())
 
 
 @pytest.mark.parametrize("seeds", [[1, 1], [-1], [2**32]])
@@ -138,7 +139,7 @@ def test_values_are_described_and_sorted_as_people_do() -> None:
 
 def test_the_plan_of_a_grid_names_no_number_of_trials_that_it_does_not_have() -> None:
     assert '"trials"' not in Plan({"lr": [0.1]}, [0]).to_json()
-    assert '"trials": 7' in Plan({"lr": [0.1]}, [0], sampler="tpe", trials=7).to_json()
+    assert '"trials": 7' in Plan({"lr": [0.1]}, [0], sampler=TPESampler(), trials=7).to_json()
 
 
 def test_samplers_are_named_as_lightning_names_classes() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import optuna
 import pytest
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from softmax_regression.data.module import FashionMNISTDataModule
@@ -22,14 +23,14 @@ from softmax_regression.errors import InputError, StorageError
 from softmax_regression.files import locked
 from softmax_regression.studies.sweep import study as sweep
 from softmax_regression.studies.sweep.search import Search
-from softmax_regression.studies.sweep.space import Params, Plan, describe
+from softmax_regression.studies.sweep.space import Params, Plan
 from softmax_regression.studies.sweep.storage import open_storage, without_password
 from softmax_regression.studies.sweep.training import StackTraining
 
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(["softmax_regression.commands.train", "softmax_regression.studies.sweep.study"])
 GRID = Plan({"batch_size": [16, 64], "lr": [0.1, 0.5], "epochs": [1]}, seeds=[0, 1])
-RANDOM = Plan({"batch_size": [16, 64], "lr": [0.1, 0.5], "epochs": [1]}, seeds=[0], sampler="random", trials=5)
+RANDOM = Plan({"batch_size": [16, 64], "lr": [0.1, 0.5], "epochs": [1]}, seeds=[0], sampler=RandomSampler(), trials=5)
 SQLITE = "sqlite:///trials.db"
 
 
@@ -41,14 +42,14 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def opened(plan: Plan, url: str = SQLITE) -> Search:
     """What one machine sees of a search."""
     data = FashionMNISTDataModule(1, val_size=100, source="synthetic", synthetic_size=300)
-    sampler = None
-    if plan.sampler == "random":
-        sampler = optuna.samplers.RandomSampler()
-    return Search(plan, Path("shared"), StackTraining(plan, {}, data).train, url, sampler)
+    return Search(plan, Path("shared"), StackTraining(plan, {}, data).train, url)
 
 
 def histories(search: Search) -> dict[str, dict[str, list[list[float]]]]:
-    return {describe(result.params): result.history for result in search.results()}
+    found = {}
+    for result in search.results():
+        found[str(result)] = {name: values.tolist() for name, values in result.history.items()}
+    return found
 
 
 @pytest.mark.slow
@@ -71,7 +72,7 @@ def test_of_a_trial_that_two_machines_have_run_the_first_result_counts() -> None
     other.run()
     expected = histories(other)
     trial.set_user_attr("models", [{"params": {}, "seed": 0, "scores": {"val/loss": [0.0]}}])
-    late.study.sampler = optuna.samplers.RandomSampler()  # GridSampler ends studies in `optimize` alone
+    late.study.sampler = RandomSampler()  # GridSampler ends studies in `optimize` alone
     late.study.tell(trial, 0.0)
     assert len(other.study.trials) == 5
     assert len(other.finished) == 4
@@ -283,7 +284,7 @@ def machine_in_its_first_trial(url: str, begun: Path) -> None:
         begun.touch()
         time.sleep(600)
 
-    Search(GRID, Path("shared"), train, url, None).run()
+    Search(GRID, Path("shared"), train, url).run()
 
 
 @pytest.mark.postgres

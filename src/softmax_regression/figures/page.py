@@ -3,6 +3,7 @@
 from base64 import b64encode
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -28,9 +29,8 @@ def write_page(folder: Path, template: Path, figures: Mapping[str, Figure], **va
         if _stack(figure):
             narrow[name] = to_png(figure)
     loader = FileSystemLoader([template.parent, Path(__file__).parent])
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    options: dict[str, Any] = {"extensions": ["jinja2.ext.do"], "trim_blocks": True, "lstrip_blocks": True}
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **options)
     environment.filters["url"] = _url
     page = environment.get_template(template.name).render(values, images=images, narrow=narrow, mark=PRODUCER)
     for name, png in images.items():

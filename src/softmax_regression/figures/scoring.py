@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression.errors import InputError
-
-STAGES = ("train", "val", "test")
-
+from softmax_regression.figures.drawings import STAGES
 
 Scored = tuple[Tensor, Tensor, Tensor]  # inputs (n, ...), labels (n,) and logits (n, k) of a classifier
 
@@ -70,7 +68,13 @@ def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limi
     with isolate_rng(), trainer.precision_plugin.val_step_context(), evaluation_mode(module):
         for batch in islice(loader, limit):  # of which a DataLoader's iterator draws a random number
             moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-            scored.append(score_batch(module, moved))
+            inputs, labels = inputs_and_labels(moved)
+            if labels is None:
+                raise InputError("a batch has no classes (n,)")
+            logits = module(inputs)
+            if not is_logits(logits, inputs):
+                raise InputError(f"{type(module).__name__} returns no logits (n, k) of n examples")
+            scored.append((inputs, labels, logits))
     if not scored:
         raise InputError("there is no batch to draw")
     parts = [torch.cat(part) for part in zip(*scored, strict=True)]
@@ -80,21 +84,6 @@ def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limi
     low, high = labels.aminmax()
     if low < 0 or high >= logits.shape[1]:
         raise InputError(f"classes are {low} to {high}, and the model tells {logits.shape[1]} apart")
-    return inputs, labels, logits
-
-
-def score_batch(module: nn.Module, batch: Any) -> Scored:
-    """Score a batch: a tuple, list or dict of inputs (n, ...) and classes (n,), in any order.
-
-    Raises:
-        InputError: It is not of inputs and their classes, or the module does not return logits.
-    """
-    inputs, labels = inputs_and_labels(batch)
-    if labels is None:
-        raise InputError("a batch has no classes (n,)")
-    logits = module(inputs)
-    if not is_logits(logits, inputs):
-        raise InputError(f"{type(module).__name__} returns no logits (n, k) of n examples")
     return inputs, labels, logits
 
 

@@ -26,10 +26,7 @@ def own_name(
     'overfit-synthetic-quick'
     """
     parts = [name]
-    if model is not SoftmaxRegression:
-        parts.append(model.__name__)
-    if data is not FashionMNISTDataModule:
-        parts.append(data.__name__)
+    parts += [kind.__name__ for kind in (model, data) if kind not in (SoftmaxRegression, FashionMNISTDataModule)]
     if source != "files":
         parts.append(source)
     if quick:

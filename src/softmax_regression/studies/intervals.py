@@ -1,9 +1,9 @@
 """Means with 95 % intervals, from a few seeds."""
 
-from collections.abc import Sequence
 from math import inf, sqrt
-from statistics import mean, stdev
 from typing import NamedTuple
+
+from torch import Tensor
 
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom (NIST e-Handbook, section 1.3.6.7.2).
 T_QUANTILES = (
@@ -19,13 +19,12 @@ class Interval(NamedTuple):
     half: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "Interval":
-        """Return the mean of independent values and Student's interval, a little wide beyond 21 values."""
+    def of(cls, values: Tensor) -> "Interval":
+        """Return the mean of independent values (n,) and Student's interval, a little wide beyond 21 values."""
         n = len(values)
         if n == 1:
-            return cls(values[0], inf)
-        quantile = T_QUANTILES[min(n - 2, 19)]
-        return cls(mean(values), quantile * stdev(values) / sqrt(n))
+            return cls(values.item(), inf)
+        return cls(values.mean().item(), T_QUANTILES[min(n - 2, 19)] * values.std().item() / sqrt(n))
 
     @property
     def has_zero(self) -> bool:
@@ -40,8 +39,3 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         return format(self)
-
-
-def difference(values: Sequence[float], others: Sequence[float]) -> Interval:
-    """Return by how much values exceed others, paired by seed."""
-    return Interval.of([value - other for value, other in zip(values, others, strict=True)])

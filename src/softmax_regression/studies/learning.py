@@ -1,8 +1,8 @@
 """Softmax regressions trained in a stack, from the initial weights and with the minibatches of `fit`."""
 
 import threading
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +17,9 @@ Labelled = tuple[Tensor, Tensor]  # images (n, 28, 28) uint8, labels (n,) int64
 _GENERATOR_LOCK = threading.Lock()  # torch's global generator, one for all threads
 
 
-class Watcher(Protocol):
-    """Is called while models are trained; its methods may raise an error to end the training."""
-
-    def check(self) -> None:
-        """Is called at each step, or of a stack at each epoch."""
-
-    def after_epoch(self, epoch: int, scores: Mapping[str, Tensor]) -> None:
-        """Is called after an epoch, counted from 1, with the scores of m models: metric -> (m,)."""
+# Is called while models are trained, with the epochs that are done and the scores after the last of them, which are
+# metric -> (m,) of m models, or empty within an epoch. It may raise an error, which ends the training.
+Watcher = Callable[[int, Mapping[str, Tensor]], None]
 
 
 def held_out(data: FashionMNISTDataModule) -> dict[str, Labelled]:
@@ -41,54 +36,48 @@ def learn(
     seed: int,
     sets: Mapping[str, Labelled],
     every: int = 1,
-    watcher: Watcher | None = None,
+    watch: Watcher | None = None,
 ) -> list[Scores]:
     """Train softmax regressions together, with the initial weights of `fit --seed_everything SEED`.
 
     Args:
-        variants: Hyperparameters of each of the m models, see `Stack`; equal models are trained once.
+        variants: Hyperparameters of each model, see `Stack`; equal models are trained once.
         loader: The minibatches that all of them see.
         epochs: Number of epochs.
         seed: Of the initial weights and the dropped pixels.
-        sets: What to score, by its stage. Without `train`, the training scores are the means over the epoch's
-            minibatches.
+        sets: What to score, by its stage; of `train`, if it is missing, the means over the epoch's minibatches.
         every: The models are scored after every so many epochs.
-        watcher: Is called as the training goes on.
-
-    Returns:
-        The scores of each model.
+        watch: See `Watcher`.
     """
     distinct: list[Mapping[str, Any]] = []
     for variant in variants:
         if variant not in distinct:
             distinct.append(variant)
     place = [distinct.index(variant) for variant in variants]
-    stack = Stack(_initialized(distinct, seed), loader, epochs, seed)
+    stack = Stack([_initialized(variant, seed) for variant in distinct], loader, epochs, seed)
     scores: list[Scores] = [{} for _ in variants]
     for epoch in range(1, epochs + 1):
-        if watcher:
-            watcher.check()
-        train = stack.train_epoch()
+        if watch:
+            watch(epoch - 1, {})
+        scored = {"train": stack.train_epoch()}
         if epoch % every:
             continue
-        row = {"train/loss": train.loss[place], "train/acc": train.acc[place]}
-        for stage, (images, labels) in sets.items():
-            scored = stack.score(images, labels)
-            row[f"{stage}/loss"] = scored.loss[place]
-            row[f"{stage}/acc"] = scored.acc[place]
+        for stage, labelled in sets.items():
+            scored[stage] = stack.score(*labelled)
+        row = {}
+        for stage, of_stage in scored.items():
+            row[f"{stage}/loss"] = of_stage.loss[place]
+            row[f"{stage}/acc"] = of_stage.acc[place]
         for name, values in row.items():
             for of_model, value in zip(scores, values.tolist(), strict=True):
                 of_model.setdefault(name, []).append(value)
-        if watcher:
-            watcher.after_epoch(epoch, row)
+        if watch:
+            watch(epoch, row)
     return scores
 
 
-def _initialized(variants: Sequence[Mapping[str, Any]], seed: int) -> list[SoftmaxRegression]:
-    """Make models whose initial weights are those of the seed; torch's global generator is left as it was."""
-    models = []
-    for hparams in variants:
-        with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            models.append(SoftmaxRegression(**hparams))
-    return models
+def _initialized(hparams: Mapping[str, Any], seed: int) -> SoftmaxRegression:
+    """Make a model whose initial weights are those of the seed; torch's global generator is left as it was."""
+    with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return SoftmaxRegression(**hparams)

@@ -56,12 +56,7 @@ class Stack:
         self.shared = _shared(models)
         self.k = self.shared["num_classes"]
         device = loader.images.device
-        weights: list[Tensor] = []
-        biases: list[Tensor] = []
-        for model in models:
-            weight, bias = model.net.parameters()
-            weights.append(weight)
-            biases.append(bias)
+        weights, biases = zip(*[model.net.parameters() for model in models], strict=True)
         self.weight = torch.cat(weights).detach().to(device)
         self.bias = torch.cat(biases).detach()[:, None].to(device)
         self.lr = self._column(models, "lr")
@@ -142,9 +137,8 @@ class Stack:
 def _shared(models: Sequence[SoftmaxRegression]) -> dict[str, Any]:
     """Return the hyperparameters `SHARED`, or refuse models that differ in them."""
     shared = {name: models[0].hparams[name] for name in SHARED}
-    for model in models:
-        if shared.items() - model.hparams.items():
-            raise InputError(f"{', '.join(SHARED)}: must be the same in a stack; make several")
+    if any(shared.items() - model.hparams.items() for model in models):
+        raise InputError(f"{', '.join(SHARED)}: must be the same in a stack; make several")
     if shared["loss"] == "naive":
         raise InputError("loss=naive: a stack has the stable gradient; train the model alone")
     return shared

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal, localcontext
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -41,25 +42,15 @@ def limits(info: torch.finfo) -> dict[str, float]:
 
 
 ONE, TEN, PAIR = (1.0, *[0.0] * 9), (1.0,) * 10, (0.0, -1.0)  # logits, to be multiplied by a scale s
-
-
-class Case(NamedTuple):
-    """A failure: what fails, from which limit on, for s times which logits, and whether it has failed."""
-
-    what: str
-    limit: str
-    logits: Sequence[float]
-    fails: Form
-
-
-CASES = (
-    Case("softmax(s, 0, …, 0) is nan", "log(largest)", ONE, lambda x: naive_softmax(x).isnan()),
-    Case("sum of ten exp(s) is inf", "log(largest / 10)", TEN, lambda x: x.exp().sum(1, keepdim=True).isinf()),
-    Case("softmax(−s, …, −s) is nan", "log(2 / smallest)", TEN, lambda x: naive_softmax(-x).isnan()),
-    Case("log softmax(0, −s) is −inf", "log(2 / smallest)", PAIR, lambda x: naive_log_softmax(x).isinf()),
-    Case("naive loss of (0, −s) is 0", "log(2 / spacing)", PAIR, lambda x: naive_log_softmax(x) == 0),
-    Case("torch's loss of (0, −s) is 0", "log(2 / spacing)", PAIR, lambda x: x.log_softmax(1) == 0),
-    Case(
+# What fails, from which limit on, for s times which logits, and whether it has failed.
+CASES: tuple[tuple[str, str, Sequence[float], Form], ...] = (
+    ("softmax(s, 0, …, 0) is nan", "log(largest)", ONE, lambda x: naive_softmax(x).isnan()),
+    ("sum of ten exp(s) is inf", "log(largest / 10)", TEN, lambda x: x.exp().sum(1, keepdim=True).isinf()),
+    ("softmax(−s, …, −s) is nan", "log(2 / smallest)", TEN, lambda x: naive_softmax(-x).isnan()),
+    ("log softmax(0, −s) is −inf", "log(2 / smallest)", PAIR, lambda x: naive_log_softmax(x).isinf()),
+    ("naive loss of (0, −s) is 0", "log(2 / spacing)", PAIR, lambda x: naive_log_softmax(x) == 0),
+    ("torch's loss of (0, −s) is 0", "log(2 / spacing)", PAIR, lambda x: x.log_softmax(1) == 0),
+    (
         "stable loss of (0, −s) loses digits",
         "−log(full precision)",
         PAIR,
@@ -69,13 +60,21 @@ CASES = (
 
 
 class Failure(NamedTuple):
-    """The scale of the logits at which a case first fails, predicted from finfo and measured on a grid."""
+    """The scale of the logits at which something first fails, predicted from finfo and measured on a grid."""
 
     what: str
     limit: str
     dtype: str
     predicted: float
     measured: float
+
+    def __str__(self) -> str:
+        return f"{self.measured:g} ({self.predicted:.2f})"
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it is the first scale of the grid above the predicted one."""
+        return 0 <= self.measured - self.predicted <= STEP
 
 
 class Error(NamedTuple):
@@ -90,26 +89,30 @@ class Error(NamedTuple):
 
 
 class Training(NamedTuple):
-    """The losses of a run, and the first step, counted from 1, whose loss is inf or nan."""
+    """The losses of a run, one for each step."""
 
     dtype: str
     init_std: float
     form: str
     losses: list[float]
-    broken: int | None
+
+    @property
+    def broken(self) -> int | None:
+        """The first step, counted from 1, whose loss is inf or nan."""
+        finite = list(map(math.isfinite, self.losses))
+        return None if all(finite) else finite.index(False) + 1
 
 
 def failures() -> list[Failure]:
     """Return each case in each dtype, with the lowest scale of the grid at which it fails."""
-    rows = []
-    for case in CASES:
+    found = []
+    for what, limit, case, fails in CASES:
         for name, dtype in DTYPES.items():
             scales = torch.arange(STEP, 1000, STEP).to(dtype)
-            logits = scales[:, None] * torch.tensor(case.logits, dtype=dtype)
-            failed = case.fails(logits).any(1)
-            predicted = limits(torch.finfo(dtype))[case.limit]
-            rows.append(Failure(case.what, case.limit, name, predicted, scales[failed][0].item()))
-    return rows
+            failed = fails(scales[:, None] * torch.tensor(case, dtype=dtype)).any(1)
+            predicted = limits(torch.finfo(dtype))[limit]
+            found.append(Failure(what, limit, name, predicted, scales[failed][0].item()))
+    return found
 
 
 def errors(rows: int, points: int, seed: int) -> list[Error]:
@@ -129,16 +132,13 @@ def _errors_at(x: Tensor, dtype: str, scale: float) -> list[Error]:
     info = torch.finfo(x.dtype)
     gap = min(2 * scale, -math.log(info.tiny))
     bounds = {"softmax": 10 + 4 + math.log(10) + gap, "log-softmax": 10 + 3 + gap}
-    truth: dict[str, list[Decimal]] = {"softmax": [], "log-softmax": []}
-    for row in x.tolist():
-        for quantity, values in exact(row).items():
-            truth[quantity].extend(values)
+    truth = [exact(row) for row in x.tolist()]
     found = []
     for quantity, forms in FORMS.items():
         for form, function in forms.items():
             worst = 0.0
-            for value, true in zip(function(x).flatten().tolist(), truth[quantity], strict=True):
-                worst = max(worst, ulps(value, true, info))
+            for got, of_row in zip(function(x).tolist(), truth, strict=True):
+                worst = max(worst, *map(partial(ulps, info=info), got, of_row[quantity]))
             found.append(Error(quantity, dtype, form, scale, worst, bounds[quantity]))
     return found
 
@@ -167,11 +167,7 @@ def ulps(got: float, true: Decimal, info: torch.finfo) -> float:
 
 def trainings(x: Tensor, y: Tensor, steps: int, seed: int) -> list[Training]:
     """Train on images (n, d) in [0, 1] by the book's recipe, with each number type and each form of the loss."""
-    runs = []
-    for dtype, init_std in TRAININGS:
-        for form in LOSSES:
-            runs.append(_train(x, y, steps, seed, dtype, init_std, form))
-    return runs
+    return [_train(x, y, steps, seed, dtype, std, form) for dtype, std in TRAININGS for form in LOSSES]
 
 
 def _train(x: Tensor, y: Tensor, steps: int, seed: int, dtype: str, init_std: float, form: str) -> Training:
@@ -181,14 +177,11 @@ def _train(x: Tensor, y: Tensor, steps: int, seed: int, dtype: str, init_std: fl
     b = torch.zeros(10, dtype=w.dtype, requires_grad=True)
     optimizer = torch.optim.SGD([w, b], lr=0.1)
     losses = []
-    broken = None
-    for step in range(1, steps + 1):
+    for _ in range(steps):
         batch = torch.randint(len(x), (256,), generator=generator)
         loss = LOSSES[form](x[batch].to(w.dtype) @ w + b, y[batch])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-        if broken is None and not math.isfinite(losses[-1]):
-            broken = step
-    return Training(dtype, init_std, form, losses, broken)
+    return Training(dtype, init_std, form, losses)

@@ -22,7 +22,7 @@ from softmax_regression.files import write_csv
 from softmax_regression.numerics import logsumexp, naive_softmax, softmax
 from softmax_regression.studies.folders import STUDIES, own_name
 from softmax_regression.studies.numerics import measurements as measure
-from softmax_regression.studies.numerics.measurements import DTYPES, FORMS, Error, Failure, Training
+from softmax_regression.studies.numerics.measurements import DTYPES, FORMS, Error, Training
 
 STYLES: dict[str, dict[str, Any]] = {
     "torch": {"color": GREEN, "linestyle": "-", "linewidth": 3.5},
@@ -64,69 +64,39 @@ def run(
     failing = measure.failures()
     erring = measure.errors(rows, scales, seed)
     training = measure.trainings(data.images.flatten(1) / 255, data.labels, steps, seed)
-    _write_tables(out, failing, erring, training)
+    write_csv(out / "failures.csv", [failure._asdict() for failure in failing])
+    write_csv(out / "errors.csv", [error._asdict() for error in erring])
+    losses = {f"{run.form} {run.dtype} {run.init_std:g}": run.losses for run in training}
+    by_step = zip(*losses.values(), strict=True)
+    write_csv(out / "training.csv", [dict(zip(losses, step, strict=True)) for step in by_step])
     command = ["python", "study.py", "numerics", f"--out={out}", f"--source={source}", f"--seed={seed}"]
     if quick:
         command.append("--quick")
-    return write_page(
-        out,
-        Path(__file__).with_name("numerics.html"),
-        _figures(erring, training),
-        measured=f"{shlex.join(command)}\n{used}\ntorch {torch.__version__}",
-        **_values(failing, erring, training),
-    )
-
-
-def _write_tables(out: Path, failing: Sequence[Failure], erring: Sequence[Error], training: Sequence[Training]) -> None:
-    """Write everything that was measured as CSV."""
-    write_csv(out / "failures.csv", [row._asdict() for row in failing])
-    write_csv(out / "errors.csv", [row._asdict() for row in erring])
-    losses = {f"{run.form} {run.dtype} {run.init_std:g}": run.losses for run in training}
-    steps = zip(*losses.values(), strict=True)
-    write_csv(out / "training.csv", [dict(zip(losses, step, strict=True)) for step in steps])
-
-
-def _figures(erring: Sequence[Error], training: Sequence[Training]) -> dict[str, Figure]:
     figures = {"training": _training_figure(training), **_curve_figures()}
     for quantity in FORMS:
         figures[f"{quantity}_error"] = _error_figure([row for row in erring if row.quantity == quantity])
-    return figures
+    return write_page(
+        out,
+        Path(__file__).with_name("numerics.html"),
+        figures,
+        equal=_equal_logits(),
+        step=measure.STEP,
+        dtypes=list(DTYPES),
+        failing=failing,
+        worst=_worst_rows(erring),
+        share=max(row.ulps / row.bound for row in erring if row.form == "stable"),
+        training=training,
+        measured=f"{shlex.join(command)}\n{used}\ntorch {torch.__version__}",
+    )
 
 
-def _values(failing: Sequence[Failure], erring: Sequence[Error], training: Sequence[Training]) -> dict[str, object]:
-    """Return what the template says in tables and numbers."""
-    equal = []
+def _equal_logits() -> list[list[object]]:
+    """Return what the forms of softmax make of three equal logits."""
+    table: list[list[object]] = []
     for logit in (10.0, 1000.0, -1000.0):
         x = torch.full((3,), logit)
-        equal.append([f"({logit:g}, {logit:g}, {logit:g})", naive_softmax(x)[0].item(), softmax(x)[0].item()])
-    agreeing = 0
-    for failure in failing:
-        agreeing += 0 <= failure.measured - failure.predicted <= measure.STEP
-    share = 0.0
-    for row in erring:
-        if row.form == "stable":
-            share = max(share, row.ulps / row.bound)
-    return {
-        "equal": equal,
-        "step": measure.STEP,
-        "dtypes": list(DTYPES),
-        "failing": _failure_rows(failing),
-        "agreeing": agreeing,
-        "measured_scales": len(failing),
-        "worst": _worst_rows(erring),
-        "share": share,
-        "training": [[r.dtype, f"{r.init_std:g}", r.form, r.broken or "none", r.losses[-1]] for r in training],
-        "broken": [run.form for run in training if run.broken],
-    }
-
-
-def _failure_rows(failing: Sequence[Failure]) -> list[list[object]]:
-    """Return a row for each case, with measured and predicted scale in each dtype."""
-    table: dict[str, list[object]] = {}
-    for failure in failing:
-        row = table.setdefault(failure.what, [failure.what])
-        row.append(f"{failure.measured:g} ({failure.predicted:.2f})")
-    return list(table.values())
+        table.append([f"({logit:g}, {logit:g}, {logit:g})", naive_softmax(x)[0].item(), softmax(x)[0].item()])
+    return table
 
 
 def _worst_rows(erring: Sequence[Error]) -> list[list[object]]:
@@ -143,22 +113,15 @@ def _curve_figures() -> dict[str, Figure]:
     """Draw what needs no measuring: a loss that vanishes, LogSumExp as a soft maximum, softmax as a soft argmax."""
     gaps = torch.arange(0, 110, 0.25)
     pair = torch.stack((torch.zeros_like(gaps), -gaps), dim=1)
-    losses = {}
-    for form in ("stable", "torch", "naive"):
-        losses[form] = -FORMS["log-softmax"][form](pair)[:, 0]
+    losses = {form: -FORMS["log-softmax"][form](pair)[:, 0] for form in ("stable", "torch", "naive")}
     vanishing = _curves("Loss of the logits (0, −s), label 0, in float32", "gap s", "loss (nats)", gaps, losses)
     vanishing.axes[0].set_yscale("log", nonpositive="mask")
     o = torch.linspace(-4, 4, 401)
     pair = torch.stack((o, torch.zeros_like(o)), dim=1)
-    soft = {}
-    for t in (1, 0.25):
-        soft[f"T LogSumExp(o / T, 0), T = {t:g}"] = t * logsumexp(pair / t)
-    soft["max(o, 0)"] = pair.amax(1)
-    soft["max(o, 0) + log 2"] = pair.amax(1) + math.log(2)
+    soft = {f"T LogSumExp(o / T, 0), T = {t:g}": t * logsumexp(pair / t) for t in (1, 0.25)}
+    soft |= {"max(o, 0)": pair.amax(1), "max(o, 0) + log 2": pair.amax(1) + math.log(2)}
     x = torch.tensor([0.5, 1.0, 2.0, 3.0, 3.5])
-    shares = {}
-    for t in (0.1, 0.5, 1, 3):
-        shares[f"T = {t:g}"] = softmax(x / t)
+    shares = {f"T = {t:g}": softmax(x / t) for t in (0.1, 0.5, 1, 3)}
     return {
         "vanishing_loss": vanishing,
         "logsumexp": _curves("LogSumExp, the soft maximum", "logit o", "value", o, soft),
@@ -183,17 +146,13 @@ def _error_figure(rows: Sequence[Error]) -> Figure:
     fig = _panels(f"Worst error of {rows[0].quantity} (ulp)", "scale s of the logits")
     for ax, dtype in zip(fig.axes, DTYPES, strict=True):
         for form, style in STYLES.items():
-            line = [row for row in rows if (row.dtype, row.form) == (dtype, form)]
-            x = []
-            y = []
-            for row in line:
-                if math.isfinite(row.ulps):
-                    x.append(row.scale)
-                    y.append(max(row.ulps, 0.1))
+            line = [row[3:] for row in rows if (row.dtype, row.form) == (dtype, form)]
+            scale, ulps, bound = torch.tensor(line, dtype=torch.float64).T
+            x, y = scale[ulps.isfinite()], ulps[ulps.isfinite()].clamp(min=0.1)
             ax.loglog(x, y, label=form, **style)
             if len(x) < len(line):
                 ax.plot(x[-1], y[-1], "x", color=style["color"], markersize=8, markeredgewidth=2.5)
-        ax.loglog([row.scale for row in line], [row.bound for row in line], "k:", label="bound")
+        ax.loglog(scale, bound, "k:", label="bound")
         ax.set(title=dtype, xticks=[0.1, 10, 1000], ylim=(0.07, None))
     fig.legend(*fig.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return fig

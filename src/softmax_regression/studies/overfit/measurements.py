@@ -4,22 +4,26 @@ Exercise 2 of the book, see model.py: why does the test accuracy fall after a wh
 a choice among the same runs, made with validation data.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
 from softmax_regression.studies import alone
+from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.learning import Labelled, Scores, Watcher, held_out, learn
 from softmax_regression.studies.stacked import CHUNK
 from softmax_regression.studies.sweep.results import Result
-from softmax_regression.studies.sweep.space import Params, Plan
+from softmax_regression.studies.sweep.space import Params, Plan, count
 from softmax_regression.studies.sweep.training import hyperparameters
 
 BATCH_SIZE = 256  # the book's
@@ -35,11 +39,6 @@ class Size(NamedTuple):
     epochs: int
     every: int
 
-    @property
-    def scored(self) -> Tensor:
-        """Epochs after which the models are scored, (t,) int64."""
-        return torch.arange(self.every, self.epochs + 1, self.every)
-
 
 class Design(NamedTuple):
     """What is run: every size with every dropout, weight decay and seed."""
@@ -51,10 +50,7 @@ class Design(NamedTuple):
 
     def size_of(self, params: Params) -> Size:
         """Return the size that a configuration has."""
-        for size in self.sizes:
-            if size.images == params["train_size"]:
-                return size
-        raise KeyError(params["train_size"])
+        return {size.images: size for size in self.sizes}[count(params, "train_size")]
 
 
 FULL = Design(
@@ -65,28 +61,53 @@ FULL = Design(
 )
 QUICK = Design((Size(50, 60, 6), Size(100, 40, 4)), (0.0, 0.5), (0.0, 0.01), 2)
 QUICK_SIZES = {"synthetic_size": 1000, "val_size": 500}
-Curves = Mapping[tuple[float, float], Mapping[str, Tensor]]  # dropout, weight decay -> metric -> (seeds, scorings)
 
 
-@dataclass(frozen=True)
-class Remedy:
+class Remedy(NamedTuple):
     """A remedy with the strength that the validation data chose.
 
     Attributes:
+        result: What came of it, for s seeds and t scorings; dropout is off in scoring.
         stop: (s,) int64, the scoring at which the model of each seed was taken.
-        curves: Metric -> (s, t) float64, for s seeds and t scorings; dropout is off in scoring.
     """
 
     name: str
-    dropout: float
-    decay: float
+    result: Result
     stop: Tensor
-    curves: Mapping[str, Tensor]
 
-    def taken(self, metric: str) -> list[float]:
-        """Return a metric of the models that were taken, one value a seed."""
-        taken: list[float] = self.curves[metric].gather(1, self.stop[:, None])[:, 0].tolist()
-        return taken
+    def taken(self, metric: str) -> Tensor:
+        """Return a metric of the models that were taken, (s,)."""
+        return self.result.history[metric].gather(1, self.stop[:, None])[:, 0]
+
+    def interval(self, metric: str) -> Interval:
+        """Return the mean of a metric of the models that were taken, with its interval."""
+        return Interval.of(self.taken(metric))
+
+    def change(self, metric: str, before: "Remedy") -> Interval:
+        """Return by how much a metric differs from that of another remedy, seed by seed."""
+        return Interval.of(self.taken(metric) - before.taken(metric))
+
+    @property
+    def gap(self) -> Interval:
+        """By how much the loss on test images exceeds that on training images."""
+        return Interval.of(self.taken("test/loss") - self.taken("train/loss"))
+
+    @property
+    def lowest(self) -> int:
+        """The scoring with the lowest validation loss, the mean over the seeds, counted from 0."""
+        return int(self.result.history[MONITOR].mean(0).argmin())
+
+    def since_lowest(self, metric: str) -> Interval:
+        """Return by how much a metric has changed between the lowest validation loss and the end."""
+        return Interval.of(self.result.last(metric) - self.result.history[metric][:, self.lowest])
+
+    def __str__(self) -> str:
+        dropout, decay = strength(self.result)
+        if self.name == "combination":
+            return f"combination: decay {decay:g}, dropout {dropout:g}"
+        if dropout or decay:
+            return f"{self.name} {decay or dropout:g}"
+        return self.name
 
 
 def plan(design: Design, model: type[LightningModule], identity: str, monitor: str = MONITOR) -> Plan:
@@ -100,30 +121,21 @@ def plan(design: Design, model: type[LightningModule], identity: str, monitor: s
     return Plan(space, list(range(design.seeds)), f"{identity}/{design.sizes}/{monitor}", model=model)
 
 
+@dataclass(frozen=True)
 class OverfitTraining:
-    """Trains on images that the seed chooses, and scores training, validation and test images every few epochs.
+    """Trains on images that the seed chooses, and scores training, validation and test images every few epochs."""
 
-    Args:
-        design: Sizes of training sets.
-        plan: What is trained.
-        data: Has the images.
-        monitor: The loss as the model logs it in validation.
-    """
-
-    def __init__(self, design: Design, plan: Plan, data: FashionMNISTDataModule, monitor: str = MONITOR) -> None:
-        self.design = design
-        self.plan = plan
-        self.data = data
-        self.monitor = monitor
+    design: Design
+    plan: Plan
+    data: FashionMNISTDataModule  # has the images
+    monitor: str  # the loss as the model logs it in validation; the accuracy is called the same with `acc`
 
     def check_monitor(self) -> None:
         """Refuse, before anything is trained, a monitor that the model does not log."""
-        images, labels = held_out(self.data)["val"]
-        loader = Minibatches(images, labels, torch.arange(len(labels)), min(BATCH_SIZE, len(labels)))
-        model, params = self.plan.model, {"lr": LR, **hyperparameters(self.plan.first)}
-        alone.check_monitor(self.monitor, lambda: (alone.make_model(model, params, 0), loader, loader))
+        params = {"lr": LR, **hyperparameters(self.plan.first)}
+        alone.check_monitor(self.monitor, lambda: (alone.make_model(self.plan.model, params, 0), self.data))
 
-    def train(self, configurations: Sequence[Params], seed: int, watcher: Watcher | None = None) -> list[Scores]:
+    def train(self, configurations: Sequence[Params], seed: int, watch: Watcher | None = None) -> list[Scores]:
         """Return the scores of each configuration."""
         size = self.design.size_of(configurations[0])
         images, labels = self.data.loaded.images, self.data.loaded.labels
@@ -133,8 +145,8 @@ class OverfitTraining:
         loader = Minibatches(images, labels, index, min(BATCH_SIZE, len(index)), seed)
         variants = [{"lr": LR, **hyperparameters(params)} for params in configurations]
         if not self.plan.is_stackable:
-            return [self._train_alone(variant, loader, size, seed, sets, watcher) for variant in variants]
-        return learn(variants, loader, size.epochs, seed, sets, size.every, watcher)
+            return [self._train_alone(variant, loader, size, seed, sets, watch) for variant in variants]
+        return learn(variants, loader, size.epochs, seed, sets, size.every, watch)
 
     def _train_alone(
         self,
@@ -143,60 +155,68 @@ class OverfitTraining:
         size: Size,
         seed: int,
         sets: Mapping[str, Labelled],
-        watcher: Watcher | None,
+        watch: Watcher | None,
     ) -> Scores:
-        """Train one model by Lightning, and score the weights that it had by its own validation step."""
+        """Train one model by Lightning, then score the weights that it had by its own validation step."""
         loaders = {}
         for stage, (images, labels) in sets.items():
             loaders[stage] = Minibatches(images, labels, torch.arange(len(labels)), CHUNK)
-        keeper = alone.WeightKeeper(size.every)
+        weights = []
+
+        def keep(trainer: Trainer, module: LightningModule) -> None:
+            if (trainer.current_epoch + 1) % size.every == 0:
+                weights.append(deepcopy(module.state_dict()))
+
+        scores: Scores = {}
         with isolate_rng():
             module = alone.make_model(self.plan.model, variant, seed)
-            alone.train(
-                module, loader, size.epochs, watcher, val=loaders["val"], limit_val_batches=0, callbacks=[keeper]
-            )
-            return alone.score_weights(module, keeper.weights, loaders, self.monitor)
+            keeper = LambdaCallback(on_train_epoch_end=keep)
+            never: dict[str, Any] = {"check_val_every_n_epoch": size.epochs + 1}
+            trainer, _ = alone.train(module, loader, size.epochs, watch, loaders["val"], callbacks=[keeper], **never)
+            for state in weights:
+                module.load_state_dict(state)
+                for stage, images_of_stage in loaders.items():
+                    trainer.validate(module, images_of_stage, verbose=False)
+                    logged = alone.numbers_of(trainer.callback_metrics)
+                    accuracy = logged.get(self.monitor.replace("loss", "acc"), math.nan)  # if it is logged
+                    scores.setdefault(f"{stage}/loss", []).append(logged[self.monitor])
+                    scores.setdefault(f"{stage}/acc", []).append(accuracy)
+        return scores
 
 
-def curves(results: Sequence[Result], size: Size) -> Curves:
-    """Return the scores of the configurations with this number of images."""
-    found = {}
-    for result in results:
-        if result.params["train_size"] == size.images:
-            strength = float(result.params.get("dropout") or 0), float(result.params.get("weight_decay") or 0)
-            found[strength] = {
-                name: torch.tensor(values, dtype=torch.float64) for name, values in result.history.items()
-            }
-    return found
+def strength(result: Result) -> tuple[float, float]:
+    """Return the dropout and the weight decay of a configuration, 0 for what its model does not have."""
+    params: Mapping[str, Any] = result.params
+    return params.get("dropout", 0.0), params.get("weight_decay", 0.0)
 
 
-def choose_remedies(runs: Curves) -> list[Remedy]:
+def choose_remedies(results: Sequence[Result]) -> list[Remedy]:
     """Choose the strength of each remedy by the validation loss, the mean over the seeds; the first remedy is none."""
-    decays = [(dropout, decay) for dropout, decay in runs if decay and not dropout]
-    dropouts = [(dropout, decay) for dropout, decay in runs if dropout and not decay]
-    remedies = [_choose("none", runs, [(0.0, 0.0)])]
-    if decays:
-        remedies.append(_choose("weight decay", runs, decays))
-    if dropouts:
-        remedies.append(_choose("dropout", runs, dropouts))
-    has_several = len(remedies) > 1
-    remedies.append(_choose("early stopping", runs, [(0.0, 0.0)], stops_early=True))
-    if has_several:
-        remedies.append(_choose("combination", runs, list(runs), stops_early=True))
+    kinds: dict[tuple[bool, bool], list[Result]] = {}
+    for result in results:
+        dropout, decay = strength(result)
+        kinds.setdefault((dropout > 0, decay > 0), []).append(result)
+    none = kinds[False, False]
+    remedies = [_choose("none", none)]
+    for name, kind in (("weight decay", (False, True)), ("dropout", (True, False))):
+        if kind in kinds:
+            remedies.append(_choose(name, kinds[kind]))
+    remedies.append(_choose("early stopping", none, stops_early=True))
+    if len(kinds) > 1:
+        remedies.append(_choose("combination", results, stops_early=True))
     return remedies
 
 
-def _choose(name: str, runs: Curves, strengths: Sequence[tuple[float, float]], stops_early: bool = False) -> Remedy:
+def _choose(name: str, results: Sequence[Result], stops_early: bool = False) -> Remedy:
     """Return a remedy with the best strength; models are taken at the end, or where early stopping takes them."""
     candidates = []
-    for dropout, decay in strengths:
-        found = runs[dropout, decay]
-        seeds, scorings = found[MONITOR].shape
-        stops = [scorings - 1] * seeds
+    for result in results:
+        losses = result.history[MONITOR]
+        stop = torch.full((len(losses),), losses.shape[1] - 1)
         if stops_early:
-            stops = [early_stop(losses) for losses in found[MONITOR].tolist()]
-        candidates.append(Remedy(name, dropout, decay, torch.tensor(stops), found))
-    return min(candidates, key=lambda remedy: sum(remedy.taken(MONITOR)))
+            stop = torch.tensor([early_stop(of_seed) for of_seed in losses.tolist()])
+        candidates.append(Remedy(name, result, stop))
+    return min(candidates, key=lambda remedy: remedy.taken(MONITOR).sum().item())
 
 
 def early_stop(losses: Sequence[float], patience: int = PATIENCE) -> int:

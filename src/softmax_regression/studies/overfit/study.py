@@ -4,33 +4,39 @@ Command: python study.py overfit
 """
 
 import hashlib
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
+from matplotlib.figure import Figure
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
-from softmax_regression.figures.page import check_output
+from softmax_regression.figures.drawings import PALETTE, learning_curves
+from softmax_regression.figures.page import check_output, write_page
 from softmax_regression.files import locked, write_csv
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
 from softmax_regression.studies.folders import STUDIES, own_name
 from softmax_regression.studies.overfit import measurements
-from softmax_regression.studies.overfit.measurements import OverfitTraining, choose_remedies, curves
-from softmax_regression.studies.overfit.page import write
-from softmax_regression.studies.sweep.page import rows
+from softmax_regression.studies.overfit.measurements import MONITOR, OverfitTraining, Remedy, Size, choose_remedies
+from softmax_regression.studies.sweep.page import error_bars, rows
+from softmax_regression.studies.sweep.results import Result
 from softmax_regression.studies.sweep.search import Search, number_of_workers
+from softmax_regression.studies.sweep.space import Plan
+
+TESTED = {"test/loss": "test loss", "test/acc": "test accuracy"}
 
 
 def run(
     out: Path | None = None,
     model: type[LightningModule] = SoftmaxRegression,
     data: type[LightningDataModule] = FashionMNISTDataModule,
-    monitor: str = measurements.MONITOR,
+    monitor: str = MONITOR,
     source: Literal["files", "synthetic"] = "files",
     dirs: Sequence[str] | None = None,
     workers: int | None = None,
@@ -85,11 +91,65 @@ def _train(out: Path, training: OverfitTraining, workers: int) -> Path:
         search.run(workers)
         results = search.results()
     table: list[dict[str, object]] = []
+    of_size: dict[Size, list[Result]] = {size: [] for size in design.sizes}
     for result in results:
-        table.extend(rows(plan.seeds, result, design.size_of(result.params).every))
+        size = design.size_of(result.params)
+        table.extend(rows(plan.seeds, result, size.every))
+        of_size[size].append(result)
     write_csv(out / "runs.csv", table)
-    remedies = {size: choose_remedies(curves(results, size)) for size in design.sizes}
+    remedies = {size: choose_remedies(found) for size, found in of_size.items()}
     manifest = {"data": training.data.loaded.origin, "design": design._asdict(), **environment()}
     page = write(out, remedies, plan, manifest)
     shutil.rmtree(unfinished)
     return page
+
+
+def write(folder: Path, remedies: Mapping[Size, Sequence[Remedy]], plan: Plan, manifest: Mapping[str, object]) -> Path:
+    """Write the page of the remedies of each size and its figures, and return the path of the page."""
+    figures = {}
+    sizes = []
+    for size, of_size in remedies.items():
+        none = of_size[0]
+        tested = list(TESTED)
+        if none.taken("test/acc").isnan().any():  # it is not logged
+            tested.remove("test/acc")
+        figures[f"images-{size.images}"] = learning_curves({"none": none.result.curves(size.every)})
+        figures[f"images-{size.images}-remedies"] = _remedies_figure(size, of_size, tested)
+        sizes.append((size, of_size, tested))
+    return write_page(
+        folder,
+        Path(__file__).with_name("overfit.html"),
+        figures,
+        sizes=sizes,
+        names=TESTED,
+        plan=plan,
+        lr=measurements.LR,
+        batch_size=measurements.BATCH_SIZE,
+        patience=measurements.PATIENCE,
+        manifest=manifest,
+        record=json.dumps(manifest, indent=2),
+    )
+
+
+def _remedies_figure(size: Size, remedies: Sequence[Remedy], tested: Sequence[str]) -> Figure:
+    """Draw test loss and accuracy, a column of panels for each remedy, against those of no remedy."""
+    none = remedies[0]
+    drawn = [remedy for remedy in remedies if remedy.result is not none.result]
+    columns = max(1, len(drawn))
+    figure = Figure(figsize=(3 * columns + 1, 3 * len(tested)), layout="constrained")
+    panels = figure.subplots(len(tested), columns, squeeze=False, sharex=True, sharey="row")
+    for row, metric in zip(panels, tested, strict=True):
+        for i, axes in enumerate(row):
+            axes.set_title(TESTED[metric].replace("loss", "loss (nats)"), fontsize="medium")
+            axes.tick_params(labelleft=True)  # on phones the panels are below one another
+            axes.grid(alpha=0.3)
+            for remedy in (none, *drawn[i : i + 1]):
+                colour = "0.4" if remedy is none else PALETTE[i]
+                epochs, values = remedy.result.curves(size.every)[metric]
+                apart = max(1, len(epochs) // 8)
+                error_bars(axes, epochs, values.T, color=colour, label=str(remedy), errorevery=apart, capsize=2, lw=1.5)
+    for axes in panels[0]:
+        axes.legend(fontsize=8)
+    for axes in panels[-1]:
+        axes.set_xlabel("epoch")
+    return figure

@@ -3,35 +3,47 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from statistics import mean
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
+import torch
 from optuna.trial import FrozenTrial
+from torch import Tensor
 
-from softmax_regression.errors import DivergedError, InputError
+from softmax_regression.figures.drawings import Curves
+from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.learning import Scores
 from softmax_regression.studies.sweep.space import Params, Plan, describe
 
 
 class Result(NamedTuple):
-    """What came of a configuration: metric -> a list for each seed, one value a scoring."""
+    """What came of a configuration: metric -> (s, t) float64, of s seeds and t scorings."""
 
     params: Params
-    history: dict[str, list[list[float]]]
+    history: dict[str, Tensor]
 
-    def last(self, metric: str) -> list[float]:
-        """Return a metric at the end, one value a seed."""
-        return [of_seed[-1] for of_seed in self.history[metric]]
+    def __str__(self) -> str:
+        return describe(self.params)
+
+    def curves(self, every: int = 1) -> Curves:
+        """Return each metric by epoch, if every `every`th epoch was scored."""
+        found = {}
+        for name, values in self.history.items():
+            found[name] = every * torch.arange(1, values.shape[1] + 1), values
+        return found
+
+    def last(self, metric: str) -> Tensor:
+        """Return a metric at the end, (s,)."""
+        return self.history[metric][:, -1]
+
+    def interval(self, metric: str) -> Interval:
+        """Return the mean of a metric at the end, with its interval."""
+        return Interval.of(self.last(metric))
 
 
 def ranked(runs: Iterable[Mapping[str, Any]], seeds: Sequence[int], plan: Plan) -> list[Result]:
-    """Return the configurations that were trained with every seed and did not diverge, the best one first.
+    """Return the configurations that were trained with all seeds and did not diverge, the best one first.
 
-    Args:
-        runs: `params`, `seed` and `scores` of each model that was trained.
-        seeds: Those that a configuration must have been trained with.
-        plan: Says by which metric.
+    `runs` are `params`, `seed` and `scores` of each model that was trained.
     """
     found: dict[str, dict[int, Scores]] = {}
     for run in runs:
@@ -40,14 +52,13 @@ def ranked(runs: Iterable[Mapping[str, Any]], seeds: Sequence[int], plan: Plan) 
     for params, of_seed in found.items():
         if len(of_seed) < len(seeds):
             continue
-        history: dict[str, list[list[float]]] = {}
-        for seed in seeds:
-            for name, values in of_seed[seed].items():
-                history.setdefault(name, []).append(values)
+        history = {}
+        for name in of_seed[seeds[0]]:
+            history[name] = torch.tensor([of_seed[seed][name] for seed in seeds], dtype=torch.float64)
         result = Result(json.loads(params), history)
-        if math.isfinite(sum(result.last(plan.monitor))):
+        if result.last(plan.monitor).isfinite().all():
             results.append(result)
-    return sorted(results, key=lambda result: mean(result.last(plan.monitor)), reverse=plan.mode == "max")
+    return sorted(results, key=lambda result: result.interval(plan.monitor).mean, reverse=plan.mode == "max")
 
 
 def failures(trials: Sequence[FrozenTrial], plan: Plan) -> list[tuple[str, str]]:
@@ -62,12 +73,3 @@ def failures(trials: Sequence[FrozenTrial], plan: Plan) -> list[tuple[str, str]]
                 words = describe({**run["params"], "seed": run["seed"]})
                 failed.append((words, f"DivergedError: {plan.monitor}={value}; lower lr"))
     return failed
-
-
-def refuse(failed: Sequence[tuple[str, str]], folder: Path) -> NoReturn:
-    """Say in one line why no configuration came to its end."""
-    errors = sorted({error for _, error in failed})
-    kind: type[Exception] = InputError
-    if all(error.startswith("DivergedError") for error in errors):
-        kind = DivergedError
-    raise kind(f"all trials failed: {'; '.join(errors[:3])}; to try again, delete {folder}")

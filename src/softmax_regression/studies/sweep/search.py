@@ -13,16 +13,16 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from statistics import mean
 from typing import Any, cast
 
 import optuna
 import torch
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler, GridSampler
-from optuna.study import MaxTrialsCallback, StudyDirection
+from optuna.pruners import NopPruner
+from optuna.samplers import GridSampler
+from optuna.study import MaxTrialsCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -32,8 +32,8 @@ from softmax_regression.errors import DivergedError, InputError, Interrupted, fo
 from softmax_regression.files import reason
 from softmax_regression.runs.processes import choose_threads, cores
 from softmax_regression.studies.learning import Scores, Watcher
-from softmax_regression.studies.sweep.results import Result, failures, ranked, refuse
-from softmax_regression.studies.sweep.space import Params, Plan, describe
+from softmax_regression.studies.sweep.results import Result, failures, ranked
+from softmax_regression.studies.sweep.space import Params, Plan
 from softmax_regression.studies.sweep.storage import loss_is_a_storage_error, one_machine, open_storage
 from softmax_regression.studies.sweep.training import longest
 
@@ -42,29 +42,19 @@ Train = Callable[[Sequence[Params], int, Watcher], list[Scores]]  # configuratio
 
 
 class Search:
-    """The study of a plan.
+    """The study of a plan, in a database in a folder that is locked for this process, or in one that machines share.
 
     Args:
         plan: What to search.
-        folder: Where the study is kept; locked for this process, unless there is a storage.
+        folder: Of the study, which has its name.
         train: Trains configurations together with a seed.
-        storage: URL of a database that several machines share; None for a file in the folder.
-        sampler: Optuna's; None for every point of the grid.
-        pruner: Optuna's; None to finish every trial.
+        storage: URL of a database that several machines share.
 
     Raises:
-        InputError: The folder or the database has a sweep with another plan, or cannot be opened.
+        InputError: The database has a sweep with another plan, or cannot be opened.
     """
 
-    def __init__(
-        self,
-        plan: Plan,
-        folder: Path,
-        train: Train,
-        storage: str | None = None,
-        sampler: BaseSampler | None = None,
-        pruner: BasePruner | None = None,
-    ) -> None:
+    def __init__(self, plan: Plan, folder: Path, train: Train, storage: str | None = None) -> None:
         optuna.logging.set_verbosity(optuna.logging.CRITICAL)
         self.plan = plan
         self.folder = folder
@@ -75,9 +65,9 @@ class Search:
             storage=self.storage,
             study_name=folder.name,
             load_if_exists=True,
-            sampler=sampler or GridSampler(plan.grid),
-            pruner=pruner or optuna.pruners.NopPruner(),
-            direction={"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}[plan.mode],
+            sampler=plan.sampler or GridSampler(plan.grid),
+            pruner=plan.pruner or NopPruner(),
+            direction="minimize" if plan.mode == "min" else "maximize",
         )
         if self.study.user_attrs.get("plan", plan.to_json()) != plan.to_json():
             raise InputError(f"{folder}: has a sweep with another plan; choose another --name, or delete it")
@@ -85,6 +75,7 @@ class Search:
         if self.study.get_trials(deepcopy=False):
             self.study.sampler.reseed_rng()  # or it would propose what it has proposed before
         self.stop = threading.Event()
+        self.best = ""  # what was best when it was last said
 
     def close(self) -> None:
         """Close the connections to the database, so that its file can be removed."""
@@ -95,7 +86,7 @@ class Search:
         """The finished trials that count: of a grid the first of each point, otherwise the first `plan.size`."""
         trials = self.study.get_trials(deepcopy=False, states=FINISHED)
         trials.sort(key=attrgetter("datetime_complete", "number"))
-        if self.plan.sampler != "grid":
+        if not self.plan.is_grid:
             return trials[: self.plan.size]
         first: dict[str, FrozenTrial] = {}
         for trial in trials:
@@ -114,25 +105,41 @@ class Search:
         else:
             choose_threads(None, processes=1)  # as `fit` does
         background = ThreadPoolExecutor(1)  # so that a signal finds this thread waiting
-        with ProgressLine(self) as progress, loss_is_a_storage_error():
+        columns = TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn()
+        bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
+        bar.add_task("trials", total=self.plan.size)
+        with bar, loss_is_a_storage_error():
             try:
                 while len(self.finished) < self.plan.size:
-                    background.submit(self._optimize, workers, progress).result()
+                    background.submit(self._optimize, workers, bar).result()
             except Interrupted as error:
                 raise Interrupted(error.exit_code - 128, "the same command goes on where it was") from error
             finally:
                 self.stop.set()
                 background.shutdown()
 
-    def _optimize(self, workers: int, progress: "ProgressLine") -> None:
+    def _optimize(self, workers: int, bar: Progress) -> None:
         """Let Optuna run trials until all are done, or, on one machine, as many as are left."""
-        callbacks: list[Callable[[optuna.Study, FrozenTrial], None]] = [progress.after_trial]
-        if self.plan.sampler != "grid":  # GridSampler itself ends a study
+        callbacks: list[Callable[[optuna.Study, FrozenTrial], None]] = [partial(self._show_progress, bar)]
+        if not self.plan.is_grid:  # GridSampler itself ends a study
             callbacks.append(MaxTrialsCallback(self.plan.size, FINISHED))
         left = None
         if not self.is_shared:
             left = self.plan.size - len(self.finished)
         self.study.optimize(self._objective, left, n_jobs=workers, catch=(Exception,), callbacks=callbacks)
+
+    def _show_progress(self, bar: Progress, study: optuna.Study, trial: FrozenTrial) -> None:
+        """Say after a trial how far the search is and what is best so far; on a terminal only if that is new."""
+        done = len(self.finished)
+        bar.update(bar.task_ids[0], completed=done)
+        best = ""
+        if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            found = study.best_trial
+            best = f", best {self.plan.monitor} {found.value:.4f} with {found.user_attrs['best']}"
+        if bar.disable or best != self.best:
+            line = f"{done}/{self.plan.size} trials{best}"
+            bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self.best = best
 
     def _objective(self, trial: Trial) -> float:
         """Train the models of a trial and keep their scores; return the score of the best."""
@@ -148,23 +155,40 @@ class Search:
             trial.set_user_attr("error", format_error(error))
             raise
         trial.set_user_attr("models", runs)
-        trial.set_user_attr("best", describe(results[0].params))
-        return mean(results[0].last(self.plan.monitor))
+        trial.set_user_attr("best", str(results[0]))
+        return results[0].interval(self.plan.monitor).mean
 
     def _train(self, trial: Trial, params: Params) -> list[dict[str, Any]]:
         """Train what belongs to a trial; return `params`, `seed` and `scores` of each model."""
         seeds = list(self.plan.seeds)
-        if self.plan.sampler == "grid":
+        if self.plan.is_grid:
             seeds = [cast(int, params.pop("seed"))]
             self._prune_like_first_seed(params, seeds[0])
         configurations = self.plan.together(params)
         runs = []
         for seed in seeds:
-            watch = Watch(self, trial, seed, longest(configurations))
+            watch = self._watcher(trial, longest(configurations), seed == self.plan.seeds[0])
             scores = self.train(configurations, seed, watch)
             for configuration, of_model in zip(configurations, scores, strict=True):
                 runs.append({"params": configuration, "seed": seed, "scores": of_model})
         return runs
+
+    def _watcher(self, trial: Trial, epochs: int, is_first_seed: bool) -> Watcher:
+        """Return what ends a training if the search is stopped, or with the first seed if the pruner says so."""
+        plan = self.plan
+
+        def watch(epoch: int, scores: Mapping[str, Tensor]) -> None:
+            if self.stop.is_set():
+                raise SystemExit  # the trial stays unfinished and is run again later
+            if plan.pruner is None or not is_first_seed or epoch >= epochs or plan.monitor not in scores:
+                return
+            finite = [value for value in scores[plan.monitor].tolist() if math.isfinite(value)]
+            choose = {"min": min, "max": max}[plan.mode]
+            trial.report(choose(finite, default=math.nan), epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        return watch
 
     def _prune_like_first_seed(self, params: Params, seed: int) -> None:
         """Prune a point of the grid that was pruned with the first seed."""
@@ -185,7 +209,9 @@ class Search:
             runs.extend(trial.user_attrs.get("models", []))
         results = ranked(runs, self.plan.seeds, self.plan)
         if not results:
-            refuse(failures(self.finished, self.plan), self.folder)
+            errors = sorted({error for _, error in failures(self.finished, self.plan)})
+            kind = DivergedError if all(error.startswith("DivergedError") for error in errors) else InputError
+            raise kind(f"all trials failed: {'; '.join(errors[:3])}; to try again, delete {self.folder}")
         return results
 
     def test(self, test: Callable[[Params, int], dict[str, float]]) -> dict[str, list[float]]:
@@ -201,59 +227,7 @@ class Search:
         return tested
 
 
-class Watch:
-    """Ends a training when the search is stopped, or when the pruner says so."""
-
-    def __init__(self, search: Search, trial: Trial, seed: int, epochs: int) -> None:
-        self.search = search
-        self.trial = trial
-        self.epochs = epochs
-        self.may_prune = search.plan.pruner is not None and seed == search.plan.seeds[0]
-
-    def check(self) -> None:
-        """End the training if the search is stopped; the trial stays unfinished and is run again later."""
-        if self.search.stop.is_set():
-            raise SystemExit
-
-    def after_epoch(self, epoch: int, scores: Mapping[str, Tensor]) -> None:
-        """Report the best model's score of the first seed, and ask the pruner."""
-        plan = self.search.plan
-        if not self.may_prune or epoch >= self.epochs or plan.monitor not in scores:
-            return
-        finite = [value for value in scores[plan.monitor].tolist() if math.isfinite(value)]
-        choose = {"min": min, "max": max}[plan.mode]
-        self.trial.report(choose(finite, default=math.nan), epoch)
-        if self.trial.should_prune():
-            raise optuna.TrialPruned
-
-
-class ProgressLine(Progress):
-    """Shows how far a search has come: on a terminal a bar below the best so far, else a line for each trial."""
-
-    def __init__(self, search: Search) -> None:
-        columns = TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn()
-        super().__init__(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
-        self.search = search
-        self.best = ""
-        self.trials = self.add_task("trials", total=search.plan.size)
-
-    def after_trial(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Count a trial, and say what is best so far."""
-        done = len(self.search.finished)
-        self.update(self.trials, completed=done)
-        text = f"{done}/{self.search.plan.size} trials"
-        best = ""
-        if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            found = study.best_trial
-            best = f"{self.search.plan.monitor} {found.value:.4f} with {found.user_attrs['best']}"
-        if self.disable:
-            print(f"{text}, best {best}" if best else text, file=sys.stderr)
-        elif best != self.best:
-            self.console.print(f"best so far: {best}", highlight=False)
-        self.best = best
-
-
-def check_sampler(sampler: BaseSampler, plan: Plan) -> None:
+def check_sampler(plan: Plan) -> None:
     """Refuse, before anything is trained, a sampler that cannot choose from a space, or lacks a package.
 
     Raises:
@@ -263,12 +237,12 @@ def check_sampler(sampler: BaseSampler, plan: Plan) -> None:
 
     def objective(trial: Trial) -> float:
         plan.suggest(trial)
-        return float(trial.number)
+        return trial.number
 
     try:
-        optuna.create_study(sampler=copy.deepcopy(sampler)).optimize(objective, n_trials=12)
+        optuna.create_study(sampler=copy.deepcopy(plan.sampler)).optimize(objective, n_trials=12)
     except Exception as error:  # of anybody's sampler
-        raise InputError(f"sampler={type(sampler).__name__}: cannot be used ({reason(error)})") from error
+        raise InputError(f"sampler={type(plan.sampler).__name__}: cannot be used ({reason(error)})") from error
 
 
 def number_of_workers(asked: int | None, is_stackable: bool) -> int:

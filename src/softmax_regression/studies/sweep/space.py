@@ -9,6 +9,8 @@ from typing import Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from optuna.distributions import FloatDistribution
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
 from optuna.trial import Trial
 
 from softmax_regression.data.module import FashionMNISTDataModule
@@ -41,42 +43,35 @@ class Range:
             return trial.suggest_int(name, self.low, self.high, log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
-    def check(self) -> None:
-        """Raise Optuna's ValueError if no number lies between the ends, or log has an end that is not above 0."""
-        FloatDistribution(self.low, self.high, log=self.log)
+
+Choices = Sequence[Value] | Range
 
 
-Space = Mapping[str, Sequence[Value] | Range]
+def values_of(choices: Choices) -> list[Value]:
+    """Return the different values of a list, or the ends of a range."""
+    if isinstance(choices, Range):
+        return [choices.low, choices.high]
+    return list(dict.fromkeys(choices))
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is searched; a sweep that goes on must have the plan that it began with.
 
-    Args:
-        space: Name of a hyperparameter -> what to try.
-        seeds: Each configuration is trained with each of them.
-        identity: Of the training data.
-        sampler: Name of Optuna's sampler; `grid` for all combinations.
-        pruner: Name of Optuna's pruner; None for none.
-        trials: Number of trials, unless the sampler is `grid`.
-        monitor: The metric to search by; that of the last epoch counts.
-        mode: Whether less (`min`) or more (`max`) of it is better.
-
     Raises:
         InputError: It cannot be searched; of values, whatever the model refuses.
     """
 
-    space: Space
-    seeds: Sequence[int]
-    identity: str = ""
-    sampler: str = "grid"
-    pruner: str | None = None
-    trials: int = 100
+    space: Mapping[str, Choices]  # by the names of hyperparameters
+    seeds: Sequence[int]  # each configuration is trained with each of them
+    identity: str = ""  # of the training data
+    sampler: BaseSampler | None = None  # Optuna's; None for the grid of all combinations
+    pruner: BasePruner | None = None  # Optuna's; None to finish every trial
+    trials: int = 100  # unless all combinations are tried
     model: type[LightningModule] = SoftmaxRegression
     data: type[LightningDataModule] = FashionMNISTDataModule
-    monitor: str = "val/loss"
-    mode: Literal["min", "max"] = "min"
+    monitor: str = "val/loss"  # the metric to search by; that of the last epoch counts
+    mode: Literal["min", "max"] = "min"  # whether less or more of it is better
 
     def __post_init__(self) -> None:
         if not self.space or not self.seeds or self.trials < 1:
@@ -84,26 +79,25 @@ class Plan:
         valid = {seed for seed in self.seeds if 0 <= seed < 2**32}
         if len(valid) < len(self.seeds):
             raise InputError(f"seeds={list(self.seeds)}: must be different numbers from 0 to {2**32 - 1}")
-        for name, values in self.space.items():
+        for name, choices in self.space.items():
             try:
-                self._check(name, values)
+                self._check(name, choices)
             except Exception as error:  # of jsonargparse, or of the user's model
                 raise InputError(f"space.{name}: {reason(error)}") from error
         if self.is_stackable and self.monitor not in METRICS[:4]:
             raise InputError(f"monitor={self.monitor}: expected one of {', '.join(METRICS[:4])}")
 
-    def _check(self, name: str, values: Sequence[Value] | Range) -> None:
+    def _check(self, name: str, choices: Choices) -> None:
         known = sorted({*parameters_of(self.model), *parameters_of(self.data), "epochs"})
         if name not in known:
             raise ValueError(f"unknown; expected one of {', '.join(known)}")
-        if isinstance(values, Range):
-            if self.sampler == "grid":
+        if isinstance(choices, Range):
+            if self.is_grid:
                 raise ValueError("a range has no grid; give a list, or sampler random or tpe")
-            values.check()
-            values = [values.low, values.high]
-        if not values:
+            FloatDistribution(choices.low, choices.high, log=choices.log)  # Optuna's ValueError, if it has no number
+        if not values_of(choices):
             raise ValueError("has no values; give at least one")
-        for value in values:
+        for value in values_of(choices):
             if name in COUNTS and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"expected a whole number, at least 1. Got value: {value}")
             if name in parameters_of(self.model):
@@ -112,13 +106,12 @@ class Plan:
     @property
     def first(self) -> Params:
         """The configuration of first values."""
-        params: Params = {}
-        for name, values in self.space.items():
-            if isinstance(values, Range):
-                params[name] = values.low
-            elif values:
-                params[name] = values[0]
-        return params
+        return {name: values_of(choices)[0] for name, choices in self.space.items() if choices}
+
+    @property
+    def is_grid(self) -> bool:
+        """Whether all combinations are tried."""
+        return self.sampler is None
 
     @property
     def is_stackable(self) -> bool:
@@ -127,15 +120,14 @@ class Plan:
             return False
         if self.data.train_dataloader is not FashionMNISTDataModule.train_dataloader:
             return False
-        losses = self.space.get("loss", [])
-        if isinstance(losses, Range) or "naive" in losses:
+        if "naive" in values_of(self.space.get("loss", [])):
             return False
         return set(self.space) <= {*parameters_of(self.model), *COUNTS}
 
     @property
     def stacked(self) -> list[str]:
         """The hyperparameters whose values are trained together, in one trial of a grid."""
-        if self.sampler != "grid" or not self.is_stackable:
+        if not self.is_grid or not self.is_stackable:
             return []
         names = list(STACKED)
         if "schedule" not in self.space:  # with a constant learning rate a short run is the beginning of a long one
@@ -143,65 +135,63 @@ class Plan:
         return [name for name in self.space if name in names]
 
     @property
-    def grid(self) -> dict[str, Sequence[Value]]:
+    def grid(self) -> dict[str, list[Value]]:
         """What the trials of a grid differ in: what is not stacked, and the seed."""
-        apart: dict[str, Sequence[Value]] = {}
-        for name, values in self.space.items():
-            if name not in self.stacked and not isinstance(values, Range):
-                apart[name] = list(dict.fromkeys(values))
+        stacked = self.stacked
+        apart = {name: values_of(choices) for name, choices in self.space.items() if name not in stacked}
         return {**apart, "seed": list(self.seeds)}
 
     @property
     def size(self) -> int:
         """Number of trials."""
-        if self.sampler != "grid":
+        if not self.is_grid:
             return self.trials
-        return math.prod(len(values) for values in self.grid.values())
+        return math.prod(map(len, self.grid.values()))
 
     @property
     def configurations(self) -> int:
         """Number of different models, each of which is trained with every seed."""
-        if self.sampler != "grid":
+        if not self.is_grid:
             return self.trials
         return self.size // len(self.seeds) * len(self.together({}))
 
     def suggest(self, trial: Trial) -> Params:
         """Let Optuna's sampler choose what a trial is of."""
-        space: Space = self.space
-        if self.sampler == "grid":
-            space = self.grid
+        space = self.grid if self.is_grid else self.space
         params: Params = {}
-        for name, values in space.items():
-            if isinstance(values, Range):
-                params[name] = values.suggest(trial, name)
+        for name, choices in space.items():
+            if isinstance(choices, Range):
+                params[name] = choices.suggest(trial, name)
             else:
-                params[name] = trial.suggest_categorical(name, values)
+                params[name] = trial.suggest_categorical(name, choices)
         return params
 
     def together(self, params: Params) -> list[Params]:
         """Return the configurations that a trial trains together: every value of what is stacked."""
-        lists = []
-        for name in self.stacked:
-            values = self.space[name]
-            assert not isinstance(values, Range)
-            lists.append(list(dict.fromkeys(values)))
+        stacked = self.stacked
         found = []
-        for chosen in itertools.product(*lists):
-            merged = {**params, **dict(zip(self.stacked, chosen, strict=True))}
+        for chosen in itertools.product(*(values_of(self.space[name]) for name in stacked)):
+            merged = {**params, **dict(zip(stacked, chosen, strict=True))}
             found.append({name: merged[name] for name in self.space if name in merged})
         return found
 
     def to_json(self) -> str:
-        """Return the plan as JSON; the number of trials is given only where it is chosen."""
+        """Return the plan as JSON, classes by their names; the number of trials only where it is chosen."""
         entries = asdict(self)
-        if self.sampler == "grid":
+        if self.is_grid:
             del entries["trials"]
-        return json.dumps(entries, default=class_path_of)
+            entries["sampler"] = "grid"
+        return json.dumps(entries, default=_name)
+
+
+def _name(value: object) -> str:
+    """Return the name of a class, or of an object's class."""
+    return class_path_of(value if isinstance(value, type) else type(value))
 
 
 def count(params: Params, name: str) -> int:
     """Return a configuration's batch size or number of epochs, the book's if it is not searched."""
-    value = params.get(name, BOOK[name])
+    value = {**BOOK, **params}[name]
     assert isinstance(value, int)
     return value
 
@@ -210,10 +200,7 @@ def describe(params: Mapping[str, Value]) -> str:
     """Return hyperparameters as people write them: `batch_size=256, lr=0.1`."""
     words = []
     for name, value in params.items():
-        if isinstance(value, float):
-            words.append(f"{name}={value:.4g}")
-        else:
-            words.append(f"{name}={value}")
+        words.append(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}")
     return ", ".join(words)
 
 

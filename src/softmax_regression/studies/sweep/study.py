@@ -17,15 +17,14 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.files import check_writable, locked
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.record import environment
 from softmax_regression.studies.alone import make, parameters_of
 from softmax_regression.studies.folders import STUDIES, own_name
 from softmax_regression.studies.sweep import page
 from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
-from softmax_regression.studies.sweep.space import Plan, Range, Space, Value
+from softmax_regression.studies.sweep.space import Plan, Range, Value
 from softmax_regression.studies.sweep.storage import without_password
-from softmax_regression.studies.sweep.training import LightningTraining, StackTraining
+from softmax_regression.studies.sweep.training import LightningTraining, StackTraining, Training
 
 QUICK_SIZES = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
 QUICK_LIMITS = {"limit_train_batches": 10, "limit_val_batches": 10, "limit_test_batches": 10}  # for data of others
@@ -80,69 +79,42 @@ def run(
         trials = min(trials, 4)
     if prune:
         pruner = pruner or MedianPruner()
-    plan = Plan(space, list(seeds), "", _name_of(sampler), _name_of(pruner), trials, model, data, monitor, mode)
+    plan = Plan(space, list(seeds), "", _sampler(sampler), pruner, trials, model, data, monitor, mode)
     options = _options(data, source, dirs, quick)
-    return _search(plan, name, options, quick, workers, storage, _sampler(sampler), pruner)
-
-
-def _search(
-    plan: Plan,
-    name: str | None,
-    options: dict[str, Any],
-    quick: bool,
-    workers: int | None,
-    storage: str | None,
-    sampler: BaseSampler | None,
-    pruner: BasePruner | None,
-) -> Path:
-    """Search by a plan, see `run`; `options` are those of the data module."""
     workers = number_of_workers(workers, plan.is_stackable)
-    if sampler:
-        check_sampler(sampler, plan)
-    name = name or own_name("batch-lr-epochs", plan.model, plan.data, options.get("source", "files"))
+    if plan.sampler:
+        check_sampler(plan)
+    name = name or own_name("batch-lr-epochs", model, data, source)
     folder = STUDIES / "sweep" / (f"{name}-quick" if quick else name)
     check_writable(folder)
     training = _training(plan, options, quick)
     folder.mkdir(parents=True, exist_ok=True)
     alone = locked(folder, "choose another --name") if storage is None else nullcontext()
-    with alone, closing(Search(training.plan, folder, training.train, storage, sampler, pruner)) as search:
+    with alone, closing(Search(training.plan, folder, training.train, storage)) as search:
         search.run(workers)
         with nullcontext() if storage is None else locked(folder):
             test = search.test(training.test)
             return page.write(folder, search, test, training, _command(storage))
 
 
-def _quick_space(space: Space) -> dict[str, list[Value] | Range]:
+def _quick_space(space: dict[str, list[Value] | Range]) -> dict[str, list[Value] | Range]:
     """Keep the first and the middle value of each list, and train for one and two epochs."""
     found: dict[str, list[Value] | Range] = {}
     for name, values in space.items():
-        if isinstance(values, Range):
-            found[name] = values
-        else:
-            middle = len(values) // 2
-            found[name] = [*values[:1], *values[middle:][:1]]
+        found[name] = values
+        if not isinstance(values, Range):
+            found[name] = values[:: max(1, len(values) // 2)][:2]
     found["epochs"] = [1, 2]
     return found
 
 
 def _sampler(sampler: BaseSampler | str) -> BaseSampler | None:
     """Return the sampler of a name; None for the grid."""
-    if isinstance(sampler, BaseSampler):
-        return sampler
     if sampler == "random":
         return RandomSampler(seed=0)
     if sampler == "tpe":
         return TPESampler(seed=0, constant_liar=True)
-    return None
-
-
-def _name_of(chosen: object) -> Any:
-    """Return the class of a sampler or pruner as a command line names it; None and a word stay what they are."""
-    if chosen == "GridSampler":
-        return "grid"
-    if chosen is None or isinstance(chosen, str):
-        return chosen
-    return class_path_of(type(chosen))
+    return sampler if isinstance(sampler, BaseSampler) else None
 
 
 def _options(data: type[LightningDataModule], source: str, dirs: Sequence[str] | None, quick: bool) -> dict[str, Any]:
@@ -160,18 +132,16 @@ def _options(data: type[LightningDataModule], source: str, dirs: Sequence[str] |
     return options
 
 
-def _training(plan: Plan, options: dict[str, Any], quick: bool) -> StackTraining | LightningTraining:
+def _training(plan: Plan, options: dict[str, Any], quick: bool) -> Training:
     """Load the data, and choose how to train on them."""
-    images: FashionMNISTDataModule | None = None
-    if issubclass(plan.data, FashionMNISTDataModule):
+    if not issubclass(plan.data, FashionMNISTDataModule):
+        training = LightningTraining(plan, options, limits=QUICK_LIMITS if quick else {})
+    else:
         images = make(plan.data, options)
         plan = replace(plan, identity=f"{images.loaded.sha256}/{len(images.train_index)}")
-    if images and plan.is_stackable:
-        return StackTraining(plan, options, images)
-    limits: dict[str, int] = {}
-    if quick and images is None:
-        limits = QUICK_LIMITS
-    training = LightningTraining(plan, options, images, **limits)
+        if plan.is_stackable:
+            return StackTraining(plan, options, images)
+        training = LightningTraining(plan, options, images)
     training.check_monitor()
     return training
 

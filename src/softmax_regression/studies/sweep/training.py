@@ -1,6 +1,7 @@
 """How the configurations of a sweep are trained and tested: in a stack, or alone by Lightning."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -25,26 +26,20 @@ def hyperparameters(params: Params) -> Params:
     return {name: value for name, value in params.items() if name not in COUNTS}
 
 
+@dataclass(frozen=True)
 class StackTraining:
-    """Trains softmax regressions together on the images that `fit` trains on.
+    """Trains softmax regressions together on the images that `fit` trains on."""
 
-    Args:
-        plan: What is searched.
-        options: Parameters of the data module that are not searched.
-        images: The data module that has them.
-    """
+    plan: Plan
+    options: Mapping[str, Any]  # parameters of the data module that are not searched
+    images: FashionMNISTDataModule
 
-    def __init__(self, plan: Plan, options: Mapping[str, Any], images: FashionMNISTDataModule) -> None:
-        self.plan = plan
-        self.options = options
-        self.images = images
-
-    def train(self, configurations: Sequence[Params], seed: int, watcher: Watcher | None = None) -> list[Scores]:
+    def train(self, configurations: Sequence[Params], seed: int, watch: Watcher | None = None) -> list[Scores]:
         """Return the scores of each configuration, after every epoch."""
         variants = [hyperparameters(params) for params in configurations]
         sets = {"val": held_out(self.images)["val"]}
         epochs = longest(configurations)
-        scores = learn(variants, self._loader(configurations[0], seed), epochs, seed, sets, watcher=watcher)
+        scores = learn(variants, self._loader(configurations[0], seed), epochs, seed, sets, watch=watch)
         for params, of_model in zip(configurations, scores, strict=True):
             for values in of_model.values():
                 del values[count(params, "epochs") :]
@@ -58,56 +53,39 @@ class StackTraining:
         return {name: scores[name][0] for name in ("test/loss", "test/acc")}
 
     def _loader(self, params: Params, seed: int) -> Minibatches:
-        images = len(self.images.train_index)
-        train_size = params.get("train_size", images)
-        assert isinstance(train_size, int)
+        data, index = self.images.loaded, self.images.train_index
+        train_size = count({"train_size": len(index), **params}, "train_size")
         batch_size = count(params, "batch_size")
-        if train_size > images:
-            raise InputError(f"train_size={train_size}: must be at most {images}, the number of training images")
-        if batch_size > train_size:
-            raise InputError(f"batch_size={batch_size}: must be at most {train_size}, the number of training images")
-        loaded = self.images.loaded
-        return Minibatches(loaded.images, loaded.labels, self.images.train_index[:train_size], batch_size, seed)
+        for name, value, most in (("train_size", train_size, len(index)), ("batch_size", batch_size, train_size)):
+            if value > most:
+                raise InputError(f"{name}={value}: must be at most {most}, the number of training images")
+        return Minibatches(data.images, data.labels, index[:train_size], batch_size, seed)
 
 
+@dataclass(frozen=True)
 class LightningTraining:
-    """Trains any LightningModule on any LightningDataModule, as `fit` does.
+    """Trains any LightningModule on any LightningDataModule, as `fit` does."""
 
-    Args:
-        plan: What is searched, and the classes.
-        options: Parameters of the data module that are not searched.
-        images: Such a data module, if it is one of ours.
-        limits: Options of the Trainer, such as `limit_train_batches`.
-    """
+    plan: Plan
+    options: Mapping[str, Any]  # parameters of the data module that are not searched
+    images: FashionMNISTDataModule | None = None  # such a data module, if it is one of ours
+    limits: Mapping[str, Any] = field(default_factory=dict)  # options of the Trainer, such as `limit_train_batches`
 
-    def __init__(
-        self,
-        plan: Plan,
-        options: Mapping[str, Any],
-        images: FashionMNISTDataModule | None = None,
-        **limits: float,
-    ) -> None:
-        self.plan = plan
-        self.options = options
-        self.images = images
-        self.limits: Mapping[str, Any] = limits
-
-    def _make(self, params: Mapping[str, Any], seed: int) -> tuple[LightningModule, LightningDataModule]:
+    def _make(self, params: Params, seed: int) -> tuple[LightningModule, LightningDataModule]:
         """Make both as `fit --seed_everything SEED` does; call it where the generators are isolated."""
         module = alone.make_model(self.plan.model, params, seed)
         return module, alone.make(self.plan.data, {**self.options, **params, "seed": seed})
 
     def check_monitor(self) -> None:
         """Refuse, before anything is trained, a monitor that the model does not log."""
-        alone.check_monitor(self.plan.monitor, lambda: (*self._make(self.plan.first, 0), None))
+        alone.check_monitor(self.plan.monitor, lambda: self._make(self.plan.first, 0))
 
-    def train(self, configurations: Sequence[Params], seed: int, watcher: Watcher | None = None) -> list[Scores]:
+    def train(self, configurations: Sequence[Params], seed: int, watch: Watcher | None = None) -> list[Scores]:
         """Return what each configuration logged, after every epoch."""
         scores = []
         for params in configurations:
             with isolate_rng():
-                module, data = self._make(params, seed)
-                _, of_model = alone.train(module, data, count(params, "epochs"), watcher, **self.limits)
+                _, of_model = alone.train(*self._make(params, seed), count(params, "epochs"), watch, **self.limits)
             scores.append(of_model)
         return scores
 
@@ -120,3 +98,6 @@ class LightningTraining:
                 return {}
             trainer.test(module, datamodule=data, verbose=False)
             return alone.numbers_of(trainer.callback_metrics)
+
+
+Training = StackTraining | LightningTraining
