@@ -138,11 +138,8 @@ class FigureLogger(Callback):
 
 def _choose(trainer: Trainer, stage: str) -> tuple[Iterable[Any], int | None] | None:
     """Return the loader that figures show, in `test` or validation, and how many of its batches are used."""
-    if stage == "test":
-        loaders, limits = trainer.test_dataloaders, trainer.num_test_batches
-    else:
-        loaders, limits = trainer.val_dataloaders, trainer.num_val_batches
-    chosen = choose_loader(loaders, stage)
+    limits = getattr(trainer, f"num_{stage}_batches")
+    chosen = choose_loader(getattr(trainer, f"{stage}_dataloaders"), stage)
     if chosen is None:
         return None
     place, loader = chosen

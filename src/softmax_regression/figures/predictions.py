@@ -18,7 +18,6 @@ from softmax_regression.figures.drawings import BLACK, SKY, VERMILION
 
 CENTRED: dict[str, Any] = {"ha": "center", "in_layout": False}  # texts within axes need not be measured
 DIVERGING = "RdBu_r"  # negative blue, zero white, positive red; of ColorBrewer
-LINEAR = ("weights", "worst_mistake")  # what `figures_of` draws only of a model that is linear in the pixels
 
 
 def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> Figure:
@@ -146,7 +145,8 @@ def figures_of(
     """Return functions that draw the figures of a model on n inputs, by the name of the figure.
 
     Images are (n, h, w) or (n, channels, h, w), uint8 or float, labels (n,), logits (n, k). Other inputs are not
-    shown. The figures `LINEAR` are there if the parameters are weights (k, h * h), and biases, that make these logits.
+    shown. `weights` and `worst_mistake` are there if the parameters are weights (k, h * h), and biases, that make
+    these logits.
     """
     labels = labels.cpu()
     logits = logits.detach().cpu().float()

@@ -1,8 +1,10 @@
 """Means with 95 % intervals, from a few seeds."""
 
+from collections.abc import Sequence
 from math import inf, sqrt
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 # 97.5 % quantiles of Student's t for 1, 2, ... degrees of freedom (NIST e-Handbook, section 1.3.6.7.2).
@@ -19,8 +21,9 @@ class Interval(NamedTuple):
     half: float
 
     @classmethod
-    def of(cls, values: Tensor) -> "Interval":
+    def of(cls, values: Sequence[float] | Tensor) -> "Interval":
         """Return the mean of independent values (n,) and Student's interval, a little wide beyond 21 values."""
+        values = torch.as_tensor(values, dtype=torch.float64)
         n = len(values)
         if n == 1:
             return cls(values.item(), inf)

@@ -99,8 +99,10 @@ class Training(NamedTuple):
     @property
     def broken(self) -> int | None:
         """The first step, counted from 1, whose loss is inf or nan."""
-        finite = list(map(math.isfinite, self.losses))
-        return None if all(finite) else finite.index(False) + 1
+        for step, loss in enumerate(self.losses, 1):
+            if not math.isfinite(loss):
+                return step
+        return None
 
 
 def failures() -> list[Failure]:
@@ -167,7 +169,11 @@ def ulps(got: float, true: Decimal, info: torch.finfo) -> float:
 
 def trainings(x: Tensor, y: Tensor, steps: int, seed: int) -> list[Training]:
     """Train on images (n, d) in [0, 1] by the book's recipe, with each number type and each form of the loss."""
-    return [_train(x, y, steps, seed, dtype, std, form) for dtype, std in TRAININGS for form in LOSSES]
+    runs = []
+    for dtype, init_std in TRAININGS:
+        for form in LOSSES:
+            runs.append(_train(x, y, steps, seed, dtype, init_std, form))
+    return runs
 
 
 def _train(x: Tensor, y: Tensor, steps: int, seed: int, dtype: str, init_std: float, form: str) -> Training:

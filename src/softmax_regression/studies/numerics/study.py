@@ -22,7 +22,7 @@ from softmax_regression.files import write_csv
 from softmax_regression.numerics import logsumexp, naive_softmax, softmax
 from softmax_regression.studies.folders import STUDIES, own_name
 from softmax_regression.studies.numerics import measurements as measure
-from softmax_regression.studies.numerics.measurements import DTYPES, FORMS, Error, Training
+from softmax_regression.studies.numerics.measurements import DTYPES, FORMS, Error, Failure, Training
 
 STYLES: dict[str, dict[str, Any]] = {
     "torch": {"color": GREEN, "linestyle": "-", "linewidth": 3.5},
@@ -64,49 +64,41 @@ def run(
     failing = measure.failures()
     erring = measure.errors(rows, scales, seed)
     training = measure.trainings(data.images.flatten(1) / 255, data.labels, steps, seed)
+    command = ["python", "study.py", "numerics", f"--out={out}", f"--source={source}", f"--seed={seed}"]
+    if quick:
+        command.append("--quick")
+    return _write(out, failing, erring, training, f"{shlex.join(command)}\n{used}\ntorch {torch.__version__}")
+
+
+def _write(
+    out: Path, failing: Sequence[Failure], erring: Sequence[Error], training: Sequence[Training], measured: str
+) -> Path:
+    """Write everything that was measured as CSV and as a page, and return the path of the page."""
     write_csv(out / "failures.csv", [failure._asdict() for failure in failing])
     write_csv(out / "errors.csv", [error._asdict() for error in erring])
     losses = {f"{run.form} {run.dtype} {run.init_std:g}": run.losses for run in training}
     by_step = zip(*losses.values(), strict=True)
     write_csv(out / "training.csv", [dict(zip(losses, step, strict=True)) for step in by_step])
-    command = ["python", "study.py", "numerics", f"--out={out}", f"--source={source}", f"--seed={seed}"]
-    if quick:
-        command.append("--quick")
     figures = {"training": _training_figure(training), **_curve_figures()}
     for quantity in FORMS:
         figures[f"{quantity}_error"] = _error_figure([row for row in erring if row.quantity == quantity])
+    equal = []
+    for logit in (10.0, 1000.0, -1000.0):
+        x = torch.full((3,), logit)
+        equal.append([f"({logit:g}, {logit:g}, {logit:g})", naive_softmax(x)[0].item(), softmax(x)[0].item()])
     return write_page(
         out,
         Path(__file__).with_name("numerics.html"),
         figures,
-        equal=_equal_logits(),
+        equal=equal,
         step=measure.STEP,
         dtypes=list(DTYPES),
         failing=failing,
-        worst=_worst_rows(erring),
+        erring=erring,
         share=max(row.ulps / row.bound for row in erring if row.form == "stable"),
         training=training,
-        measured=f"{shlex.join(command)}\n{used}\ntorch {torch.__version__}",
+        measured=measured,
     )
-
-
-def _equal_logits() -> list[list[object]]:
-    """Return what the forms of softmax make of three equal logits."""
-    table: list[list[object]] = []
-    for logit in (10.0, 1000.0, -1000.0):
-        x = torch.full((3,), logit)
-        table.append([f"({logit:g}, {logit:g}, {logit:g})", naive_softmax(x)[0].item(), softmax(x)[0].item()])
-    return table
-
-
-def _worst_rows(erring: Sequence[Error]) -> list[list[object]]:
-    """Return the worst finite error of each form, a row for each quantity and dtype."""
-    worst: dict[tuple[str, str], dict[str, float]] = {}
-    for row in erring:
-        forms = worst.setdefault((row.quantity, row.dtype), {"naive": 0.0, "torch": 0.0, "stable": 0.0})
-        if math.isfinite(row.ulps):
-            forms[row.form] = max(forms[row.form], row.ulps)
-    return [[quantity, dtype, *forms.values()] for (quantity, dtype), forms in worst.items()]
 
 
 def _curve_figures() -> dict[str, Figure]:

@@ -4,7 +4,6 @@ import itertools
 import json
 import math
 import shutil
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from optuna.trial import TrialState
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -31,7 +29,6 @@ from softmax_regression.studies.sweep.search import Search
 from softmax_regression.studies.sweep.space import BOOK, Plan, Value, count, sort_key, sorted_values
 from softmax_regression.studies.sweep.training import Training
 
-SHOWN = 5  # configurations in the table of the best
 COLUMNS = 3  # panels in a row
 
 
@@ -47,44 +44,37 @@ def write(folder: Path, search: Search, test: Mapping[str, Sequence[float]], tra
     """
     plan = search.plan
     results = search.results()
-    best = results[0].last(plan.monitor)
+    table: list[dict[str, object]] = []
+    for result in results:
+        table.extend(rows(plan.seeds, result))
+    write_csv(folder / "trials.csv", table)
+    _write_hparams(folder / "tensorboard", results)
     usual = {**parameters_of(SoftmaxRegression), **BOOK}  # of which a space may leave out any part
     book = {}
     for rank, result in enumerate(results, 1):
         if rank > 1 and result.params.items() <= usual.items():
             book[rank] = result
-    write_csv(folder / "trials.csv", [row for result in results for row in rows(plan.seeds, result)])
-    _write_hparams(folder / "tensorboard", results)
-    metrics = _top_metrics(plan, results[0])
-    trials = [trial for trial in search.finished if trial.state == TrialState.COMPLETE]
-    manifest = {
-        "data": training.images.loaded.origin if training.images else plan.data.__name__,
-        "configurations": plan.configurations,
-        "trials": plan.size,
-        "plan": json.loads(plan.to_json()),
-        **environment(),
-        "command": command,
-    }
+    data = plan.data.__name__
+    if training.images:
+        data = training.images.loaded.origin
+    manifest = {"data": data, "configurations": plan.configurations, "trials": plan.size}
+    manifest |= {"plan": json.loads(plan.to_json()), **environment(), "command": command}
     return write_page(
         folder,
         Path(__file__).with_name("sweep.html"),
         _figures(plan, results, list(book.values())),
         logdir=folder,
+        search=search,
         plan=plan,
         results=results,
         book=book,
-        differences=[Interval.of(result.last(plan.monitor) - best) for result in results],
-        top=[[str(result), *map(result.interval, metrics)] for result in results[:SHOWN]],
-        metrics=metrics,
-        test={name: Interval.of(torch.tensor(values, dtype=torch.float64)) for name, values in test.items()},
+        split_metric=split_metric,
+        test=test,
+        interval=Interval.of,
         failed=failures(search.finished, plan),
-        data=manifest["data"],
+        data=data,
         loaded=training.images,
-        is_shared=search.is_shared,
-        machines=Counter(trial.user_attrs["machine"] for trial in trials),
-        first_seed=best[0].item(),
-        command=command,
-        fit=_fit_command(plan, results[0], training),
+        commands=f"{command}\n{_fit_command(plan, results[0], training)}",
         manifest=json.dumps(manifest, indent=2),
     )
 
@@ -95,9 +85,12 @@ def _figures(plan: Plan, results: Sequence[Result], book: Sequence[Result]) -> d
     for result in book:
         labelled[f"book: {result}"] = result.curves()
     figures = {"curves": learning_curves(labelled)}
-    counts = {name: len({result.params[name] for result in results}) for name in plan.space}
-    varied = [name for name in counts if counts[name] > 1]
-    varied.sort(key=lambda name: -counts[name])  # those with most values first
+    counts = {}
+    for name in plan.space:
+        counts[name] = len({result.params[name] for result in results})
+    varied = sorted(counts, key=lambda name: -counts[name])  # those with most values first
+    while varied and counts[varied[-1]] == 1:
+        varied.pop()
     if varied:
         figures["trials"] = _scores_by_hyperparameter(varied, results, plan)
     return figures
@@ -110,15 +103,6 @@ def rows(seeds: Sequence[int], result: Result, every: int = 1) -> Iterator[dict[
         for number, values in enumerate(zip(*of_seed.values(), strict=True), 1):
             scores = dict(zip(of_seed, values, strict=True))
             yield {**result.params, "seed": seed, "epoch": number * every, **scores}
-
-
-def _top_metrics(plan: Plan, best: Result) -> list[str]:
-    """Return what the table of the best shows: the monitor, and what else was scored on the same images."""
-    names = [plan.monitor]
-    for name in best.history:
-        if split_metric(name)[0] == split_metric(plan.monitor)[0] and name != plan.monitor:
-            names.append(name)
-    return names[:3]
 
 
 def _scores_by_hyperparameter(names: Sequence[str], results: Sequence[Result], plan: Plan) -> Figure:
@@ -146,9 +130,11 @@ def _draw_scores(axes: Axes, name: str, colour: str, results: Sequence[Result], 
     """Draw mean and range over the seeds; of a grid, for each value of `name` and `colour` the best result."""
     lines: dict[Value, dict[object, Result]] = {}
     for number, result in enumerate(results):
-        place = result.params[name] if plan.is_grid else number
+        place: object = number
+        if plan.is_grid:
+            place = result.params[name]
         lines.setdefault(result.params.get(colour, ""), {}).setdefault(place, result)
-    style = "o-" if plan.is_grid else "o"
+    style = {True: "o-", False: "o"}[plan.is_grid]
     for label, shade in zip(sorted_values(lines), itertools.cycle(PALETTE)):
         points = sorted(lines[label].values(), key=lambda result: sort_key(result.params[name]))
         x: list[Any] = [result.params[name] for result in points]

@@ -22,7 +22,7 @@ import optuna
 import torch
 from optuna.pruners import NopPruner
 from optuna.samplers import GridSampler
-from optuna.study import MaxTrialsCallback
+from optuna.study import MaxTrialsCallback, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -67,7 +67,7 @@ class Search:
             load_if_exists=True,
             sampler=plan.sampler or GridSampler(plan.grid),
             pruner=plan.pruner or NopPruner(),
-            direction="minimize" if plan.mode == "min" else "maximize",
+            direction={"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}[plan.mode],
         )
         if self.study.user_attrs.get("plan", plan.to_json()) != plan.to_json():
             raise InputError(f"{folder}: has a sweep with another plan; choose another --name, or delete it")
@@ -120,26 +120,13 @@ class Search:
 
     def _optimize(self, workers: int, bar: Progress) -> None:
         """Let Optuna run trials until all are done, or, on one machine, as many as are left."""
-        callbacks: list[Callable[[optuna.Study, FrozenTrial], None]] = [partial(self._show_progress, bar)]
+        callbacks: list[Callable[[optuna.Study, FrozenTrial], None]] = [partial(_show_progress, self, bar)]
         if not self.plan.is_grid:  # GridSampler itself ends a study
             callbacks.append(MaxTrialsCallback(self.plan.size, FINISHED))
         left = None
         if not self.is_shared:
             left = self.plan.size - len(self.finished)
         self.study.optimize(self._objective, left, n_jobs=workers, catch=(Exception,), callbacks=callbacks)
-
-    def _show_progress(self, bar: Progress, study: optuna.Study, trial: FrozenTrial) -> None:
-        """Say after a trial how far the search is and what is best so far; on a terminal only if that is new."""
-        done = len(self.finished)
-        bar.update(bar.task_ids[0], completed=done)
-        best = ""
-        if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-            found = study.best_trial
-            best = f", best {self.plan.monitor} {found.value:.4f} with {found.user_attrs['best']}"
-        if bar.disable or best != self.best:
-            line = f"{done}/{self.plan.size} trials{best}"
-            bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        self.best = best
 
     def _objective(self, trial: Trial) -> float:
         """Train the models of a trial and keep their scores; return the score of the best."""
@@ -167,28 +154,11 @@ class Search:
         configurations = self.plan.together(params)
         runs = []
         for seed in seeds:
-            watch = self._watcher(trial, longest(configurations), seed == self.plan.seeds[0])
+            watch = _watcher(self, trial, longest(configurations), seed == self.plan.seeds[0])
             scores = self.train(configurations, seed, watch)
             for configuration, of_model in zip(configurations, scores, strict=True):
                 runs.append({"params": configuration, "seed": seed, "scores": of_model})
         return runs
-
-    def _watcher(self, trial: Trial, epochs: int, is_first_seed: bool) -> Watcher:
-        """Return what ends a training if the search is stopped, or with the first seed if the pruner says so."""
-        plan = self.plan
-
-        def watch(epoch: int, scores: Mapping[str, Tensor]) -> None:
-            if self.stop.is_set():
-                raise SystemExit  # the trial stays unfinished and is run again later
-            if plan.pruner is None or not is_first_seed or epoch >= epochs or plan.monitor not in scores:
-                return
-            finite = [value for value in scores[plan.monitor].tolist() if math.isfinite(value)]
-            choose = {"min": min, "max": max}[plan.mode]
-            trial.report(choose(finite, default=math.nan), epoch)
-            if trial.should_prune():
-                raise optuna.TrialPruned
-
-        return watch
 
     def _prune_like_first_seed(self, params: Params, seed: int) -> None:
         """Prune a point of the grid that was pruned with the first seed."""
@@ -210,7 +180,9 @@ class Search:
         results = ranked(runs, self.plan.seeds, self.plan)
         if not results:
             errors = sorted({error for _, error in failures(self.finished, self.plan)})
-            kind = DivergedError if all(error.startswith("DivergedError") for error in errors) else InputError
+            kind: type[Exception] = InputError
+            if all(error.startswith("DivergedError") for error in errors):
+                kind = DivergedError
             raise kind(f"all trials failed: {'; '.join(errors[:3])}; to try again, delete {self.folder}")
         return results
 
@@ -225,6 +197,38 @@ class Search:
                 self.study.set_user_attr("test", scores)
             tested: dict[str, list[float]] = self.study.user_attrs["test"]
         return tested
+
+
+def _watcher(search: Search, trial: Trial, epochs: int, is_first_seed: bool) -> Watcher:
+    """Return what ends a training if the search is stopped, or with the first seed if the pruner says so."""
+    plan = search.plan
+
+    def watch(epoch: int, scores: Mapping[str, Tensor]) -> None:
+        if search.stop.is_set():
+            raise SystemExit  # the trial stays unfinished and is run again later
+        if plan.pruner is None or not is_first_seed or epoch >= epochs or plan.monitor not in scores:
+            return
+        finite = [value for value in scores[plan.monitor].tolist() if math.isfinite(value)]
+        choose = {"min": min, "max": max}[plan.mode]
+        trial.report(choose(finite, default=math.nan), epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    return watch
+
+
+def _show_progress(search: Search, bar: Progress, study: optuna.Study, trial: FrozenTrial) -> None:
+    """Say after a trial how far the search is and what is best so far; on a terminal only if that is new."""
+    done = len(search.finished)
+    bar.update(bar.task_ids[0], completed=done)
+    best = ""
+    if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+        found = study.best_trial
+        best = f", best {search.plan.monitor} {found.value:.4f} with {found.user_attrs['best']}"
+    if bar.disable or best != search.best:
+        line = f"{done}/{search.plan.size} trials{best}"
+        bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    search.best = best
 
 
 def check_sampler(plan: Plan) -> None:

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -157,7 +157,9 @@ class Plan:
 
     def suggest(self, trial: Trial) -> Params:
         """Let Optuna's sampler choose what a trial is of."""
-        space = self.grid if self.is_grid else self.space
+        space: Mapping[str, Choices] = self.space
+        if self.is_grid:
+            space = self.grid
         params: Params = {}
         for name, choices in space.items():
             if isinstance(choices, Range):
@@ -176,17 +178,21 @@ class Plan:
         return found
 
     def to_json(self) -> str:
-        """Return the plan as JSON, classes by their names; the number of trials only where it is chosen."""
-        entries = asdict(self)
+        """Return the plan as JSON, without the number of trials where it is not chosen."""
+        entries = dict(vars(self))
         if self.is_grid:
             del entries["trials"]
             entries["sampler"] = "grid"
-        return json.dumps(entries, default=_name)
+        return json.dumps(entries, default=_plain)
 
 
-def _name(value: object) -> str:
-    """Return the name of a class, or of an object's class."""
-    return class_path_of(value if isinstance(value, type) else type(value))
+def _plain(value: object) -> object:
+    """Return a range as a dictionary, a class by its name, and another object by that of its class."""
+    if isinstance(value, Range):
+        return vars(value)
+    if isinstance(value, type):
+        return class_path_of(value)
+    return class_path_of(type(value))
 
 
 def count(params: Params, name: str) -> int:
@@ -200,7 +206,10 @@ def describe(params: Mapping[str, Value]) -> str:
     """Return hyperparameters as people write them: `batch_size=256, lr=0.1`."""
     words = []
     for name, value in params.items():
-        words.append(f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}")
+        if isinstance(value, float):
+            words.append(f"{name}={value:.4g}")
+        else:
+            words.append(f"{name}={value}")
     return ", ".join(words)
 
 

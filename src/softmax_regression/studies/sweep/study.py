@@ -81,11 +81,18 @@ def run(
         pruner = pruner or MedianPruner()
     plan = Plan(space, list(seeds), "", _sampler(sampler), pruner, trials, model, data, monitor, mode)
     options = _options(data, source, dirs, quick)
+    return _search(plan, name, options, quick, workers, storage)
+
+
+def _search(
+    plan: Plan, name: str | None, options: dict[str, Any], quick: bool, workers: int | None, storage: str | None
+) -> Path:
+    """Search by a plan, test the winner and return the page; `options` are those of the data module."""
     workers = number_of_workers(workers, plan.is_stackable)
     if plan.sampler:
         check_sampler(plan)
-    name = name or own_name("batch-lr-epochs", model, data, source)
-    folder = STUDIES / "sweep" / (f"{name}-quick" if quick else name)
+    name = name or own_name("batch-lr-epochs", plan.model, plan.data, options.get("source", "files"))
+    folder = STUDIES / "sweep" / own_name(name, quick=quick)
     check_writable(folder)
     training = _training(plan, options, quick)
     folder.mkdir(parents=True, exist_ok=True)
@@ -114,7 +121,9 @@ def _sampler(sampler: BaseSampler | str) -> BaseSampler | None:
         return RandomSampler(seed=0)
     if sampler == "tpe":
         return TPESampler(seed=0, constant_liar=True)
-    return sampler if isinstance(sampler, BaseSampler) else None
+    if isinstance(sampler, BaseSampler):
+        return sampler
+    return None
 
 
 def _options(data: type[LightningDataModule], source: str, dirs: Sequence[str] | None, quick: bool) -> dict[str, Any]:
@@ -135,7 +144,9 @@ def _options(data: type[LightningDataModule], source: str, dirs: Sequence[str] |
 def _training(plan: Plan, options: dict[str, Any], quick: bool) -> Training:
     """Load the data, and choose how to train on them."""
     if not issubclass(plan.data, FashionMNISTDataModule):
-        training = LightningTraining(plan, options, limits=QUICK_LIMITS if quick else {})
+        training = LightningTraining(plan, options)
+        if quick:
+            training = replace(training, limits=QUICK_LIMITS)
     else:
         images = make(plan.data, options)
         plan = replace(plan, identity=f"{images.loaded.sha256}/{len(images.train_index)}")
