@@ -291,7 +291,7 @@ def test_predict_writes_through_devices_pipes_and_links(run: Path) -> None:
 def test_every_configuration_runs(path: Path) -> None:
     assert path.read_text().startswith("# ")
     assert "# Command: python " in path.read_text()
-    if path.stem == "sweep":  # of study.py; test_sweep.py runs it
+    if path.stem == "sweep":  # of study.py, see test_space.py
         return
     small = ["--data.source=synthetic", "--data.synthetic_size=6000", "--data.train_size=400"]
     options = ["--trainer.max_epochs=1", "--trainer.devices=1", "--data.batch_size=64"]
