@@ -151,6 +151,7 @@ WRONG_FILES = [
     slow("\x00\x01\x02", "not a configuration"),
     slow("a: " + "[" * 1500, "not a configuration", name="nested too deeply"),
     slow("1: 2", "Key must be a string"),
+    ("data: &a {dirs: *a}", "not a configuration"),
     ("model: {lrr: 1}", "did you mean --model.lr"),
     slow("trainr: {max_epochs: 3}", "did you mean --trainer.max_epochs"),
     slow("data: {batch_size: many}", "many"),

@@ -1,6 +1,7 @@
 """The table of predictions, of whatever `predict_step` returns."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,15 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
+from softmax_regression.commands.outputs import what_is_scored
 from softmax_regression.commands.predictions import (
     Columns,
     PredictionTable,
     allow_positional_arguments,
+    choose_path,
     columns_of,
 )
+from softmax_regression.runs.folder import SavedCheckpoint
 
 
 @dataclass
@@ -77,6 +81,18 @@ class Loaders(LightningDataModule):
     def predict_dataloader(self) -> dict[str, DataLoader[Any]]:
         images = TensorDataset(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
         return {"easy": DataLoader(images, 2), "hard": DataLoader(images, 2)}
+
+
+class Taken(Loaders):
+    """Has the attributes of this project's data module, for something else."""
+
+    data = photos = torch.ones(2)
+
+
+def test_attributes_of_somebody_elses_data_module_are_not_taken_for_ours() -> None:
+    assert choose_path(Path("run"), None, False, Taken()) == Path("run/predictions.csv")
+    assert PredictionTable(Taken()).photos is None
+    assert what_is_scored(SavedCheckpoint(Path("x.ckpt"), {}, None), Taken()) == "checkpoint x.ckpt, data Taken"
 
 
 class SomeBatches(LightningModule):

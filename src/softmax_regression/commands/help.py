@@ -1,6 +1,7 @@
 """What `--help` of `train.py` says, and which options there are, for near misses."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pkgutil import resolve_name
 
 from jsonargparse import ArgumentParser
@@ -56,8 +57,11 @@ def _help_parser(command: str, flags: Sequence[str], everything: bool) -> Argume
     parser = ArgumentParser(usage=f"{usage(command)} [options]", description=COMMANDS[command], epilog=_MORE)
     add_own_arguments(parser)
     for group, default in {"model": SoftmaxRegression, "data": FashionMNISTDataModule}.items():
-        named = flag_value(flags, group) or flag_value(flags, f"{group}.class_path")
-        kind = _class_named(named or "", default)
+        kind: type = default
+        with suppress(ImportError, AttributeError, ValueError):  # where there is no class of that name
+            found = resolve_name(flag_value(flags, group) or flag_value(flags, f"{group}.class_path") or "")
+            if isinstance(found, type):
+                kind = found
         parser.add_class_arguments(kind, group, fail_untyped=False, skip={"seed"})
     if command == "fit" or everything:
         for group, callback in DEFAULT_CALLBACKS.items():
@@ -65,12 +69,3 @@ def _help_parser(command: str, flags: Sequence[str], everything: bool) -> Argume
     if everything:
         parser.add_class_arguments(Trainer, "trainer", skip={"callbacks"})
     return parser
-
-
-def _class_named(path: str, default: type) -> type:
-    """Return the class that a flag names, or the default one if there is none of that name."""
-    try:
-        found = resolve_name(path)
-    except (ImportError, AttributeError, ValueError):
-        return default
-    return found if isinstance(found, type) else default

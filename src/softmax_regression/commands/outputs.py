@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from softmax_regression.data.datasets import Dataset
+from softmax_regression.data.photos import Photos
 from softmax_regression.errors import InputError, shell_command
 from softmax_regression.runs.folder import SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
@@ -39,15 +41,10 @@ def summary(trainer: Trainer, run: Path | None) -> str:
 
 def what_is_scored(checkpoint: SavedCheckpoint, data: Any) -> str:
     """Name run, checkpoint and data."""
-    loaded = getattr(data, "data", None)
-    photos = getattr(data, "photos", None)
-    if photos:
-        count = len(photos.paths)
-        origin = f"{count} photo" if count == 1 else f"{count} photos"
-    elif loaded:
-        origin = loaded.origin
-    else:
-        origin = type(data).__name__
+    origin = type(data).__name__
+    for part in (getattr(data, "data", None), getattr(data, "photos", None)):
+        if isinstance(part, Dataset | Photos):  # of this project
+            origin = part.origin
     if checkpoint.run:
         return f"run {checkpoint.run}, checkpoint {checkpoint.path.name}, data {origin}"
     return f"checkpoint {checkpoint.path}, data {origin}"

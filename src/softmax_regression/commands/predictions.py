@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from softmax_regression.data.photos import Photos
 from softmax_regression.errors import InputError
 from softmax_regression.figures.scoring import loaders_by_name
 from softmax_regression.files import check_writable
@@ -35,7 +36,7 @@ def choose_path(run: Path | None, output: str | None, force: bool, data: Any) ->
     Raises:
         InputError: It cannot be written, or a file of somebody else's is there.
     """
-    name = "predictions-photos.csv" if getattr(data, "photos", None) else "predictions.csv"
+    name = "predictions-photos.csv" if _photos_of(data) else "predictions.csv"
     path = Path(output) if output else (run or Path()) / name
     if path.is_dir() or str(output).endswith("/"):
         raise InputError(f"{path}: is a folder; give --output a file, such as {path / name}")
@@ -45,6 +46,12 @@ def choose_path(run: Path | None, output: str | None, force: bool, data: Any) ->
             ours = _HEADER.match(file.readline()) is not None
     check_writable(path, ours)
     return path
+
+
+def _photos_of(data: Any) -> Photos | None:
+    """Return the photos that this project's data module has loaded; another one's attribute may hold anything."""
+    photos = getattr(data, "photos", None)
+    return photos if isinstance(photos, Photos) else None
 
 
 def forward_inputs_only(model: LightningModule) -> None:
@@ -88,7 +95,7 @@ class PredictionTable(Callback):
 
     def __init__(self, data: Any) -> None:
         self.names = list(map(str, getattr(data, "class_names", ())))
-        self.photos = getattr(data, "photos", None)
+        self.photos = _photos_of(data)
         self.rows: list[dict[str, Any]] = []
         self._examples = 0  # of the batches so far
 

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from softmax_regression.commands.messages import run_command
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.allowed_classes import allow_classes
-from softmax_regression.experiment.flags import CONF, check_flags, find_command, find_configurations, named_texts
+from softmax_regression.experiment.flags import CONF, find_command, find_configurations, named_texts
 
 
 class Study(NamedTuple):
@@ -59,7 +59,6 @@ def _parser(name: str, study: Study) -> ArgumentParser:
 
 def run(args: Sequence[str]) -> None:
     """Run a command line of `study.py`."""
-    check_flags(args)
     if args and args[0] in ("-h", "--help"):
         lines = [f"  {name:10}{study.purpose}" for name, study in STUDIES.items()]
         print("\n".join(["usage: study.py STUDY [options]", "", *lines, "", "STUDY --help shows its options."]))

@@ -21,7 +21,7 @@ from softmax_regression.commands.quiet import show_logging_interval
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import ExperimentCLI
-from softmax_regression.experiment.flags import check_flags, find_command, flag_value
+from softmax_regression.experiment.flags import find_command, flag_value
 from softmax_regression.experiment.opening import warn_of_other_data
 from softmax_regression.files import locked, remove_debris, write_csv
 from softmax_regression.runs.callbacks import folder_of
@@ -148,7 +148,6 @@ class TrainCLI(ExperimentCLI):
 
 def run(args: Sequence[str]) -> None:
     """Run a command line of `train.py`."""
-    check_flags(args)
     if {"-h", "--help", "--help-all"} & set(args):
         print(command_help(args))
         return

@@ -34,6 +34,11 @@ class Photos(NamedTuple):
     paths: list[Path]  # the n files they came from
     skipped: list[tuple[Path, str]]  # the files that could not be used, each with the reason in one line
 
+    @property
+    def origin(self) -> str:
+        """How many there are, in words."""
+        return "1 photo" if len(self.paths) == 1 else f"{len(self.paths)} photos"
+
 
 def load_photos(paths: Sequence[str | Path] | str) -> Photos:
     """Turn photos into images like those of Fashion-MNIST (`to_fashion_mnist`), and say which cannot be used.

@@ -136,8 +136,8 @@ class ExperimentCLI(LightningCLI):
         if trainer.barebones:
             _forget_defaults_for_barebones(trainer)
         callbacks = as_list(trainer.callbacks)
-        for group in DEFAULT_CALLBACKS:
-            if self._wants(group, callbacks):
+        for group, kind in DEFAULT_CALLBACKS.items():
+            if self._wants(kind, callbacks):
                 callbacks.append(config[group])
         if not trainer.barebones:
             callbacks.append(RunRecord(self.recorded_configuration(), self.options.seed_everything))
@@ -148,10 +148,9 @@ class ExperimentCLI(LightningCLI):
             made.strategy.checkpoint_io = SafeCheckpointIO()
         return made
 
-    def _wants(self, group: str, own: Sequence[Callback]) -> bool:
+    def _wants(self, kind: type[Callback], own: Sequence[Callback]) -> bool:
         """Whether a default callback is used: not what the Trainer switches off, nor what the user has put instead."""
         trainer = self.options.trainer
-        kind = DEFAULT_CALLBACKS[group]
         if trainer.barebones:
             return kind is Engine
         if issubclass(kind, Checkpoint):

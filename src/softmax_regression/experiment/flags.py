@@ -29,7 +29,7 @@ class Flag(NamedTuple):
 
 
 def split_flags(args: Sequence[str]) -> list[Flag]:
-    """Return the flags of a command line in their order."""
+    """Return the flags of a command line in their order; an InputError says that one that takes a path has none."""
     flags = [Flag("", [], [])]
     for word in args:
         name, equals, value = word.partition("=")
@@ -42,6 +42,9 @@ def split_flags(args: Sequence[str]) -> list[Flag]:
         else:
             flags[-1].values.append(word)
             flags[-1].words.append(word)
+    for flag in flags:
+        if flag.name in NAME_FILES and flag.values[:1] == [""]:
+            raise InputError(f"--{flag.name} '': names nothing; give a path, or drop it")
     return flags
 
 
@@ -152,13 +155,6 @@ def named_texts(args: Sequence[str]) -> list[str]:
             if value.endswith((".yaml", ".yml", ".json")) and Path(value).is_file():
                 texts.append(Path(value).read_text(encoding="utf-8", errors="replace"))
     return texts
-
-
-def check_flags(args: Sequence[str]) -> None:
-    """Refuse flags that take a path and are given an empty one."""
-    for flag in split_flags(args):
-        if flag.name in NAME_FILES and flag.values[:1] == [""]:
-            raise InputError(f"--{flag.name} '': names nothing; give a path, or drop it")
 
 
 def check_configuration(text: str | bytes, source: str) -> None:

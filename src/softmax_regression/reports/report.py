@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import LightningModule
 
 from softmax_regression.classifier import Classifier
 from softmax_regression.experiment.opening import OpenedRun, held_out_loader, open_run
@@ -55,7 +54,9 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     metrics = metrics_of(rows.values())
     scores = [[what, row.get("epoch"), *map(row.get, metrics)] for what, row in rows.items() if row]
     settings = settings_of(opened.config).items()
-    num_classes = _classes_of_cross_entropy(opened.model)
+    num_classes = 1
+    if isinstance(opened.model, Classifier) and type(opened.model).loss in (Classifier.loss, SoftmaxRegression.loss):
+        num_classes = opened.model.num_classes  # of which the loss is the mean cross-entropy
     return write_page(
         out,
         Path(__file__).with_name("report.html"),
@@ -93,10 +94,3 @@ def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:
         "count": len(labels),
         "classes": [[name, *row] for name, row in zip(names, rows, strict=True)],
     }
-
-
-def _classes_of_cross_entropy(model: LightningModule) -> int:
-    """Return the number of classes of a model whose loss is the mean cross-entropy, or 1."""
-    if isinstance(model, Classifier) and type(model).loss in (Classifier.loss, SoftmaxRegression.loss):
-        return model.num_classes
-    return 1
