@@ -23,13 +23,12 @@ def check_options(command: str, config: Any) -> None:
     """Refuse options that mean nothing, or not what they seem to."""
     if config.resume and command != "fit":
         raise InputError(f"--resume: goes with fit; {command} takes --ckpt_path")
-    if config.output and command != "predict":
-        raise InputError(f"--output {config.output}: goes with predict; drop it")
+    images = (config.data or {}).get("init_args", {}).get("images")
+    for flag, value in (("--output", config.output), ("--data.images", images)):
+        if value and command != "predict":
+            raise InputError(f"{flag} {value}: goes with predict; drop it")
     if config.force and not config.output:
         raise InputError("--force: goes with --output; drop it")
-    images = (config.data or {}).get("init_args", {}).get("images")
-    if images and command != "predict":
-        raise InputError(f"--data.images {images}: goes with predict; drop it")
     if config.lr_scheduler and not config.optimizer:
         raise InputError("--lr_scheduler: goes with --optimizer; give both")
     if not 0 <= config.seed_everything < 2**32:

@@ -14,12 +14,7 @@ from softmax_regression.experiment.cli import ExperimentCLI
 from softmax_regression.figures.scoring import choose_loader
 from softmax_regression.runs.folder import open_checkpoint
 
-NOTHING_ELSE = [
-    "--trainer.logger=false",
-    "--trainer.enable_progress_bar=false",
-    "--trainer.fast_dev_run=false",
-    "--trainer.barebones=false",
-]
+SWITCHED_OFF = ("logger", "enable_progress_bar", "fast_dev_run", "barebones")  # of the Trainer
 
 
 class OpenedRun(NamedTuple):
@@ -72,7 +67,7 @@ def open_run(
         InputError: There is no such run, or it is not what its configuration says.
     """
     checkpoint = open_checkpoint(which, prefer)
-    flags = [*flags, *NOTHING_ELSE]
+    flags = [*flags, *(f"--trainer.{name}=false" for name in SWITCHED_OFF)]
     if dirs is not None:
         flags.append(f"--data.dirs={json.dumps(dirs)}")
     cli = _Opener("validate", flags, checkpoint)
