@@ -2,10 +2,14 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch import Trainer
+from zoo import data, modules
 
-from commands import only_run
+from commands import manifest, only_run
+from softmax_regression import LastCheckpoint, RunLogger, RunRecord
 from softmax_regression.commands.train import main
 
 HERE = Path(__file__).parent
@@ -56,6 +60,29 @@ def test_what_cannot_be_trained_is_refused_before_the_first_step(kind: str, caps
     assert main(["fit", *PLAIN, *flags]) == 2
     assert says in error_of(capsys)
     assert not list(Path().rglob("last.ckpt"))
+
+
+def test_a_module_with_training_data_of_its_own_is_not_trained_on_others(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--model=zoo.odd.OwnLoaders"]) == 2
+    assert "OwnLoaders: its own train_dataloader is not used here" in error_of(capsys)
+    assert main(["fit", *PLAIN, "--model=zoo.odd.OwnLoaders"]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
+def test_a_run_on_loaders_of_a_script_is_not_scored_on_other_data(capsys: pytest.CaptureFixture[str]) -> None:
+    options: dict[str, Any] = {"logger": RunLogger(), "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(accelerator="cpu", max_epochs=1, callbacks=[LastCheckpoint(), RunRecord()], **options)
+    own = data.Own()
+    own.setup("fit")
+    module = modules.Plain()
+    trainer.fit(module, own.train_dataloader(), own.val_dataloader())
+    run = only_run()
+    for command in (["test", "--ckpt_path"], ["predict", "--ckpt_path"], ["fit", "--resume"]):
+        capsys.readouterr()
+        assert main([*command, str(run)]) == 2
+        assert "was trained with DataLoaders of a script; name its data with --data" in error_of(capsys)
+    assert main(["test", "--ckpt_path", str(run), "--data=zoo.data.Own"]) == 0
+    assert manifest(run)["test"] == pytest.approx(trainer.test(module, own, verbose=False)[0])
 
 
 def test_a_schedule_of_a_fixed_length_is_not_gone_on_with_for_more_epochs(capsys: pytest.CaptureFixture[str]) -> None:

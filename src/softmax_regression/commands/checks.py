@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
 from softmax_regression.classifier import Classifier
 from softmax_regression.errors import InputError
+from softmax_regression.experiment.flags import named_classes
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
 from softmax_regression.runs.folder import SavedCheckpoint
 from softmax_regression.runs.processes import cores, print_rank_zero
@@ -102,6 +104,17 @@ def _own_methods(part: object) -> dict[str, Any]:
         if not kind.__module__.startswith(("softmax_regression.", "lightning.", "torch.")):
             found = {**vars(kind), **found}
     return found
+
+
+def check_data_named(checkpoint: SavedCheckpoint | None, model: LightningModule, flags: Sequence[str]) -> None:
+    """Refuse to put this project's data in the place of those that a run or a module has of its own."""
+    if "data" in named_classes(flags):
+        return
+    if checkpoint and checkpoint.content.get("run", {}).get("data", "") is None:
+        raise InputError(f"{checkpoint.path}: was trained with DataLoaders of a script; name its data with --data")
+    if checkpoint is None and is_overridden("train_dataloader", model):
+        name = type(model).__name__
+        raise InputError(f"{name}: its own train_dataloader is not used here; give --data, a LightningDataModule")
 
 
 def check_classes(model: LightningModule, data: LightningDataModule, flags: Sequence[str]) -> None:

@@ -137,6 +137,7 @@ class TrainCLI(ExperimentCLI):
 
     def _check_data(self) -> None:
         """Refuse data that do not go with the model, before the processes of a run wait for one another."""
+        checks.check_data_named(self.checkpoint, self.model, self.flags)
         if self.command != "fit" or hasattr(self.datamodule, "loaded"):
             self.datamodule.setup(self.command)
         checks.check_classes(self.model, self.datamodule, self.flags)

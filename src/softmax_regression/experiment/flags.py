@@ -118,6 +118,14 @@ def reset_class_defaults(args: Sequence[str]) -> list[str]:
     jsonargparse would keep those of the class that it replaces: `--model Sub`, whose default of lr is another, would
     train with that of SoftmaxRegression. Lightning's base class, which has no defaults, is named in between.
     """
+    words = []
+    for group, value in named_classes(args).items():
+        words += [f"--{group}", f"lightning.pytorch.{BASES[group]}", f"--{group}", value]
+    return words
+
+
+def named_classes(args: Sequence[str]) -> dict[str, str]:
+    """Return the classes of model and data that a command line names, in flags or in files."""
     named: dict[str, str] = {}
     for flag in split_flags(args):
         if not flag.values:
@@ -129,10 +137,7 @@ def reset_class_defaults(args: Sequence[str]) -> list[str]:
             group = name.removesuffix(".class_path")
             if group in BASES and value:
                 named[group] = str(value)
-    words = []
-    for group, value in named.items():
-        words += [f"--{group}", f"lightning.pytorch.{BASES[group]}", f"--{group}", value]
-    return words
+    return named
 
 
 def options_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -292,3 +292,10 @@ class OfDatasets(LightningDataModule):
     def __new__(cls) -> Any:
         train, val, test = (TensorDataset(*data.images(n, n)) for n in (200, 60, 50))
         return LightningDataModule.from_datasets(train, val, test, test, batch_size=32)
+
+
+class OwnLoaders(Plain):
+    """Has its training data itself."""
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(TensorDataset(*data.images(200, 200)), batch_size=32)
