@@ -71,11 +71,6 @@ class Failure(NamedTuple):
     def __str__(self) -> str:
         return f"{self.measured:g} ({self.predicted:.2f})"
 
-    @property
-    def agrees(self) -> bool:
-        """Whether it is the first scale of the grid above the predicted one."""
-        return 0 <= self.measured - self.predicted <= STEP
-
 
 class Error(NamedTuple):
     """The worst error at a scale of the logits, in units in the last place; inf where the form fails."""

@@ -19,7 +19,6 @@ from torch import Tensor
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
 from softmax_regression.studies import alone
-from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.learning import Labelled, Scores, Watcher, held_out, learn
 from softmax_regression.studies.stacked import CHUNK
 from softmax_regression.studies.sweep.results import Result
@@ -79,27 +78,10 @@ class Remedy(NamedTuple):
         """Return a metric of the models that were taken, (s,)."""
         return self.result.history[metric].gather(1, self.stop[:, None])[:, 0]
 
-    def interval(self, metric: str) -> Interval:
-        """Return the mean of a metric of the models that were taken, with its interval."""
-        return Interval.of(self.taken(metric))
-
-    def change(self, metric: str, before: "Remedy") -> Interval:
-        """Return by how much a metric differs from that of another remedy, seed by seed."""
-        return Interval.of(self.taken(metric) - before.taken(metric))
-
-    @property
-    def gap(self) -> Interval:
-        """By how much the loss on test images exceeds that on training images."""
-        return Interval.of(self.taken("test/loss") - self.taken("train/loss"))
-
     @property
     def lowest(self) -> int:
         """The scoring with the lowest validation loss, the mean over the seeds, counted from 0."""
         return int(self.result.history[MONITOR].mean(0).argmin())
-
-    def since_lowest(self, metric: str) -> Interval:
-        """Return by how much a metric has changed between the lowest validation loss and the end."""
-        return Interval.of(self.result.last(metric) - self.result.history[metric][:, self.lowest])
 
     def __str__(self) -> str:
         dropout, decay = strength(self.result)

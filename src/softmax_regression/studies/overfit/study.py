@@ -22,6 +22,7 @@ from softmax_regression.files import locked, write_csv
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
 from softmax_regression.studies.folders import STUDIES, own_name
+from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.overfit import measurements
 from softmax_regression.studies.overfit.measurements import MONITOR, OverfitTraining, Remedy, Size, choose_remedies
 from softmax_regression.studies.sweep.page import error_bars, rows
@@ -122,6 +123,7 @@ def write(folder: Path, remedies: Mapping[Size, Sequence[Remedy]], plan: Plan, m
         figures,
         sizes=sizes,
         names=TESTED,
+        interval=Interval.of,
         plan=plan,
         lr=measurements.LR,
         batch_size=measurements.BATCH_SIZE,

@@ -39,10 +39,6 @@ class Result(NamedTuple):
         """Return the mean of a metric at the end, with its interval."""
         return Interval.of(self.last(metric))
 
-    def change(self, metric: str, before: "Result") -> Interval:
-        """Return by how much a metric at the end differs from another configuration's, seed by seed."""
-        return Interval.of(self.last(metric) - before.last(metric))
-
 
 def ranked(runs: Iterable[Mapping[str, Any]], seeds: Sequence[int], plan: Plan) -> list[Result]:
     """Return the configurations that were trained with all seeds and did not diverge, the best one first.
