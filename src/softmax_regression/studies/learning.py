@@ -50,11 +50,15 @@ def learn(
         watch: See `Watcher`.
     """
     distinct: list[Mapping[str, Any]] = []
+    models = []
     for variant in variants:
         if variant not in distinct:
             distinct.append(variant)
+            with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):  # torch's generator is left as it was
+                torch.manual_seed(seed)
+                models.append(SoftmaxRegression(**variant))
     place = [distinct.index(variant) for variant in variants]
-    stack = Stack([_initialized(variant, seed) for variant in distinct], loader, epochs, seed)
+    stack = Stack(models, loader, epochs, seed)
     scores: list[Scores] = [{} for _ in variants]
     for epoch in range(1, epochs + 1):
         if watch:
@@ -74,10 +78,3 @@ def learn(
         if watch:
             watch(epoch, row)
     return scores
-
-
-def _initialized(hparams: Mapping[str, Any], seed: int) -> SoftmaxRegression:
-    """Make a model whose initial weights are those of the seed; torch's global generator is left as it was."""
-    with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return SoftmaxRegression(**hparams)

@@ -6,7 +6,7 @@ minus the one-hot label (Dive into Deep Learning, classic edition, section 3.4).
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,7 +53,11 @@ class Stack:
         self.epoch = 0
         self.step = 0
         self.total = epochs * len(loader)
-        self.shared = _shared(models)
+        self.shared = {name: models[0].hparams[name] for name in SHARED}
+        if any(self.shared.items() - model.hparams.items() for model in models):
+            raise InputError(f"{', '.join(SHARED)}: must be the same in a stack; make several")
+        if self.shared["loss"] == "naive":
+            raise InputError("loss=naive: a stack has the stable gradient; train the model alone")
         self.k = self.shared["num_classes"]
         device = loader.images.device
         weights, biases = zip(*[model.net.parameters() for model in models], strict=True)
@@ -132,16 +136,6 @@ class Stack:
             self.bias.mul_(1 - lr * self.weight_decay)
         self.weight.addmm_(delta, x, alpha=-1)
         self.bias.sub_(delta.sum(1, keepdim=True))
-
-
-def _shared(models: Sequence[SoftmaxRegression]) -> dict[str, Any]:
-    """Return the hyperparameters `SHARED`, or refuse models that differ in them."""
-    shared = {name: models[0].hparams[name] for name in SHARED}
-    if any(shared.items() - model.hparams.items() for model in models):
-        raise InputError(f"{', '.join(SHARED)}: must be the same in a stack; make several")
-    if shared["loss"] == "naive":
-        raise InputError("loss=naive: a stack has the stable gradient; train the model alone")
-    return shared
 
 
 def _sums(log_probs: Tensor, labels: Tensor) -> Tensor:
