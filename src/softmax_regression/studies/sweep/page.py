@@ -26,7 +26,7 @@ from softmax_regression.studies.alone import parameters_of
 from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.sweep.results import Result, failures
 from softmax_regression.studies.sweep.search import Search
-from softmax_regression.studies.sweep.space import BOOK, Plan, Value, count, sort_key, sorted_values
+from softmax_regression.studies.sweep.space import BOOK, Plan, Value, count, sorted_values
 from softmax_regression.studies.sweep.training import Training
 
 COLUMNS = 3  # panels in a row
@@ -118,7 +118,6 @@ def _scores_by_hyperparameter(names: Sequence[str], results: Sequence[Result], p
             colour = names[1] if i == 1 else names[0]
         _draw_scores(axes, name, colour, results, plan)
         axes.grid(alpha=0.3)
-        _set_ticks(axes, sorted_values(result.params[name] for result in results), plan.is_grid)
     figure.axes[0].set_ylabel(plan.monitor)
     if plan.monitor.endswith("loss"):
         figure.axes[0].set_yscale("log")
@@ -135,11 +134,13 @@ def _draw_scores(axes: Axes, name: str, colour: str, results: Sequence[Result], 
             place = result.params[name]
         lines.setdefault(result.params.get(colour, ""), {}).setdefault(place, result)
     style = {True: "o-", False: "o"}[plan.is_grid]
+    values = sorted_values(result.params[name] for result in results)
     for label, shade in zip(sorted_values(lines), itertools.cycle(PALETTE)):
-        points = sorted(lines[label].values(), key=lambda result: sort_key(result.params[name]))
+        points = sorted(lines[label].values(), key=lambda result: values.index(result.params[name]))
         x: list[Any] = [result.params[name] for result in points]
         scores = torch.stack([result.last(plan.monitor) for result in points])  # (points, seeds)
         error_bars(axes, x, scores, fmt=style, ms=4, color=shade, label=str(label))
+    _set_ticks(axes, values, plan.is_grid)
     if colour:
         axes.legend(title=colour, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=4, fontsize=8)
 

@@ -108,25 +108,20 @@ class Search:
         columns = TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn()
         bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
         bar.add_task("trials", total=self.plan.size)
+        callbacks: list[Callable[[optuna.Study, FrozenTrial], None]] = [partial(_show_progress, self, bar)]
+        if not self.plan.is_grid:  # GridSampler itself ends a study
+            callbacks.append(MaxTrialsCallback(self.plan.size, FINISHED))
+        options: dict[str, Any] = {"n_jobs": workers, "catch": (Exception,), "callbacks": callbacks}
         with bar, loss_is_a_storage_error():
             try:
                 while len(self.finished) < self.plan.size:
-                    background.submit(self._optimize, workers, bar).result()
+                    left = None if self.is_shared else self.plan.size - len(self.finished)  # no more on one machine
+                    background.submit(self.study.optimize, self._objective, left, **options).result()
             except Interrupted as error:
                 raise Interrupted(error.exit_code - 128, "the same command goes on where it was") from error
             finally:
                 self.stop.set()
                 background.shutdown()
-
-    def _optimize(self, workers: int, bar: Progress) -> None:
-        """Let Optuna run trials until all are done, or, on one machine, as many as are left."""
-        callbacks: list[Callable[[optuna.Study, FrozenTrial], None]] = [partial(_show_progress, self, bar)]
-        if not self.plan.is_grid:  # GridSampler itself ends a study
-            callbacks.append(MaxTrialsCallback(self.plan.size, FINISHED))
-        left = None
-        if not self.is_shared:
-            left = self.plan.size - len(self.finished)
-        self.study.optimize(self._objective, left, n_jobs=workers, catch=(Exception,), callbacks=callbacks)
 
     def _objective(self, trial: Trial) -> float:
         """Train the models of a trial and keep their scores; return the score of the best."""

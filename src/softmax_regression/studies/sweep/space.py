@@ -213,13 +213,8 @@ def describe(params: Mapping[str, Value]) -> str:
     return ", ".join(words)
 
 
-def sort_key(value: Value) -> tuple[bool, float, str]:
-    """Order numbers by size, before anything else by name."""
-    if isinstance(value, int | float):
-        return False, float(value), ""
-    return True, 0.0, str(value)
-
-
 def sorted_values(values: Iterable[Value]) -> list[Value]:
-    """Return the different values in their order."""
-    return sorted(set(values), key=sort_key)
+    """Return the different values in their order: numbers by size, then anything else by name."""
+    different = set(values)
+    numbers = {value for value in different if isinstance(value, int | float)}
+    return [*sorted(numbers), *sorted(different - numbers, key=str)]
