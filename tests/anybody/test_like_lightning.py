@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
-from zoo import data, loading, modules
+from zoo import data, loading, modules, odd
 
 from commands import age, manifest, only_run, scalars
 from marks import slow
@@ -69,6 +69,25 @@ def test_a_module_that_loads_or_logs_in_its_own_way_is_opened_again(name: str) -
     resumed = checkpoint.read(run / "checkpoints" / "last.ckpt")
     for weight, expected in zip(resumed["state_dict"].values(), whole["state_dict"].values(), strict=True):
         assert torch.equal(weight, expected)
+
+
+@pytest.mark.parametrize("seed", [slow(42), 7])
+def test_data_whose_arguments_have_names_of_ours_are_as_they_say(seed: int) -> None:
+    seed_everything(0, workers=True, verbose=False)
+    module = modules.Plain()
+    Trainer(**QUIET, max_epochs=1).fit(module, odd.SameNames(seed))
+    flags = ["--model=zoo.modules.Plain", "--trainer.max_epochs=1", "--best_checkpoint.monitor=val_loss"]
+    flags += ["--data=zoo.odd.SameNames", "--data.images=other"]
+    if seed != 42:
+        flags.append(f"--data.seed={seed}")
+    assert main(["fit", *USUAL, *flags]) == 0
+    run = only_run()
+    for command in (["test", "--ckpt_path"], ["predict", "--ckpt_path"]):
+        assert main([*command, str(run)]) == 0
+    saved = checkpoint.read(run / "checkpoints" / "last.ckpt")
+    for name, weight in module.state_dict().items():
+        assert torch.equal(saved["state_dict"][name], weight)
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
 
 
 def test_a_checkpoint_of_another_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,5 @@
 """What a command refuses before anything is computed or written, each with an InputError."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +8,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
 from softmax_regression.classifier import Classifier
+from softmax_regression.data.module import FashionMNISTDataModule, class_names_of
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.flags import named_classes
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
@@ -25,10 +25,8 @@ def check_options(command: str, config: Any) -> None:
     """Refuse options that mean nothing, or not what they seem to."""
     if config.resume and command != "fit":
         raise InputError(f"--resume: goes with fit; {command} takes --ckpt_path")
-    images = (config.data or {}).get("init_args", {}).get("images")
-    for flag, value in (("--output", config.output), ("--data.images", images)):
-        if value and command != "predict":
-            raise InputError(f"{flag} {value}: goes with predict; drop it")
+    if config.output and command != "predict":
+        raise InputError(f"--output {config.output}: goes with predict; drop it")
     if config.force and not config.output:
         raise InputError("--force: goes with --output; drop it")
     if config.lr_scheduler and not config.optimizer:
@@ -45,14 +43,19 @@ def check_options(command: str, config: Any) -> None:
             raise InputError(f"trainer.{name}=0: must be at least 1, or dropped")
 
 
+def check_images(command: str, data: LightningDataModule) -> None:
+    """Refuse photos for another command than `predict`."""
+    if isinstance(data, FashionMNISTDataModule) and data.images and command != "predict":
+        raise InputError(f"--data.images {data.images}: goes with predict; drop it")
+
+
 def check_devices(trainer: Trainer, data: LightningDataModule) -> None:
     """Refuse more processes than the machine has cores, or than there are images in a minibatch."""
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores():
         raise InputError(f"trainer.devices={trainer.num_devices}: there are {cores()} CPU cores; lower it")
-    batch_size = getattr(data, "batch_size", math.inf)
-    if isinstance(batch_size, int | float) and batch_size < trainer.world_size:
+    if isinstance(data, FashionMNISTDataModule) and data.batch_size < trainer.world_size:
         raise InputError(
-            f"batch_size={batch_size}: must be at least 1 for each of {trainer.world_size} devices; "
+            f"batch_size={data.batch_size}: must be at least 1 for each of {trainer.world_size} devices; "
             "raise data.batch_size or lower trainer.devices"
         )
 
@@ -61,8 +64,10 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
     """Refuse a monitor that nothing logs, where that can be known; without a validation set, say what is off."""
     if not isinstance(model, Classifier):
         return
-    validates = trainer.limit_val_batches != 0 and getattr(data, "val_size", 1) != 0
-    tests = getattr(data, "watch_test", False)
+    validates = trainer.limit_val_batches != 0
+    tests = False
+    if isinstance(data, FashionMNISTDataModule):
+        validates, tests = validates and data.val_size > 0, data.watch_test
     if not validates and not tests:
         trainer.limit_val_batches = 0  # or Lightning warns of an empty loader
     metrics = ("loss", *model.metrics())
@@ -78,7 +83,9 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
         if monitor is None or monitor in (*logged, "epoch", "step"):
             continue
         metric = monitor.partition("/dataloader_idx_")[0].rpartition("/")[2]
-        if metric in metrics and not hasattr(data, "loaded"):  # loaders of one's own may have any names
+        if metric in metrics and not isinstance(
+            data, FashionMNISTDataModule
+        ):  # loaders of one's own may have any names
             continue
         if not validates and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
             callback.switch_off()
@@ -119,9 +126,9 @@ def check_data_named(checkpoint: SavedCheckpoint | None, model: LightningModule,
 
 def check_classes(model: LightningModule, data: LightningDataModule, flags: Sequence[str]) -> None:
     """Refuse a model that has another number of classes than the data."""
-    expected = len(getattr(data, "class_names", ()))
+    expected = len(class_names_of(data))
     given = model.hparams.get("num_classes", expected)
-    if expected and given != expected:
+    if isinstance(model, Classifier) and expected and given != expected:
         typed = any(flag.startswith("--model.num_classes") for flag in flags)
         remedy = "drop it" if typed else f"add --model.num_classes {expected}"
         raise InputError(f"model.num_classes={given}: the data have {expected} classes; {remedy}")

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from softmax_regression.data.module import class_names_of
 from softmax_regression.data.photos import Photos
 from softmax_regression.errors import InputError
 from softmax_regression.figures.scoring import loaders_by_name
@@ -94,7 +95,7 @@ class PredictionTable(Callback):
     """
 
     def __init__(self, data: Any) -> None:
-        self.names = list(map(str, getattr(data, "class_names", ())))
+        self.names = class_names_of(data)
         self.photos = _photos_of(data)
         self.rows: list[dict[str, Any]] = []
         self._examples = 0  # of the batches so far

@@ -138,7 +138,8 @@ class TrainCLI(ExperimentCLI):
     def _check_data(self) -> None:
         """Refuse data that do not go with the model, before the processes of a run wait for one another."""
         checks.check_data_named(self.checkpoint, self.model, self.flags)
-        if self.command != "fit" or hasattr(self.datamodule, "loaded"):
+        checks.check_images(self.command, self.datamodule)
+        if self.command != "fit" or isinstance(self.datamodule, FashionMNISTDataModule):
             self.datamodule.setup(self.command)
         checks.check_classes(self.model, self.datamodule, self.flags)
         if self.checkpoint:

@@ -1,6 +1,7 @@
 """Fashion-MNIST as a LightningDataModule: what is trained on, what is held out, and in which minibatches."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -72,7 +73,7 @@ class FashionMNISTDataModule(LightningDataModule):
         device: `auto` keeps the images on the device that trains; `host` keeps them in host memory and
             copies each minibatch, for a set that the device cannot hold.
         eval_batch_size: Images that are scored at a time in validation, test and prediction.
-        seed: Decides the order of the training images.
+        seed: Decides the order of the training images; None for that of `seed_everything`.
 
     Raises:
         InputError: A size is out of range, or the data cannot be had.
@@ -92,9 +93,11 @@ class FashionMNISTDataModule(LightningDataModule):
         watch_test: bool = False,
         device: Literal["auto", "host"] = "auto",
         eval_batch_size: int = 1000,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
+        if seed is None:
+            seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.save_hyperparameters()
         self.batch_size = batch_size
         self.val_size = val_size
@@ -214,3 +217,14 @@ class FashionMNISTDataModule(LightningDataModule):
         Lightning restores a loader itself, but not one that a schedule has asked for the number of its steps.
         """
         self._position = state_dict.get("position", {})
+
+
+def loaded_images(data: object) -> Dataset | None:
+    """Return the images of a data module of this project; another one's attributes may hold anything."""
+    return data.loaded if isinstance(data, FashionMNISTDataModule) else None
+
+
+def class_names_of(data: object) -> list[str]:
+    """Return the names of the classes that any data module gives in `class_names`, none if it gives none."""
+    names = getattr(data, "class_names", ())
+    return list(map(str, names)) if isinstance(names, list | tuple) else []

@@ -99,10 +99,9 @@ class ExperimentCLI(LightningCLI):
         add_own_arguments(parser)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks that every run has; the order of the images comes from the one seed."""
+        """Add the callbacks that every run has."""
         for group, callback in DEFAULT_CALLBACKS.items():
             parser.add_lightning_class_args(callback, group)
-        parser.link_arguments("seed_everything", "data.init_args.seed")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the flags, which need not be those of sys.argv."""

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from softmax_regression.data.module import class_names_of
 from softmax_regression.errors import InputError
 from softmax_regression.figures.predictions import figures_of
 from softmax_regression.figures.scoring import choose_loader, score
@@ -99,7 +100,7 @@ class FigureLogger(Callback):
             scored = score(trainer, module, *chosen)
             if not trainer.is_global_zero:
                 return
-            names = getattr(getattr(trainer, "datamodule", None), "class_names", ())
+            names = class_names_of(getattr(trainer, "datamodule", None))
             figures = figures_of(*scored, names, list(module.parameters()))
             for name, draw in figures.items():
                 if tag == "test" or name in VALIDATION_FIGURES:

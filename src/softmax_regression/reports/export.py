@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from softmax_regression.data.datasets import Dataset
-from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.data.module import FashionMNISTDataModule, class_names_of
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.opening import OpenedRun, held_out_loader, open_run
 from softmax_regression.figures.drawings import PRODUCER
@@ -97,7 +97,7 @@ def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
         expected = torch.cat([exported(part)[0] for part in images.split(BATCH)])  # probabilities (n, k)
         if not is_logits(expected, images):
             raise InputError(f"it returns {tuple(expected.shape)} of {tuple(images.shape)}")
-        names = names_of_classes(getattr(opened.data, "class_names", ()), expected.shape[1])
+        names = names_of_classes(class_names_of(opened.data), expected.shape[1])
         contents = {file: to_onnx(exported, each[:2], names, checkpoint) for file, each in inputs.items()}
     except Exception as error:  # of anybody's model
         why = reason(error)[:200]

@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from softmax_regression.classifier import Classifier
+from softmax_regression.data.module import class_names_of
 from softmax_regression.experiment.opening import OpenedRun, held_out_loader, open_run
 from softmax_regression.figures.drawings import curves, learning_curves, metrics_of
 from softmax_regression.figures.page import check_output, write_page
@@ -85,7 +86,7 @@ def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:
     opened.model.to(opened.trainer.strategy.root_device)
     inputs, labels, logits = score(opened.trainer, opened.model, loader)
     k = logits.shape[1]
-    names = names_of_classes(getattr(opened.data, "class_names", ()), k)
+    names = names_of_classes(class_names_of(opened.data), k)
     drawn = figures_of(inputs, labels, logits, names, list(opened.model.parameters()))
     rows = class_scores(logits.argmax(1), labels, k).tolist()
     return {

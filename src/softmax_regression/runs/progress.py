@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
+from softmax_regression.data.module import loaded_images
 from softmax_regression.engine import Engine
 from softmax_regression.runs.rows import RESERVED, RowCallback
 
@@ -64,7 +65,7 @@ def _device(trainer: Trainer) -> str:
 def _data(trainer: Trainer) -> str:
     """Name the training data: where they came from or else their class."""
     source = trainer.datamodule  # type: ignore[attr-defined]
-    loaded = getattr(source, "loaded", None)
+    loaded = loaded_images(source)
     if loaded:
         return str(loaded.origin)
     if source is None:

@@ -20,6 +20,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Timer
 
+from softmax_regression.data.module import loaded_images
 from softmax_regression.errors import DivergedError, InputError, StorageError, format_error
 from softmax_regression.files import write
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, folder_of
@@ -206,7 +207,7 @@ class RunRecord(RowCallback):
             note = "is in a script or notebook; no command opens its runs until it is in a module"
             print_rank_zero(f"note: class {class_path_of(type(pl_module))}: {note}", file=sys.stderr)
         seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
-        data = getattr(trainer.datamodule, "loaded", None)  # type: ignore[attr-defined]
+        data = loaded_images(trainer.datamodule)  # type: ignore[attr-defined]
         known: dict[str, Any] = {"status": "running", "stopped": None, "seed": seed and int(seed)}
         known["started"] = datetime.now(UTC).isoformat(timespec="seconds")
         known["config"] = yaml.safe_load(str(self.config))
@@ -265,7 +266,7 @@ class RunRecord(RowCallback):
             "model": class_path_of(type(pl_module)),
         }
         known["data"] = class_path_of(type(datamodule)) if datamodule else None
-        known["sha256"] = getattr(getattr(datamodule, "loaded", None), "sha256", None)
+        known["sha256"] = getattr(loaded_images(datamodule), "sha256", None)
         known["step"] = steps_done(trainer)
         known["unrecorded"] = self._unrecorded
         if any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]

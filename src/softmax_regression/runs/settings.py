@@ -88,8 +88,6 @@ def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, lis
             except TypeError:
                 missing.append(f"{name}.{argument}, a {type(value).__name__}")
         config[name] = {"class_path": class_path_of(type(part)), "init_args": given}
-        if name == "data":
-            seed = given.pop("seed", seed)  # linked there
     return yaml.safe_dump(config | {"seed_everything": seed}, sort_keys=False), missing
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, random_split
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.wrappers import MinMaxMetric, Running
 
@@ -299,3 +299,22 @@ class OwnLoaders(Plain):
 
     def train_dataloader(self) -> Any:
         return DataLoader(TensorDataset(*data.images(200, 200)), batch_size=32)
+
+
+class SameNames(data.Own):
+    """Has arguments and attributes under names of this project's data module, which mean something else."""
+
+    class_names = 10
+    loaded = True
+    photos = ("a.png",)
+
+    def __init__(self, seed: int = 42, images: str = "folder", val_size: int = 0, watch_test: str = "no") -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.seed, self.images, self.val_size, self.watch_test = seed, images, val_size, watch_test
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.data = self.train
+        generator = torch.Generator().manual_seed(self.seed)
+        self.train, _ = random_split(self.train, [150, 50], generator=generator)
