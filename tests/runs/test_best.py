@@ -15,7 +15,7 @@ from softmax_regression import BestCheckpoint, EarlyStopping, RunLogger, RunReco
 from softmax_regression.errors import InputError
 from softmax_regression.reports.reading import read_run
 from softmax_regression.runs.checkpoint import read
-from softmax_regression.runs.record import update_manifest
+from softmax_regression.runs.record import saved_best, update_manifest
 from softmax_regression.runs.rows import read_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*sequence of dataloaders")
@@ -50,6 +50,13 @@ def test_of_several_validations_in_an_epoch_the_best_is_the_one_that_was_kept() 
     assert len(rows) == 3 * 4
     assert best["score"] == best["val/loss"] == min(row["val/loss"] for row in rows)
     assert best["step"] == best_checkpoint(run)["global_step"]
+
+
+def test_the_states_of_other_callbacks_do_not_say_what_was_best() -> None:
+    best = {"epoch": 2, "step": 8, "monitor": "val/loss", "score": 0.5}
+    states: dict[str, Any] = {"BestCheckpoint{'monitor': 'val/loss'}": {"best": best}}
+    states |= {"Mine": {"best": 0.25}, "Other": ["a", "list"]}
+    assert saved_best({"callbacks": states}) == best
 
 
 def test_of_a_run_that_was_killed_the_best_is_what_its_checkpoint_says() -> None:

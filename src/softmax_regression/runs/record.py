@@ -98,8 +98,9 @@ def results(trainer: Trainer) -> dict[str, dict[str, Any]]:
 def saved_best(saved: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return what best.ckpt held when a run saved a checkpoint, see `BestCheckpoint.best`."""
     best = None
-    for state in saved["callbacks"].values():
-        best = state.get("best", best)
+    for name, state in saved["callbacks"].items():
+        if name.startswith("BestCheckpoint"):  # the state of another callback may hold anything
+            best = state.get("best", best)
     return best
 
 
