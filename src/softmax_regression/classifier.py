@@ -148,12 +148,12 @@ class Classifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the scores of an epoch that is under way, which an exact resume needs."""
-        checkpoint["scores"] = self.train_scores.saved()
+        checkpoint["softmax_regression.scores"] = self.train_scores.saved()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up what `on_save_checkpoint` added."""
-        if "scores" in checkpoint:
-            self.train_scores.load(checkpoint["scores"], self.global_rank)
+        if "softmax_regression.scores" in checkpoint:
+            self.train_scores.load(checkpoint["softmax_regression.scores"], self.global_rank)
 
 
 def _check_scalars(metrics: Mapping[str, Metric], num_classes: int) -> None:

@@ -28,7 +28,7 @@ from softmax_regression.commands import study
 from softmax_regression.commands.help import COMMANDS
 from softmax_regression.commands.train import main
 from softmax_regression.experiment.allowed_classes import allow_classes
-from softmax_regression.runs.checkpoint import dumps, read
+from softmax_regression.runs.checkpoint import RUN, dumps, read
 
 CANARY = "canary"  # a file in the folder of the test; that it exists says that foreign code ran
 ABOVE = "from lightning.pytorch import Callback, LightningModule\n"
@@ -294,7 +294,7 @@ def test_a_class_that_a_checkpoint_names_is_not_imported(
 ) -> None:
     theirs = Path("logs/softmax/theirs/theirs.ckpt")
     for text in (THEIRS["class"], THEIRS["of Python"], "/dev/zero", "x.yaml", f"data: {{{BOMB}}}"):
-        theirs.write_bytes(dumps(saved | {"run": saved["run"] | {"config": text}}))
+        theirs.write_bytes(dumps(saved | {RUN: saved[RUN] | {"config": text}}))
         assert run("test --ckpt_path PATH", str(theirs)) == 2
         one_line(capsys)
     assert not Path(CANARY).exists()

@@ -80,7 +80,7 @@ def test_images_that_were_not_trained_on_are_told(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = checkpoint.read(run / "checkpoints" / "best.ckpt")
-    saved["run"]["sha256"] = "0"
+    saved["softmax_regression.run"]["sha256"] = "0"
     (tmp_path / "other.ckpt").write_bytes(checkpoint.dumps(saved))
     report(str(tmp_path / "other.ckpt"), tmp_path / "page", dirs=["absent"])
     assert "warning: data with SHA-256 " in capsys.readouterr().err

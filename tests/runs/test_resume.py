@@ -48,7 +48,7 @@ def state(run: Path) -> dict[str, Any]:
     (best,) = (name for name in saved["callbacks"] if "BestCheckpoint" in name)
     paths = {name for name in ModelCheckpoint().state_dict() if "path" in name or name == "best_k_models"}
     saved["callbacks"][best] = {k: v for k, v in saved["callbacks"][best].items() if k not in paths}
-    del saved["run"]["config"]  # which says where the logs are
+    del saved["softmax_regression.run"]["config"]  # which says where the logs are
     return saved | {"scalars": scalars(run)}
 
 

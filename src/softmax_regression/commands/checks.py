@@ -12,6 +12,7 @@ from softmax_regression.data.module import FashionMNISTDataModule, class_names_o
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.flags import named_classes
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
+from softmax_regression.runs.checkpoint import about_run
 from softmax_regression.runs.folder import SavedCheckpoint
 from softmax_regression.runs.processes import cores, print_rank_zero
 
@@ -117,7 +118,7 @@ def check_data_named(checkpoint: SavedCheckpoint | None, model: LightningModule,
     """Refuse to put this project's data in the place of those that a run or a module has of its own."""
     if "data" in named_classes(flags):
         return
-    if checkpoint and checkpoint.content.get("run", {}).get("data", "") is None:
+    if checkpoint and about_run(checkpoint.content).get("data", "") is None:
         raise InputError(f"{checkpoint.path}: was trained with DataLoaders of a script; name its data with --data")
     if checkpoint is None and is_overridden("train_dataloader", model):
         name = type(model).__name__

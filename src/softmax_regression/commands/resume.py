@@ -12,7 +12,7 @@ from softmax_regression.experiment.cli import as_list
 from softmax_regression.experiment.flags import options_of
 from softmax_regression.experiment.opening import other_data
 from softmax_regression.runs.callbacks import folder_of
-from softmax_regression.runs.checkpoint import read
+from softmax_regression.runs.checkpoint import about_run, read
 from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
@@ -34,7 +34,7 @@ MAY_CHANGE = ("data.dirs", "data.images", "data.watch_test", "data.device", "dat
 def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningModule, data: LightningDataModule) -> None:
     """Refuse flags that contradict the checkpoint, which further callbacks do not, and other data."""
     record = next(each for each in trainer.callbacks if isinstance(each, RunRecord))  # type: ignore[attr-defined]
-    known = saved.get("run", {})
+    known = about_run(saved)
     before: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}  # of a run that was started from Python
     before |= _options(known.get("config", "{}"))
     before |= {"model": known.get("model"), "data": known.get("data")}  # a class may have several names
@@ -94,7 +94,7 @@ def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None
     step = saved_step(checkpoint.content)
     loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
     for logger in loggers:
-        logger.reopen(run, checkpoint.content.get("run", {}).get("step", step))
+        logger.reopen(run, about_run(checkpoint.content).get("step", step))
     if not trainer.loggers:
         raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
     if not loggers:

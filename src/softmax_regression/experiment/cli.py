@@ -27,7 +27,7 @@ from softmax_regression.experiment.flags import (
 )
 from softmax_regression.figures.logger import FigureLogger
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
-from softmax_regression.runs.checkpoint import NOT_SERIALIZABLE, SafeCheckpointIO
+from softmax_regression.runs.checkpoint import NOT_SERIALIZABLE, SafeCheckpointIO, about_run
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.last_checkpoint import LastCheckpoint
 from softmax_regression.runs.processes import choose_threads, launched_devices, print_rank_zero
@@ -117,7 +117,7 @@ class ExperimentCLI(LightningCLI):
             warnings.filterwarnings("ignore", "The dirpath has changed")
         threads = self.options.threads
         if threads is None and self.command == "fit" and self.checkpoint:
-            threads = self.checkpoint.content.get("run", {}).get("threads")
+            threads = about_run(self.checkpoint.content).get("threads")
         devices = self.options.trainer.devices
         choose_threads(threads, devices if isinstance(devices, int) and devices > 0 else 1)
 
@@ -213,7 +213,7 @@ def _configuration_of(checkpoint: SavedCheckpoint) -> str:
         if path.is_file():
             check_configuration(path.read_bytes(), str(path))
             return str(path)
-    text = checkpoint.content.get("run", {}).get("config")
+    text = about_run(checkpoint.content).get("config")
     if not text:
         raise InputError(f"{checkpoint.path}: does not say what was trained; give a run's folder with its config.yaml")
     check_configuration(text, str(checkpoint.path))

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from softmax_regression.experiment.cli import ExperimentCLI
 from softmax_regression.figures.scoring import choose_loader
+from softmax_regression.runs.checkpoint import about_run
 from softmax_regression.runs.folder import open_checkpoint
 
 SWITCHED_OFF = ("logger", "enable_progress_bar", "fast_dev_run", "barebones")  # of the Trainer
@@ -38,7 +39,7 @@ class _Opener(ExperimentCLI):
         trainer = self.trainer
         trainer.limit_val_batches = trainer.limit_test_batches = trainer.limit_predict_batches = 0
         options: dict[str, Any] = {"ckpt_path": str(self.checkpoint.path)}
-        if self.checkpoint.content.get("run", {}).get("data") is None:
+        if about_run(self.checkpoint.content).get("data") is None:
             self.datamodule = None
             options["dataloaders"] = []
         else:
@@ -80,7 +81,7 @@ def open_run(
 def other_data(saved: dict[str, Any], data: Any) -> str | None:
     """Say so if the images that are loaded are not those of the run that saved the checkpoint."""
     loaded = getattr(data, "data", None)  # None: photos to predict
-    expected = saved.get("run", {}).get("sha256")
+    expected = about_run(saved).get("sha256")
     found = getattr(loaded, "sha256", None)
     if found is None or expected is None or found == expected:
         return None

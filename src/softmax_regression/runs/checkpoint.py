@@ -27,8 +27,15 @@ REMEDY = "give a run's folder or a .ckpt file that `fit` saved"
 NOT_SERIALIZABLE = "Unable to serialize instance "  # what jsonargparse writes for an object that YAML cannot hold
 EXTRA_STATE = "_extra_state"  # the end of a name in a state_dict whose value need not be a tensor: see nn.Module
 PLAIN_KINDS = {Tensor, bool, int, float, str, type(None)}  # that torch.load always reads with weights_only=True
+RUN = "softmax_regression.run"  # what a run adds to its checkpoints; a module may add anything under another name
 # What a Trainer always writes.
 CONTENT = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
+
+
+def about_run(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run has added to a checkpoint, see `RunRecord`; nothing if it is of a plain Trainer."""
+    found: dict[str, Any] = checkpoint.get(RUN, {})
+    return found
 
 
 def dumps(checkpoint: dict[str, Any]) -> bytes:

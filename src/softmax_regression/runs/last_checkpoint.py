@@ -79,24 +79,26 @@ class LastCheckpoint(Checkpoint):
         device = trainer.strategy.root_device
         gather = gather_all_tensors if trainer.world_size > 1 else lambda state: [state]  # torch deprecates Lightning's
         states = random_state(device)
-        checkpoint["random"] = {name: torch.stack(gather(state.to(device))).cpu() for name, state in states.items()}
-        checkpoint["position"] = position_of(trainer)
+        checkpoint["softmax_regression.random"] = {
+            name: torch.stack(gather(state.to(device))).cpu() for name, state in states.items()
+        }
+        checkpoint["softmax_regression.position"] = position_of(trainer)
         checkpoint["epoch"] = max(trainer.fit_loop.epoch_progress.current.ready - 1, 0)  # also once the epoch is over
         running = self._running.state_dict(trainer, pl_module)
         if any(running.values()):
-            checkpoint["running"] = _of_all(running, trainer)
+            checkpoint["softmax_regression.running"] = _of_all(running, trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep both until training goes on; with another number of processes new random numbers are drawn."""
         if trainer.precision == "64-true":  # Lightning has loaded the weights before the module has their type
             trainer.precision_plugin.convert_module(pl_module)
             pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
-        states = checkpoint.get("random", {})
+        states = checkpoint.get("softmax_regression.random", {})
         if len(states.get("cpu", ())) == trainer.world_size:
             mine = {name: ranks[trainer.global_rank] for name, ranks in states.items()}
-            self._position.set(checkpoint.get("position", {}), mine)
-            if "running" in checkpoint:
-                self._running.load_state_dict(checkpoint["running"][trainer.global_rank], pl_module)
+            self._position.set(checkpoint.get("softmax_regression.position", {}), mine)
+            if "softmax_regression.running" in checkpoint:
+                self._running.load_state_dict(checkpoint["softmax_regression.running"][trainer.global_rank], pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw on where the run left off, and take over the signals after Lightning has set its handlers."""

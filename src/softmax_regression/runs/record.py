@@ -24,6 +24,7 @@ from softmax_regression.data.module import loaded_images
 from softmax_regression.errors import DivergedError, InputError, StorageError, format_error
 from softmax_regression.files import write
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, folder_of
+from softmax_regression.runs.checkpoint import RUN, about_run
 from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.rows import Row, RowCallback, RowsFile, read_rows, rows_file, steps_done
@@ -128,7 +129,7 @@ def rows_until(rows: Sequence[Row], saved: Mapping[str, Any]) -> list[Row]:
 
 def saved_step(saved: Mapping[str, Any]) -> int:
     """Return the number of steps that a run had made when it saved a checkpoint, as its loggers count them."""
-    return int(saved.get("run", {}).get("step", saved["global_step"]))
+    return int(about_run(saved).get("step", saved["global_step"]))
 
 
 def stop_reason(trainer: Trainer) -> str:
@@ -192,7 +193,7 @@ class RunRecord(RowCallback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember which rows a run that goes on has."""
-        self._saved = {"run": checkpoint.get("run", {}), "global_step": checkpoint["global_step"]}
+        self._saved = {RUN: about_run(checkpoint), "global_step": checkpoint["global_step"]}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record everything that is known before the first step."""
@@ -203,7 +204,7 @@ class RunRecord(RowCallback):
             self.config, self._unrecorded = describe_run(trainer, pl_module)
         self.config = with_found(str(self.config), trainer, pl_module)
         if self._saved:
-            _restore_frozen(pl_module, self._saved["run"].get("frozen"))
+            _restore_frozen(pl_module, about_run(self._saved).get("frozen"))
         if type(pl_module).__module__ == "__main__":
             note = "is in a script or notebook; no command opens its runs until it is in a module"
             print_rank_zero(f"note: class {class_path_of(type(pl_module))}: {note}", file=sys.stderr)
@@ -272,7 +273,7 @@ class RunRecord(RowCallback):
         known["unrecorded"] = self._unrecorded
         if any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             known["frozen"] = _frozen(pl_module)
-        checkpoint["run"] = known
+        checkpoint[RUN] = known
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record that the run did not come to its end."""

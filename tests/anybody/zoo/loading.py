@@ -19,6 +19,16 @@ class Renamed(Plain):
         checkpoint["state_dict"] = {name.removeprefix("saved."): value for name, value in found}
 
 
+class OwnKeys(Plain):
+    """Adds to its checkpoints under names that anybody might choose."""
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint.update({"run": "abc123", "scores": [1.0], "position": 3, "random": torch.zeros(2), "running": True})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        assert (checkpoint["run"], checkpoint["position"], checkpoint["running"]) == ("abc123", 3, True)
+
+
 class CompiledLate(Plain):
     """Compiles its network in `configure_model`, which gives its weights other names."""
 
