@@ -74,9 +74,11 @@ class CountedStream(IterableDataset[Any]):
 
     def __init__(self) -> None:
         self.epoch = 0
+        self.system = random.SystemRandom()
 
     def __iter__(self) -> Iterator[Tensor]:
         self.epoch += 1
+        self.size = len(ROWS)  # which is not there before
         rows = list(ROWS)
         random.Random(self.epoch).shuffle(rows)
         yield from rows

@@ -129,7 +129,8 @@ class ResumableLoader(DataLoader[Any]):
         found = {}
         for name, part in parts.items():
             for attribute, value in getattr(part, "__dict__", {}).items():
-                if isinstance(value, SOURCES) or (type(value) is int and part is not self):
+                draws = isinstance(value, SOURCES) and not isinstance(value, random.SystemRandom)  # it has no state
+                if draws or (type(value) is int and part is not self):
                     found[f"{name}.{attribute}"] = part, attribute
         return found
 
@@ -140,7 +141,9 @@ class ResumableLoader(DataLoader[Any]):
     def source_states(self) -> dict[str, Any]:
         """Return the states of these generators, and the counts that have changed since the loader was made."""
         states = self.all_states()
-        return {name: state for name, state in states.items() if type(state) is not int or state != self.counts[name]}
+        return {
+            name: state for name, state in states.items() if type(state) is not int or state != self.counts.get(name)
+        }
 
     def _set_sources(self, states: Mapping[str, Any]) -> None:
         for name, (part, attribute) in self._sources().items():
