@@ -101,9 +101,14 @@ class PredictionTable(Callback):
         self._examples = 0  # of the batches so far
 
     def on_predict_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
         dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Keep the rows of a batch."""
         labels = _labels(batch)
         n = _batch_size(batch)
