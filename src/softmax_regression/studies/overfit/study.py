@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,6 +102,8 @@ def _train(out: Path, training: OverfitTraining, workers: int) -> Path:
     manifest = {"data": training.data.loaded.origin, "design": design._asdict(), **environment()}
     page = write(out, remedies, plan, manifest)
     shutil.rmtree(unfinished)
+    with suppress(OSError):  # another design may be unfinished
+        unfinished.parent.rmdir()
     return page
 
 
