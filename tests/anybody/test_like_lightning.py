@@ -90,6 +90,16 @@ def test_data_whose_arguments_have_names_of_ours_are_as_they_say(seed: int) -> N
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
 
 
+def test_data_are_prepared_before_they_are_set_up_once() -> None:
+    flags = ["--model=zoo.modules.Plain", "--trainer.max_epochs=1", "--best_checkpoint.monitor=val_loss"]
+    assert main(["fit", *USUAL[:2], *flags, "--data=zoo.odd.Prepared"]) == 0
+    run = only_run()
+    for command in ("test", "validate", "predict"):
+        Path("prepared").unlink()
+        assert main([command, "--ckpt_path", str(run)]) == 0
+    assert (run / "predictions.csv").read_text().startswith("index,label,predicted,class 0,class 1,")
+
+
 def test_a_checkpoint_of_another_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--model=zoo.modules.Plain", "--best_checkpoint.monitor=val_loss", "--trainer.max_epochs=1"]
     assert main(["fit", *USUAL, *flags]) == 0

@@ -95,10 +95,14 @@ class PredictionTable(Callback):
     """
 
     def __init__(self, data: Any) -> None:
-        self.names = class_names_of(data)
+        self.data = data
         self.photos = _photos_of(data)
         self.rows: list[dict[str, Any]] = []
         self._examples = 0  # of the batches so far
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask for the names of the classes, which may be known once the data are set up."""
+        self.names = class_names_of(self.data)
 
     def on_predict_batch_end(
         self,

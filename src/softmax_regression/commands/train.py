@@ -139,7 +139,7 @@ class TrainCLI(ExperimentCLI):
         """Refuse data that do not go with the model, before the processes of a run wait for one another."""
         checks.check_data_named(self.checkpoint, self.model, self.flags)
         checks.check_images(self.command, self.datamodule)
-        if self.command != "fit" or isinstance(self.datamodule, FashionMNISTDataModule):
+        if isinstance(self.datamodule, FashionMNISTDataModule):  # the Trainer sets up another's
             self.datamodule.setup(self.command)
         checks.check_classes(self.model, self.datamodule, self.flags)
         if self.checkpoint:

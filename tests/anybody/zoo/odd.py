@@ -318,3 +318,16 @@ class SameNames(data.Own):
         self.data = self.train
         generator = torch.Generator().manual_seed(self.seed)
         self.train, _ = random_split(self.train, [150, 50], generator=generator)
+
+
+class Prepared(data.Own):
+    """Has a file only once it is prepared, sets up no stage twice, and knows the names of its classes then."""
+
+    def prepare_data(self) -> None:
+        Path("prepared").touch()
+
+    def setup(self, stage: str) -> None:
+        if not Path("prepared").exists() or hasattr(self, "class_names"):
+            raise FileNotFoundError("prepared")
+        super().setup(stage)
+        self.class_names = [f"class {i}" for i in range(10)]
