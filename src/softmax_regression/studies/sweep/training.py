@@ -74,7 +74,7 @@ class LightningTraining:
     def _make(self, params: Params, seed: int) -> tuple[LightningModule, LightningDataModule]:
         """Make both as `fit --seed_everything SEED` does; call it where the generators are isolated."""
         module = alone.make_model(self.plan.model, params, seed)
-        return module, alone.make(self.plan.data, {**self.options, **params, "seed": seed})
+        return module, alone.make(self.plan.data, {**self.options, **params})
 
     def check_monitor(self) -> None:
         """Refuse, before anything is trained, a monitor that the model does not log."""
