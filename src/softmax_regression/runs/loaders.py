@@ -6,6 +6,7 @@ Lightning brings neither back. It warns, and trains on other images.
 import json
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from softmax_regression.runs.random_numbers import RandomState, random_state, se
 SOURCES = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
+@dataclass
 class LoaderPosition:
     """Where a run stands in its training data and its random numbers, to go on from there.
 
@@ -34,29 +36,23 @@ class LoaderPosition:
         epoch: The epoch that was under way, counted from 0.
         started: Whether there was a first one.
         validated: How many batches there were of each validation loader.
+        several: Whether there are several training loaders.
     """
 
-    def __init__(self) -> None:
-        self.random: RandomState = {}
-        self.generators: dict[str, Any] = {}
-        self.order: dict[str, Any] = {}
-        self.first: RandomState = {}
-        self.batches = 0
-        self.epoch = 0
-        self.started = False
-        self.validated: dict[int, int] = {}
+    random: RandomState = field(default_factory=dict)
+    generators: dict[str, Any] = field(default_factory=dict)
+    order: dict[str, Any] = field(default_factory=dict)
+    first: RandomState = field(default_factory=dict)
+    batches: int = 0
+    epoch: int = 0
+    started: bool = False
+    validated: dict[int, int] = field(default_factory=dict)
+    several: bool = False
 
     def set(self, saved: Mapping[str, Any], random: RandomState) -> None:
         """Go on from what `position_of` returned, with the random numbers of this process."""
-        self.random = random
-        self.generators = saved.get("generators", {})
-        self.order = saved.get("order", {})
-        self.first = saved.get("first", {})
-        self.batches = saved.get("batches", 0)
-        self.epoch = saved.get("epoch", 0)
-        self.started = saved.get("started", False)
-        self.validated = saved.get("validated", {})
-        if self.batches and saved["several"]:
+        vars(self).update(saved, random=random)
+        if self.batches and self.several:
             print_rank_zero("several training loaders: the epoch that was under way goes on in another order")
 
 
