@@ -369,3 +369,16 @@ def test_the_commands_import_little_beside_lightning() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert set(found.split()) <= {"softmax_regression", "filelock"}
+
+
+def test_an_epoch_is_shown_without_the_number_of_all_where_only_steps_are_given(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = [
+        "--trainer.max_epochs=-1",
+        "--trainer.max_steps=3",
+        "--data.batch_size=100",
+        "--figures.every_n_epochs=0",
+    ]
+    assert main(["fit", *SMALL, *options]) == 0
+    assert "\nepoch 1  train loss " in capsys.readouterr().out

@@ -62,6 +62,12 @@ def _device(trainer: Trainer) -> str:
     return text if trainer.precision == "32-true" else f"{text}, {trainer.precision}"
 
 
+def _epoch_text(epoch: int, trainer: Trainer) -> str:
+    """Return an epoch with the number of all, unless these are counted in steps or by the clock."""
+    last = trainer.max_epochs or -1
+    return f"epoch {epoch}/{last}" if last > 0 else f"epoch {epoch}"
+
+
 def _data(trainer: Trainer) -> str:
     """Name the training data: where they came from or else their class."""
     source = trainer.datamodule  # type: ignore[attr-defined]
@@ -100,7 +106,7 @@ class EpochProgress(RowCallback, ProgressBar):
         if time.monotonic() - self._written > 0.1:
             self._written = time.monotonic()
             share = (trainer.fit_loop.batch_idx + 1) / trainer.num_training_batches
-            text = f"\repoch {trainer.current_epoch + 1}/{trainer.max_epochs}  {share:4.0%}\r"
+            text = f"\r{_epoch_text(trainer.current_epoch + 1, trainer)}  {share:4.0%}\r"
             print(text, end="", file=sys.stderr, flush=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,7 +116,7 @@ class EpochProgress(RowCallback, ProgressBar):
             if self.at_row(trainer):
                 self.update_row(trainer)
             text = metrics_text(self.rows[-1])
-            print(f"epoch {epoch}/{trainer.max_epochs}  {text}  {now - self._began:.2f} s", flush=True)
+            print(f"{_epoch_text(epoch, trainer)}  {text}  {now - self._began:.2f} s", flush=True)
             self._shown, self._began = epoch, now
 
     on_train_end = on_train_epoch_start
