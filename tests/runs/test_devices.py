@@ -15,6 +15,7 @@ from commands import fit, manifest, only_run
 from marks import slow
 from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
 from softmax_regression.commands.train import main
+from softmax_regression.data.datasets import Dataset
 from softmax_regression.engine import Engine
 from softmax_regression.metrics import EpochScores
 from softmax_regression.runs import checkpoint
@@ -91,7 +92,8 @@ def test_images_in_host_memory_give_the_same_bits(single: Path) -> None:
 
 
 def trainer_on(device: str, count: int = 1, origin: str = "the official files", **options: Any) -> Trainer:
-    datamodule = SimpleNamespace(loaded=SimpleNamespace(origin=origin))
+    datamodule = FashionMNISTDataModule()
+    datamodule.data = cast(Dataset, SimpleNamespace(origin=origin))
     known = {
         "world_size": count,
         "precision": "32-true",
