@@ -79,7 +79,7 @@ WRONG_OPTIONS = [
     slow("--modl.lr=0.3", "did you mean --model.lr"),
     ("--epochs=3", "did you mean --trainer.max_epochs"),
     slow("--trainer.max_epoch=3", "did you mean --trainer.max_epochs"),
-    slow("--seed=1", "did you mean --seed_everything"),
+    slow("--seed=1", "or --seed_everything"),
     slow("--patience=3", "did you mean --early_stopping.patience"),
     ("--optimizer=Adam --optimizer.lrr=3", "--optimizer.lrr: no such option; see --help"),
     ("--data.images a b", "b: one word too many; drop it, or write a list as '[a, b]'"),

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from softmax_regression.engine.reasons import TRANSFER_HOOKS, Watch, hook_owners, is_plain, why_not
+from softmax_regression.engine.reasons import LIGHTNINGS, TRANSFER_HOOKS, Watch, answered_hooks, is_plain, why_not
 
 ZERO_GRAD_HOOKS = {"on_before_zero_grad", "optimizer_zero_grad"}
 BACKWARD_HOOKS = {"on_before_backward", "on_after_backward", "backward"}
@@ -23,7 +23,7 @@ class Hooks:
         module: The LightningModule of the run.
         strategy: The strategy of its Trainer.
         lean: Whether the lean step may train.
-        owners: Name of a hook -> the callbacks, the module and the data module that have it, in the order of calls.
+        answered: The hooks that a callback, the module or the data module has.
         is_alone: Whether one process trains.
         in_place: Whether nobody moves or converts a batch that is on the device already.
         direct: Whether `training_step` may be called without the strategy.
@@ -47,7 +47,7 @@ class Hooks:
         precision = trainer.precision_plugin
         automatic = trainer.fit_loop.epoch_loop.automatic_optimization
         self.lean = why_not(trainer) is None
-        self.owners = hook_owners(trainer)
+        self.answered = answered_hooks(trainer)
         known = type(precision) in (Precision, MixedPrecision) and is_plain(precision, type(precision))
         self.in_place = known and not self._has(TRANSFER_HOOKS)
         self.has_zero_grad_hooks = self._has(ZERO_GRAD_HOOKS)
@@ -58,7 +58,7 @@ class Hooks:
             known
             and self.lean
             and getattr(precision, "scaler", None) is None
-            and "optimizer_step" not in self.owners
+            and "optimizer_step" not in self.answered
             and all(is_plain(optimizer, LightningOptimizer) for optimizer in self.strategy._lightning_optimizers)
             and type(automatic) is _AutomaticOptimization
             and is_plain(automatic, _AutomaticOptimization)
@@ -66,7 +66,7 @@ class Hooks:
 
     def _has(self, names: Iterable[str]) -> bool:
         """Whether somebody has one of these hooks."""
-        return not self.owners.keys().isdisjoint(names)
+        return not self.answered.isdisjoint(names)
 
     def named(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a function; what it logs has this name."""
@@ -78,13 +78,10 @@ class Hooks:
 
     def call(self, name: str, *args: Any) -> Any:
         """Call a hook of each callback that has it, then that of the module, and return what the module says."""
-        answer = None
-        for owner in self.owners.get(name, ()):
-            function = getattr(owner, name)
-            if not callable(function):
-                continue
-            if owner is self.module:
-                answer = self.named(name, function, *args)
-            else:
+        nothing = LIGHTNINGS[Callback, name]
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            function = getattr(callback, name)
+            if callable(function) and getattr(function, "__func__", None) is not nothing:
                 self.named(name, function, self.trainer, self.module, *args)
-        return answer
+        function = getattr(self.module, name)
+        return self.named(name, function, *args) if callable(function) else None

@@ -86,7 +86,7 @@ class LeanLoop(_TrainingEpochLoop):
         if batch is None:
             self._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
         else:
-            if "on_train_batch_start" in hooks.owners:
+            if "on_train_batch_start" in hooks.answered:
                 skip = hooks.call("on_train_batch_start", batch, batch_idx) == -1
                 hooks.look()
             if skip:
@@ -101,7 +101,7 @@ class LeanLoop(_TrainingEpochLoop):
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if skip:
             raise StopIteration
-        if "on_train_batch_end" in hooks.owners:
+        if "on_train_batch_end" in hooks.answered:
             hooks.call("on_train_batch_end", output, batch, batch_idx)
         logs_steps = any(result.meta.on_step for result in results.values())
         if logs_steps:

@@ -128,18 +128,14 @@ def why_not(trainer: Trainer) -> str | None:
     return None
 
 
-def hook_owners(trainer: Trainer) -> dict[str, list[Any]]:
-    """Return who has a hook, by its name: callbacks first, then the module, then the data module."""
-    any_trainer: Any = trainer
-    candidates: list[tuple[Any, type]] = [(callback, Callback) for callback in any_trainer.callbacks]
-    candidates.append((any_trainer.lightning_module, LightningModule))
-    if any_trainer.datamodule is not None:
-        candidates.append((any_trainer.datamodule, LightningDataModule))
-    owners: dict[str, list[Any]] = {}
-    for owner, base in candidates:
-        for name in own_methods(owner, base):
-            owners.setdefault(name, []).append(owner)
-    return owners
+def answered_hooks(trainer: Trainer) -> set[str]:
+    """Return the hooks that a callback, the module or the data module has, by their names."""
+    answered = own_methods(trainer.lightning_module, LightningModule)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        answered |= own_methods(callback, Callback)
+    if trainer.datamodule is not None:  # type: ignore[attr-defined]
+        answered |= own_methods(trainer.datamodule, LightningDataModule)  # type: ignore[attr-defined]
+    return answered
 
 
 class Watch:

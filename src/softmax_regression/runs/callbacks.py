@@ -87,9 +87,8 @@ class EarlyStopping(callbacks.EarlyStopping):
         super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the metric, unless the epoch was cut short before it was logged."""
-        is_cut_short = self.monitor not in trainer.callback_metrics and not trainer.is_last_batch
-        if self._check_on_train_epoch_end and not is_cut_short:
+        """Look at the metric, unless the epoch was cut short: a run that goes on looks at its end."""
+        if self._check_on_train_epoch_end and trainer.is_last_batch:
             self._check_default(trainer)
             super().on_train_epoch_end(trainer, pl_module)
 
