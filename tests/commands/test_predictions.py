@@ -89,8 +89,8 @@ class Taken(Loaders):
     data = photos = torch.ones(2)
 
 
-def test_attributes_of_somebody_elses_data_module_are_not_taken_for_ours() -> None:
-    assert choose_path(Path("run"), None, False, Taken()) == Path("run/predictions.csv")
+def test_attributes_of_somebody_elses_data_module_are_not_taken_for_ours(tmp_path: Path) -> None:
+    assert choose_path(tmp_path, None, False, Taken()) == tmp_path / "predictions.csv"
     assert PredictionTable(Taken()).photos is None
     assert what_is_scored(SavedCheckpoint(Path("x.ckpt"), {}, None), Taken()) == "checkpoint x.ckpt, data Taken"
 
