@@ -67,8 +67,9 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
         return
     validates = trainer.limit_val_batches != 0
     tests = False
-    if isinstance(data, FashionMNISTDataModule):
-        validates, tests = validates and data.val_size > 0, data.watch_test
+    ours = data if isinstance(data, FashionMNISTDataModule) else None
+    if ours is not None:
+        validates, tests = validates and ours.val_size > 0, ours.watch_test
     if not validates and not tests:
         trainer.limit_val_batches = 0  # or Lightning warns of an empty loader
     metrics = ("loss", *model.metrics())
@@ -84,9 +85,7 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
         if monitor is None or monitor in (*logged, "epoch", "step"):
             continue
         metric = monitor.partition("/dataloader_idx_")[0].rpartition("/")[2]
-        if metric in metrics and not isinstance(
-            data, FashionMNISTDataModule
-        ):  # loaders of one's own may have any names
+        if metric in metrics and ours is None:  # loaders of one's own may have any names
             continue
         if not validates and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
             callback.switch_off()
