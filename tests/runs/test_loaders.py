@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, Sampler
@@ -189,20 +190,46 @@ def test_loaders_that_are_made_anew_are_so_at_the_same_epochs(every: int) -> Non
     assert rest == whole[done:]
 
 
-def test_several_loaders_go_on_at_the_end_of_an_epoch_and_a_line_says_where_not(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def loaders() -> Any:
-        return [DataLoader(ROWS, 3, shuffle=True), DataLoader(ROWS, 5, shuffle=True)]
+def shuffled_and_longer() -> Any:
+    return [DataLoader(ROWS, 5, shuffle=True), DataLoader(ROWS, 3, shuffle=True), DataLoader(BLURRED, 4)]
 
-    whole = trained(Noting(), loaders, every=None)
+
+def with_a_generator_of_both() -> Any:
+    generator = torch.Generator().manual_seed(3)
+    return {
+        "a": DataLoader(ROWS, 3, shuffle=True, generator=generator),
+        "b": DataLoader(ROWS, 2, True, generator=generator),
+    }
+
+
+def stream_and_shuffled() -> Any:
+    return [DataLoader(CountedStream(), 3), DataLoader(ROWS, 5, shuffle=True)]
+
+
+def of_the_shortest() -> Any:
+    return CombinedLoader([DataLoader(ROWS, 3, shuffle=True), DataLoader(ROWS, 2, shuffle=True)], "min_size")
+
+
+SEVERAL: dict[str, Callable[[], Any]] = {
+    "one is longer": shuffled_and_longer,
+    "a generator of both": with_a_generator_of_both,
+    "a stream": stream_and_shuffled,
+    "to the end of the shortest": of_the_shortest,
+}
+
+
+@pytest.mark.parametrize("every", [2, None])
+@pytest.mark.parametrize("kind", slow_but(["one is longer"], SEVERAL))
+def test_several_loaders_go_on_where_the_run_was_killed(kind: str, every: int | None) -> None:
+    loaders = SEVERAL[kind]
+    whole = trained(Noting(), loaders, every=every)
     Path("logs").rename("whole")
-    done, *rest = resumed(11, loaders, every=None)
+    length = len(whole) // 3  # of an epoch
+    done, *rest = resumed(length + 4, loaders, every=every)
     assert rest == whole[done:]
-    assert "several" not in capsys.readouterr().out
-    Path("logs").rename("killed")
-    resumed(11, loaders)
-    assert "several training loaders: the epoch that was under way goes on in another order" in capsys.readouterr().out
+    Path("logs").rename("killed early")
+    done, *rest = resumed(2 * length + 6, loaders, every=every)
+    assert rest == whole[done:]
 
 
 def test_a_loader_stays_what_it_is() -> None:

@@ -15,8 +15,15 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 from softmax_regression.errors import InputError
 from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.interruption import Interruption
-from softmax_regression.runs.loaders import LoaderPosition, ResumableLoader, make_loaders_resumable, position_of
-from softmax_regression.runs.loops import after_each_epoch, after_step, continue_run, restore_ends, validated_batches
+from softmax_regression.runs.loaders import LoaderPosition, make_loaders_resumable, position_of
+from softmax_regression.runs.loops import (
+    after_each_epoch,
+    after_step,
+    consumed_loaders,
+    continue_run,
+    restore_ends,
+    validated_batches,
+)
 from softmax_regression.runs.random_numbers import random_state, set_random_state
 from softmax_regression.runs.running_metrics import RunningMetrics
 
@@ -106,6 +113,8 @@ class LastCheckpoint(Checkpoint):
         if self._position.started:
             continue_run(trainer, pl_module, within_epoch=self._position.batches > 0)
             validated_batches(trainer).update(self._position.validated)
+            if self._position.batches:
+                consumed_loaders(trainer)[:] = self._position.consumed
         after_each_epoch(trainer, lambda: self._save(trainer))
         if self._position.random:
             set_random_state(self._position.random, trainer.strategy.root_device)
@@ -142,8 +151,6 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End a run that was interrupted by the end of the epoch before, whose metrics are logged by now."""
-        if trainer.current_epoch == 0 and isinstance(trainer.train_dataloader, ResumableLoader):
-            trainer.train_dataloader.note_first()
         self._interruption.end_if_interrupted(trainer)
 
     def _save(self, trainer: Trainer) -> None:

@@ -45,6 +45,23 @@ def validated_batches(trainer: Trainer) -> dict[int, int]:
     return counts
 
 
+def training_loaders(trainer: Trainer) -> list[Any]:
+    """Return the training loaders in the order in which the Trainer has asked for them."""
+    return list(getattr(trainer.fit_loop._combined_loader, "flattened", ()))
+
+
+def waiting_batches(trainer: Trainer) -> int:
+    """Return how many batches were fetched that are not trained on yet: one if nobody knows the number of all."""
+    return len(getattr(trainer.fit_loop._data_fetcher, "batches", ()))
+
+
+def consumed_loaders(trainer: Trainer) -> list[bool]:
+    """Return which of several training loaders have begun again in this epoch, for others are longer."""
+    iterator = getattr(trainer.fit_loop._combined_loader, "_iterator", None)
+    consumed: list[bool] = getattr(iterator, "_consumed", [])
+    return consumed
+
+
 def continue_run(trainer: Trainer, module: LightningModule, within_epoch: bool) -> None:
     """Bring a Trainer that goes on, within an epoch or at the end of one, to where the run was."""
     loop: Any = trainer.fit_loop
