@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
@@ -13,6 +14,8 @@ from torchmetrics.classification import BinaryAUROC
 from torchmetrics.wrappers import MetricTracker, MinMaxMetric, Running
 
 from softmax_regression import LastCheckpoint, RunLogger
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Checkpoint directory")
 
 ROWS: Any = list(torch.linspace(0, 1, 20))  # seven batches of three, the last one smaller
 
@@ -36,6 +39,7 @@ class Logging(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self.epochs.increment()
+        self.log("at the start", float(self.global_step))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
         if self.global_step == self.killed_at:
@@ -44,6 +48,8 @@ class Logging(LightningModule):
         self.log("mean of a batch", value, on_step=True, on_epoch=True, batch_size=len(batch))
         for name in ("max", "min", "sum"):
             self.log(name, value, reduce_fx=name, on_epoch=True, on_step=False)
+        if batch_idx == 0:
+            self.log("of the first batch", value, on_step=True, on_epoch=True, reduce_fx=max)
         self.auroc.update(batch, (batch > 0.5).int())
         for name, metric in (("mean", self.mean), ("window", self.window)):
             metric.update(value)
@@ -66,13 +72,13 @@ def logged(module: Logging, version: str, path: Path | None = None, every: int |
     """Train for two epochs, saving every few steps or at the end of epochs; return what was logged in the end."""
     trainer = Trainer(
         max_epochs=2, accelerator="cpu", logger=RunLogger(version=version), log_every_n_steps=1,
-        callbacks=[LastCheckpoint(every_n_train_steps=every)], enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[LastCheckpoint(every_n_train_steps=every), ModelCheckpoint("epochs", version, save_top_k=-1)],
+        enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(module, DataLoader(ROWS, 3), ckpt_path=path, weights_only=True)
     return trainer.callback_metrics
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_what_was_logged_is_that_of_the_run_that_was_not_killed() -> None:
     whole = logged(Logging(), "whole")
     with pytest.raises(Killed):
@@ -81,13 +87,13 @@ def test_what_was_logged_is_that_of_the_run_that_was_not_killed() -> None:
     with pytest.raises(Killed):  # before anything more was saved
         logged(Logging(killed_at=11), "again", checkpoint)
     resumed = logged(Logging(), "resumed", Path("logs/softmax/again/checkpoints/last.ckpt"))
-    assert len(whole) == 13
+    assert len(whole) == 17
     assert resumed == whole
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_metrics_that_count_over_epochs_go_on_at_the_end_of_one() -> None:
     whole = logged(Logging(), "whole")
     with pytest.raises(Killed):
         logged(Logging(killed_at=9), "killed", every=None)
     assert logged(Logging(), "resumed", Path("logs/softmax/killed/checkpoints/last.ckpt")) == whole
+    assert logged(Logging(), "of another checkpoint", Path("epochs/killed.ckpt")) == whole

@@ -112,6 +112,7 @@ class LastCheckpoint(Checkpoint):
         self.folder, self._step = folder_of(trainer), trainer.global_step
         if self._position.started:
             continue_run(trainer, pl_module, within_epoch=self._position.batches > 0)
+            self._running.go_on(trainer, pl_module)
             validated_batches(trainer).update(self._position.validated)
             if self._position.batches:
                 consumed_loaders(trainer)[:] = self._position.consumed
@@ -128,8 +129,6 @@ class LastCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save within an epoch if that is due; the end of an epoch is saved by itself."""
-        if self._running.logged:
-            self._running.add(trainer)
         signals = self._interruption.signals
         signals.wants_save = time.monotonic() - self._saved_at > self._seconds
         signals.at_step(trainer, trainer.fit_loop.total_batch_idx)

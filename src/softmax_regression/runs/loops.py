@@ -67,6 +67,7 @@ def continue_run(trainer: Trainer, module: LightningModule, within_epoch: bool) 
     loop: Any = trainer.fit_loop
     epoch = trainer.current_epoch
     if within_epoch:  # its hook `on_train_epoch_start` is not called again
+        trainer._logger_connector._first_loop_iter = True  # or Lightning forgets what was logged in the epoch
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler | StochasticWeightAveraging):
                 callback.on_train_epoch_start(trainer, module)

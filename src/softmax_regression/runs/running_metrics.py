@@ -6,7 +6,9 @@ Lightning keeps none of it in a checkpoint, and torchmetrics nothing that is not
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor, nn
 from torchmetrics import Metric
 from torchmetrics.wrappers import MetricTracker
@@ -14,27 +16,34 @@ from torchmetrics.wrappers import MetricTracker
 from softmax_regression.engine.callback import results_of_epoch
 from softmax_regression.metrics import EpochScores
 
+# What `self.log` was told of a value, by the names of its arguments; and how it reduces values to one.
+ARGUMENTS = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx",
+             "metric_attribute")  # fmt: skip
+REDUCTIONS: tuple[Any, ...] = (torch.mean, torch.sum, torch.max, torch.min, sum, max, min)
+
 
 class RunningMetrics:
-    """What was logged before a run was interrupted, until it is added to what is logged since.
+    """What was logged before a run was interrupted, until training goes on.
 
     Attributes:
-        logged: The sums by the names that Lightning has for them.
+        logged: What was given to `self.log`, and the sums of it.
     """
 
     def __init__(self) -> None:
-        self.logged: dict[str, dict[str, Tensor]] = {}
+        self.logged: list[dict[str, Any]] = []
 
     def state_dict(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        """Return the sums of this process, and the states of the metrics that the module has.
+        """Return what was logged in this process, and the states of the metrics that the module has.
 
-        Those that Lightning is about to reset after a validation are left out.
+        Those that Lightning is about to reset, after a validation or an epoch, are left out.
         """
-        logged = dict(self.logged)
-        for name, result in results_of_epoch(trainer).items():
-            if result.is_tensor and result.meta.on_epoch and not result.has_reset:
-                logged[name] = result.metric_state
+        results = results_of_epoch(trainer)
         about_to_be_reset = _logged_metrics(results_of_epoch(trainer, of_validation=True))
+        logged = []
+        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            about_to_be_reset += _logged_metrics(results)
+        else:
+            logged = [_logged(result) for result in results.values() if not result.has_reset]
         states = {}
         for name, metric in _parts(module, Metric):
             if not any(metric is each for each in about_to_be_reset):
@@ -43,39 +52,48 @@ class RunningMetrics:
         return {"logged": logged, "metrics": states, "trackers": trackers}
 
     def load_state_dict(self, state: dict[str, Any], module: LightningModule) -> None:
-        """Take up the states of the module's metrics, and keep the sums for `add`."""
-        self.logged = dict(state["logged"])
+        """Take up the states of the module's metrics, and keep what was logged for `go_on`."""
+        self.logged = state["logged"]
         for name, tracker in _parts(module, MetricTracker):
             for _ in range(len(tracker), state.get("trackers", {}).get(name, 0)):
                 tracker.increment()
         for name, metric in _parts(module, Metric):
             vars(metric).update(state["metrics"].get(name, {}))
 
-    def add(self, trainer: Trainer) -> None:
-        """Add the sums to those of the batches since, once there are any."""
-        results = results_of_epoch(trainer)
-        for name in list(self.logged):
-            if name in results and not results[name].has_reset:
-                _merge(results[name], self.logged.pop(name))
+    def go_on(self, trainer: Trainer, module: LightningModule) -> None:
+        """Log again what was logged in the epoch that was under way."""
+        results: Any = results_of_epoch(trainer)
+        for saved in self.logged:
+            arguments = saved["arguments"]
+            value: Any = torch.zeros(())
+            if arguments["metric_attribute"]:
+                value = module.get_submodule(arguments["metric_attribute"])
+            options = {"reduce_fx": REDUCTIONS[saved["reduction"]], "sync_dist_fn": trainer.strategy.reduce}
+            results.log(**arguments, **options, value=value, batch_size=1)
+            state = move_data_to_device(saved["state"], trainer.strategy.root_device)
+            vars(results[f"{arguments['fx']}.{arguments['name']}"]).update(state)
+        self.logged = []
 
 
-def _merge(result: Any, saved: dict[str, Tensor]) -> None:
-    """Add saved sums to those of a metric of Lightning's, or take the greater or the less of both."""
-    before = saved["value"].to(result.value.device)
-    if result.meta.is_max_reduction or result.meta.is_min_reduction:
-        result.value = result.meta.reduce_fx(before, result.value)
-        return
-    result.value = before + result.value
-    if result.meta.is_mean_reduction:
-        batch_size = saved["cumulated_batch_size"]
-        result.cumulated_batch_size = result.cumulated_batch_size + batch_size.to(result.value.device)
+def _logged(result: Any) -> dict[str, Any]:
+    """Return what was given to `self.log` under a name, and the sum of it, as plain data."""
+    meta = result.meta
+    arguments = {"sync_dist": meta.sync.should, "rank_zero_only": meta.sync.rank_zero_only}
+    for name in ARGUMENTS:
+        arguments[name] = getattr(meta, name)
+    state = {}
+    if result.is_tensor:
+        state = result.metric_state
+    if meta.on_step:
+        state["_forward_cache"] = result._forward_cache
+    return {"arguments": arguments, "reduction": REDUCTIONS.index(meta.reduce_fx), "state": state}
 
 
 def _logged_metrics(results: dict[str, Any]) -> list[Any]:
-    """Return the metrics that were given to `self.log`, and those within them."""
+    """Return the metrics that were given to `self.log` and not reset since, and those within them."""
     found: list[Any] = []
     for result in results.values():
-        if not result.is_tensor:
+        if not result.is_tensor and not result.has_reset:
             found.extend(result.value.modules())
     return found
 
