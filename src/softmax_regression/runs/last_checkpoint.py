@@ -82,12 +82,12 @@ class LastCheckpoint(Checkpoint):
             make_loaders_resumable(trainer, self._position)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the state of the random numbers of each process, (ranks, n), and the place in the training data."""
+        """Add the states of the random numbers of all processes, and the place in the training data."""
         device = trainer.strategy.root_device
         gather = gather_all_tensors if trainer.world_size > 1 else lambda state: [state]  # torch deprecates Lightning's
         states = random_state(device)
         checkpoint["softmax_regression.random"] = {
-            name: torch.stack(gather(state.to(device))).cpu() for name, state in states.items()
+            name: [each.cpu() for each in gather(state.to(device))] for name, state in states.items()
         }
         checkpoint["softmax_regression.position"] = position_of(trainer)
         checkpoint["epoch"] = max(trainer.fit_loop.epoch_progress.current.ready - 1, 0)  # also once the epoch is over

@@ -4,14 +4,11 @@ Lightning brings neither back. It warns, and trains on other images.
 """
 
 import itertools
-import json
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
@@ -19,9 +16,14 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from softmax_regression.runs.loops import consumed_loaders, training_loaders, validated_batches, waiting_batches
 from softmax_regression.runs.processes import print_rank_zero
-from softmax_regression.runs.random_numbers import RandomState, random_state, set_random_state
-
-SOURCES = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+from softmax_regression.runs.random_numbers import (
+    SOURCES,
+    RandomState,
+    random_state,
+    set_random_state,
+    set_state,
+    state_of,
+)
 
 
 @dataclass
@@ -148,7 +150,11 @@ class ResumableLoader(DataLoader[Any]):
 
     def all_states(self) -> dict[str, Any]:
         """Return the states of these generators, and all counts."""
-        return {name: _state_of(getattr(*where)) for name, where in self._sources().items()}
+        states = {}
+        for name, (part, attribute) in self._sources().items():
+            value = getattr(part, attribute)
+            states[name] = value if type(value) is int else state_of(value)
+        return states
 
     def source_states(self) -> dict[str, Any]:
         """Return the states of these generators, and the counts that have changed since the loader was made."""
@@ -160,8 +166,13 @@ class ResumableLoader(DataLoader[Any]):
     def set_sources(self, states: Mapping[str, Any]) -> None:
         """Let these generators draw, and counts count, on from such states."""
         for name, (part, attribute) in self._sources().items():
-            if name in states:
-                setattr(part, attribute, _with_state(getattr(part, attribute), states[name]))
+            if name not in states:
+                continue
+            value = getattr(part, attribute)
+            if type(value) is int:
+                setattr(part, attribute, states[name])
+            else:
+                set_state(value, states[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return nothing; that there is a state tells Lightning that this loader goes on."""
@@ -169,34 +180,6 @@ class ResumableLoader(DataLoader[Any]):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Do nothing, see `state_dict`."""
-
-
-def _state_of(source: Any) -> Any:
-    """Return a count, or the state of a source of random numbers as plain data."""
-    if isinstance(source, torch.Generator):
-        return source.get_state()
-    if isinstance(source, random.Random):
-        return source.getstate()
-    if isinstance(source, np.random.Generator):
-        return json.dumps(source.bit_generator.state, default=np.ndarray.tolist)
-    if isinstance(source, np.random.RandomState):
-        return json.dumps(source.get_state(legacy=False), default=np.ndarray.tolist)
-    return source
-
-
-def _with_state(source: Any, state: Any) -> Any:
-    """Return a count, or a source of random numbers that draws on from a state."""
-    if isinstance(source, torch.Generator):
-        source.set_state(state.clone())
-    elif isinstance(source, random.Random):
-        source.setstate(state)
-    elif isinstance(source, np.random.Generator):
-        source.bit_generator.state = json.loads(state)
-    elif isinstance(source, np.random.RandomState):
-        source.set_state(json.loads(state))
-    else:
-        return state
-    return source
 
 
 def position_of(trainer: Trainer) -> dict[str, Any]:

@@ -1,7 +1,9 @@
-"""The state of a process's random numbers, of torch, Python and NumPy, as tensors that a checkpoint can hold."""
+"""The states of sources of random numbers, of torch, Python and NumPy, as tensors that a checkpoint can hold."""
 
+import json
 import random
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,44 +11,52 @@ from torch import Tensor
 
 RandomState = dict[str, Tensor]
 
+SOURCES = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+# Those of a process; the modules have the methods of a `random.Random` and a `RandomState`.
+GLOBAL_SOURCES: dict[str, Any] = {"cpu": torch.default_generator, "python": random, "numpy": np.random}
+
 
 def random_state(device: torch.device | None = None) -> RandomState:
-    """Return the state, with that of a CUDA device if one is given: uint8 of torch, int64 of the others."""
-    _, words, gauss = random.getstate()
-    drawn = np.random.get_state(legacy=False)
-    mersenne = drawn["state"]
-    rest = [mersenne["pos"], drawn["has_gauss"], *_bits(drawn["gauss"])]
-    state = {
-        "cpu": torch.get_rng_state(),
-        "python": torch.from_numpy(np.array([*words, *_bits(gauss)], np.int64)),
-        "numpy": torch.from_numpy(np.array([*mersenne["key"], *rest], np.int64)),
-    }
+    """Return the states of the process's own sources, with that of a CUDA device if one is given."""
+    state = {name: state_of(source) for name, source in GLOBAL_SOURCES.items()}
     if device is not None and device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
 def set_random_state(state: Mapping[str, Tensor], device: torch.device | None = None) -> None:
-    """Let random numbers be drawn on from a state."""
-    torch.set_rng_state(state["cpu"].clone())  # a row of another tensor crashes torch
+    """Let the process's own sources draw on from their states."""
+    for name, source in GLOBAL_SOURCES.items():
+        set_state(source, state[name])
     if "cuda" in state and device is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"].clone(), device)
-    if "python" in state:
-        *words, given, gauss = state["python"].tolist()
-        random.setstate((3, tuple(words), _number(gauss) if given else None))
-    if "numpy" in state:
-        *key, pos, has_gauss, _, gauss = state["numpy"].tolist()
-        mersenne = {"key": np.array(key, np.uint32), "pos": pos}
-        drawn = {"bit_generator": "MT19937", "state": mersenne, "has_gauss": has_gauss, "gauss": _number(gauss)}
-        np.random.set_state(drawn)
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def _bits(number: float | None) -> tuple[int, int]:
-    """Return whether there is a number, and the bits of it."""
-    if number is None:
-        return 0, 0
-    return 1, int(np.float64(number).view(np.int64))
+def state_of(source: Any) -> Tensor:
+    """Return the state of one of SOURCES, (n,) uint8: torch's own bytes, or JSON."""
+    state: Any
+    if isinstance(source, torch.Generator):
+        return source.get_state()
+    if isinstance(source, np.random.Generator):
+        state = source.bit_generator.state
+    elif hasattr(source, "getstate"):
+        state = source.getstate()
+    else:
+        state = source.get_state(legacy=False)
+    text = json.dumps(state, default=np.ndarray.tolist)
+    return torch.frombuffer(bytearray(text, "utf-8"), dtype=torch.uint8)
 
 
-def _number(bits: int) -> float:
-    return float(np.int64(bits).view(np.float64))
+def set_state(source: Any, state: Tensor) -> None:
+    """Let one of SOURCES draw on from a state."""
+    if isinstance(source, torch.Generator):
+        source.set_state(state)
+        return
+    found = json.loads(bytes(state.tolist()))
+    if isinstance(source, np.random.Generator):
+        source.bit_generator.state = found
+    elif hasattr(source, "setstate"):
+        version, words, gauss = found
+        source.setstate((version, tuple(words), gauss))
+    else:
+        source.set_state(found)
