@@ -122,3 +122,24 @@ def test_an_example_input_ends_no_run_and_draws_no_random_number(
     for name, weight in module.state_dict().items():
         assert torch.equal(saved["state_dict"][name], weight)
     assert ("no page GRAPHS: " in capsys.readouterr().err) == (example == "Small")
+
+
+def test_a_checkpoint_of_a_plain_trainer_is_scored_by_the_classes_that_are_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    trainer = Trainer(**QUIET, max_epochs=1)
+    trainer.fit(modules.Plain(), data.Own())
+    trainer.save_checkpoint("plain.ckpt")
+    (expected,) = trainer.test(modules.Plain(), datamodule=data.Own(), ckpt_path="plain.ckpt", verbose=False)
+    capsys.readouterr()
+    command = ["--ckpt_path=plain.ckpt", "--trainer.accelerator=cpu", "--model=zoo.modules.Plain"]
+    assert main(["test", *command, "--data=zoo.data.Own"]) == 0
+    out = capsys.readouterr().out
+    for name, value in expected.items():
+        assert f"{name.removeprefix('test_')} {value:.4f}" in out
+    assert main(["predict", *command, "--data=zoo.data.Own"]) == 0
+    assert Path("predictions.csv").is_file()
+    for refused in (["test", "--ckpt_path=plain.ckpt"], ["fit", *command], ["fit", "--resume=plain.ckpt"]):
+        capsys.readouterr()
+        assert main(refused) == 2
+        assert "plain.ckpt: does not say what was trained; give a run's folder" in capsys.readouterr().err

@@ -117,9 +117,10 @@ def check_data_named(checkpoint: SavedCheckpoint | None, model: LightningModule,
     """Refuse to put this project's data in the place of those that a run or a module has of its own."""
     if "data" in named_classes(flags):
         return
-    if checkpoint and about_run(checkpoint.content).get("data", "") is None:
+    known = about_run(checkpoint.content) if checkpoint else {}
+    if checkpoint and known.get("data", "") is None:
         raise InputError(f"{checkpoint.path}: was trained with DataLoaders of a script; name its data with --data")
-    if checkpoint is None and is_overridden("train_dataloader", model):
+    if not known and is_overridden("train_dataloader", model):
         name = type(model).__name__
         raise InputError(f"{name}: its own train_dataloader is not used here; give --data, a LightningDataModule")
 

@@ -21,6 +21,7 @@ from softmax_regression.experiment.flags import (
     CONF,
     check_configuration,
     find_configurations,
+    named_classes,
     named_texts,
     reset_class_defaults,
     without_flag,
@@ -81,14 +82,23 @@ class ExperimentCLI(LightningCLI):
 
     def _flags_of_run(self) -> list[str]:
         """Return flags that repeat the configuration of the checkpoint's run; classes start anew without one."""
-        if self.checkpoint is None:
+        configuration = _configuration_of(self.checkpoint) if self.checkpoint else None
+        if self.checkpoint is None or configuration is None:
+            self._check_named()
             allow_classes(named_texts(self.flags))
             return reset_class_defaults(self.flags)
-        flags = ["--config", _configuration_of(self.checkpoint)]
+        flags = ["--config", configuration]
         allow_classes(named_texts([*self.flags, *flags]), _came_along_in(self.checkpoint))
         if self.command != "fit":  # one process scores, however many have trained, unless flags say otherwise
             flags += ONE_PROCESS
         return flags
+
+    def _check_named(self) -> None:
+        """Refuse a checkpoint of a plain Trainer, unless it is to be scored and its model is named."""
+        named = "model" in named_classes(self.flags)
+        if self.checkpoint and (self.command == "fit" or not named):
+            remedy = "give a run's folder with its config.yaml, or name its --model and --data for test or predict"
+            raise InputError(f"{self.checkpoint.path}: does not say what was trained; {remedy}")
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return the chosen command alone: setting up the parsers of all four takes longer than parsing."""
@@ -206,18 +216,17 @@ def _came_along_in(checkpoint: SavedCheckpoint) -> Path | None:
     return None if folder.resolve() == Path.cwd() and not checkpoint.run else folder
 
 
-def _configuration_of(checkpoint: SavedCheckpoint) -> str:
-    """Return the file of a run's configuration, or else the text of it in the checkpoint."""
+def _configuration_of(checkpoint: SavedCheckpoint) -> str | None:
+    """Return the file of a run's configuration, or else the text of it in the checkpoint; a plain Trainer has none."""
     if checkpoint.run:
         path = checkpoint.run / "config.yaml"
         if path.is_file():
             check_configuration(path.read_bytes(), str(path))
             return str(path)
-    text = about_run(checkpoint.content).get("config")
-    if not text:
-        raise InputError(f"{checkpoint.path}: does not say what was trained; give a run's folder with its config.yaml")
-    check_configuration(text, str(checkpoint.path))
-    return str(text)
+    text: str | None = about_run(checkpoint.content).get("config")
+    if text:
+        check_configuration(text, str(checkpoint.path))
+    return text
 
 
 def _forget_defaults_for_barebones(trainer: Any) -> None:
