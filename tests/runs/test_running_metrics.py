@@ -13,7 +13,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.wrappers import MetricTracker, MinMaxMetric, Running
 
-from softmax_regression import LastCheckpoint, RunLogger
+from softmax_regression import LastCheckpoint, RunLogger, SoftmaxRegression
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Checkpoint directory")
 
@@ -68,14 +68,16 @@ class Logging(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-def logged(module: Logging, version: str, path: Path | None = None, every: int | None = 2) -> dict[str, Tensor]:
+def logged(
+    module: LightningModule, version: str, path: Path | None = None, every: int | None = 2, rows: Any = ROWS
+) -> dict[str, Tensor]:
     """Train for two epochs, saving every few steps or at the end of epochs; return what was logged in the end."""
     trainer = Trainer(
         max_epochs=2, accelerator="cpu", logger=RunLogger(version=version), log_every_n_steps=1,
         callbacks=[LastCheckpoint(every_n_train_steps=every), ModelCheckpoint("epochs", version, save_top_k=-1)],
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(module, DataLoader(ROWS, 3), ckpt_path=path, weights_only=True)
+    trainer.fit(module, DataLoader(rows, 3), ckpt_path=path, weights_only=True)
     return trainer.callback_metrics
 
 
@@ -88,6 +90,33 @@ def test_what_was_logged_is_that_of_the_run_that_was_not_killed() -> None:
         logged(Logging(killed_at=11), "again", checkpoint)
     resumed = logged(Logging(), "resumed", Path("logs/softmax/again/checkpoints/last.ckpt"))
     assert len(whole) == 17
+    assert resumed == whole
+
+
+class KilledClassifier(SoftmaxRegression):
+    """Softmax regression with the same initial weights each time."""
+
+    def __init__(self, killed_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+        self.killed_at = killed_at
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if self.global_step == self.killed_at:
+            raise Killed
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_the_scores_of_a_classifier_are_those_of_the_run_that_was_not_killed() -> None:
+    images = torch.linspace(0, 1, 20 * 784).view(20, 1, 28, 28)
+    rows = [(image, index % 10) for index, image in enumerate(images)]
+    whole = logged(KilledClassifier(), "whole", rows=rows)
+    with pytest.raises(Killed):
+        logged(KilledClassifier(killed_at=9), "killed", rows=rows)
+    checkpoint = Path("logs/softmax/killed/checkpoints/last.ckpt")
+    resumed = logged(KilledClassifier(), "resumed", checkpoint, rows=rows)
+    assert whole.keys() == {"train/loss", "train/acc", "lr"}
     assert resumed == whole
 
 

@@ -43,7 +43,10 @@ class RunningMetrics:
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             about_to_be_reset += _logged_metrics(results)
         else:
-            logged = [_logged(result) for result in results.values() if not result.has_reset]
+            own = dict(_parts(module, Metric))  # a Classifier logs its scores again itself
+            for result in results.values():
+                if not result.has_reset and (result.is_tensor or result.meta.metric_attribute in own):
+                    logged.append(_logged(result))
         states = {}
         for name, metric in _parts(module, Metric):
             if not any(metric is each for each in about_to_be_reset):
