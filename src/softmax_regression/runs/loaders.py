@@ -1,6 +1,6 @@
-"""Ordinary DataLoaders go on where a run stopped: in the order of its epoch, after the batches trained on.
+"""Ordinary DataLoaders resume within an epoch: with the order of its examples, after the batches already trained on.
 
-Lightning brings neither back. It warns, and trains on other images.
+Lightning restores neither: it warns, and trains on other images.
 """
 
 import itertools
@@ -17,28 +17,28 @@ from torch.utils.data import DataLoader, IterableDataset
 from softmax_regression.runs.loops import consumed_loaders, training_loaders, validated_batches, waiting_batches
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.random_numbers import (
-    SOURCES,
+    GENERATORS,
     RandomState,
+    generator_state,
     random_state,
+    set_generator_state,
     set_random_state,
-    set_state,
-    state_of,
 )
 
 
 @dataclass
 class LoaderPosition:
-    """Where a run stands in its training data and its random numbers, to go on from there.
+    """The position of a run in its training data, and the states of its random number generators.
 
     Attributes:
-        random: The random numbers of the run to resume, until they are drawn on; empty in a new run.
-        loaders: Of each training loader, by its place among them, see `ResumableLoader.place`; it is taken out once
-            the loader goes on.
-        batches: How many batches of the epoch were trained on.
-        epoch: The epoch that was under way, counted from 0.
-        started: Whether there was a first one.
-        validated: How many batches there were of each validation loader.
-        consumed: Which of several training loaders had begun again in the epoch, because others are longer.
+        random: The global generators of the run to resume, until they have been set; empty in a new run.
+        loaders: The state of each training loader by its number, see `ResumableLoader.place` and `position_of`; it is
+            removed when the loader is resumed.
+        batches: Number of batches of this epoch that have been trained on.
+        epoch: The current epoch, counted from 0.
+        started: Whether any epoch has begun.
+        validated: For each validation loader, the number of batches so far.
+        consumed: For each of several training loaders, whether it has begun again in this epoch, as others are longer.
     """
 
     random: RandomState = field(default_factory=dict)
@@ -50,20 +50,23 @@ class LoaderPosition:
     consumed: list[bool] = field(default_factory=list)
 
     def set(self, saved: Mapping[str, Any], random: RandomState) -> None:
-        """Go on from what `position_of` returned, with the random numbers of this process."""
+        """Take the values that `position_of` returned, and the generators of this process."""
         vars(self).update(saved, random=random)
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader that notes what its order was drawn from, and goes on from a position.
+    """A DataLoader that keeps what its order was drawn from, and resumes from a position.
+
+    Its sources are the generators, and the integers that count, which the loader, its samplers and its data have as
+    attributes.
 
     Attributes:
-        position: From which the run goes on.
-        place: The number of this loader among those that the run has asked for.
-        order: The random numbers, generators and counts before the order of this epoch was drawn from them.
-        first: Those before the first batch, unless workers have drawn the order of batches before.
-        batches: How many batches it has given since.
-        counts: What its samplers and data counted when it was made.
+        position: The position of the run.
+        place: The number of this loader, in the order in which the Trainer has asked for the training loaders.
+        order: The states of the global generators and the sources before the order of this epoch was drawn.
+        first: These states before the first batch; empty if workers draw the order of the batches earlier.
+        batches: Number of batches of this epoch so far.
+        counts: The states of the sources when the loader was made.
     """
 
     position: LoaderPosition
@@ -74,26 +77,26 @@ class ResumableLoader(DataLoader[Any]):
     counts: Mapping[str, Any]
 
     def __iter__(self) -> Any:
-        """Return the iterator of an epoch, or of the rest of the one that was under way."""
+        """Return the iterator of an epoch, or of the rest of the interrupted one."""
         position = self.position
         saved = position.loaders.pop(self.place, {})
-        goes_on = bool(position.random) and position.started
-        if self.persistent_workers and (position.epoch > 0 or (goes_on and not saved.get("order"))):
+        resumes = bool(position.random) and position.started
+        if self.persistent_workers and (position.epoch > 0 or (resumes and not saved.get("order"))):
             self._start_workers()
         if saved.get("order"):
             return self._rest_of_epoch(saved)
-        if goes_on:  # draws before the training begins, other than a run that was not interrupted
+        if resumes:  # unlike an uninterrupted run, it draws the order before the training begins
             set_random_state(position.random)
         self.order = random_state() | self.source_states()
         iterator = super().__iter__()
-        if goes_on and isinstance(self.dataset, IterableDataset):
+        if resumes and isinstance(self.dataset, IterableDataset):
             position.random = {}  # the first batch is drawn right now
-        elif goes_on:
+        elif resumes:
             position.random |= random_state()
         return self._count(iterator)
 
     def _start_workers(self) -> None:
-        """Start workers that stay: that draws a random number, in the first epoch of a run only."""
+        """Start persistent workers: this draws a random number, in an uninterrupted run only before its first epoch."""
         if self._iterator is None:
             print_rank_zero(
                 "persistent_workers: what the workers draw at random is other than without the interruption"
@@ -116,10 +119,10 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def _rest_of_epoch(self, saved: Mapping[str, Any]) -> Iterator[Any]:
-        """Return an iterator over the batches that are left of an epoch whose beginning was noted."""
+        """Return an iterator over the rest of an epoch; `saved` has the fields that `position_of` returned."""
         samplers: list[Any] = [self.sampler, getattr(self.batch_sampler, "sampler", None)]
         for sampler in samplers:
-            if hasattr(sampler, "set_epoch"):  # which Lightning calls later
+            if hasattr(sampler, "set_epoch"):  # Lightning calls it later
                 sampler.set_epoch(self.position.epoch)
         self.order = saved["order"]
         self.set_sources(self.order)
@@ -136,46 +139,39 @@ class ResumableLoader(DataLoader[Any]):
         return itertools.chain(waiting, batches)
 
     def _sources(self) -> dict[str, tuple[Any, str]]:
-        """Return which attributes of the loader, its samplers and its data draw or count, by names."""
+        """Return, by a name, the object and the attribute of each source."""
         parts: dict[str, Any] = {"loader": self, "sampler": self.sampler, "batches": self.batch_sampler}
         parts["sampler of batches"] = getattr(self.batch_sampler, "sampler", None)
         parts["data"] = self.dataset
         found = {}
         for name, part in parts.items():
             for attribute, value in getattr(part, "__dict__", {}).items():
-                draws = isinstance(value, SOURCES) and not isinstance(value, random.SystemRandom)  # it has no state
-                if draws or (type(value) is int and part is not self):
+                has_state = isinstance(value, GENERATORS) and not isinstance(value, random.SystemRandom)
+                if has_state or (type(value) is int and part is not self):
                     found[f"{name}.{attribute}"] = part, attribute
         return found
 
-    def all_states(self) -> dict[str, Any]:
-        """Return the states of these generators, and all counts."""
-        states = {}
+    def source_states(self) -> dict[str, Any]:
+        """Return the states of the generators, and the counts that have changed since the loader was made."""
+        states: dict[str, Any] = {}
         for name, (part, attribute) in self._sources().items():
             value = getattr(part, attribute)
-            states[name] = value if type(value) is int else state_of(value)
+            if type(value) is not int:
+                states[name] = generator_state(value)
+            elif value != self.counts.get(name):
+                states[name] = value
         return states
 
-    def source_states(self) -> dict[str, Any]:
-        """Return the states of these generators, and the counts that have changed since the loader was made."""
-        states = self.all_states()
-        return {
-            name: state for name, state in states.items() if type(state) is not int or state != self.counts.get(name)
-        }
-
     def set_sources(self, states: Mapping[str, Any]) -> None:
-        """Let these generators draw, and counts count, on from such states."""
+        """Set the generators and counts to what `source_states` returned."""
         for name, (part, attribute) in self._sources().items():
-            if name not in states:
-                continue
-            value = getattr(part, attribute)
-            if type(value) is int:
+            if name in states and type(getattr(part, attribute)) is int:
                 setattr(part, attribute, states[name])
-            else:
-                set_state(value, states[name])
+            elif name in states:
+                set_generator_state(getattr(part, attribute), states[name])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return nothing; that there is a state tells Lightning that this loader goes on."""
+        """Return nothing: the presence of this method tells Lightning that the loader resumes within an epoch."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -183,7 +179,11 @@ class ResumableLoader(DataLoader[Any]):
 
 
 def position_of(trainer: Trainer) -> dict[str, Any]:
-    """Return where a run stands in its training data, for a checkpoint."""
+    """Return the fields of a `LoaderPosition` for a checkpoint, all but `random`.
+
+    For each loader, `generators` are the states of its sources; within an epoch, `order`, `first` and `batches` are its
+    attributes, and `waiting` is the number of batches that have been fetched but not trained on.
+    """
     progress = trainer.fit_loop.epoch_loop.batch_progress
     loaders: dict[int, dict[str, Any]] = {}
     for place, loader in enumerate(training_loaders(trainer)):
@@ -204,7 +204,7 @@ def position_of(trainer: Trainer) -> dict[str, Any]:
 
 
 def make_loaders_resumable(trainer: Trainer, position: LoaderPosition) -> None:
-    """Let the training loaders that a Trainer asks for go on from a position, if they are DataLoaders."""
+    """Let the training loaders of a Trainer resume from a position, if they are DataLoaders without a state."""
     strategy: Any = trainer.strategy
     process = strategy.process_dataloader
     places = itertools.count()
@@ -218,11 +218,14 @@ def make_loaders_resumable(trainer: Trainer, position: LoaderPosition) -> None:
             kind = type(loader)
             made: Any = loader
             made.__class__ = type(kind.__name__, (ResumableLoader, kind), {})
-            made.counts = made.all_states()
+            made.counts = {}
+            made.counts = made.source_states()
         if isinstance(loader, ResumableLoader):
             loader.position = position
             loader.place = place
-            loader.batches, loader.order, loader.first = 0, {}, {}
+            loader.batches = 0
+            loader.order = {}
+            loader.first = {}
             loader.set_sources(position.loaders.get(place, {}).get("generators", {}))
         return loader
 

@@ -1,4 +1,4 @@
-"""The states of sources of random numbers, of torch, Python and NumPy, as tensors that a checkpoint can hold."""
+"""The states of random number generators, of torch, Python and NumPy, as tensors for a checkpoint."""
 
 import json
 import random
@@ -11,52 +11,52 @@ from torch import Tensor
 
 RandomState = dict[str, Tensor]
 
-SOURCES = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
-# Those of a process; the modules have the methods of a `random.Random` and a `RandomState`.
-GLOBAL_SOURCES: dict[str, Any] = {"cpu": torch.default_generator, "python": random, "numpy": np.random}
+GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+# The modules `random` and `numpy.random` have the methods of a `random.Random` and a `RandomState`.
+GLOBAL_GENERATORS: dict[str, Any] = {"cpu": torch.default_generator, "python": random, "numpy": np.random}
 
 
 def random_state(device: torch.device | None = None) -> RandomState:
-    """Return the states of the process's own sources, with that of a CUDA device if one is given."""
-    state = {name: state_of(source) for name, source in GLOBAL_SOURCES.items()}
+    """Return the states of the global generators, with that of a CUDA device if one is given."""
+    state = {name: generator_state(generator) for name, generator in GLOBAL_GENERATORS.items()}
     if device is not None and device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
     return state
 
 
 def set_random_state(state: Mapping[str, Tensor], device: torch.device | None = None) -> None:
-    """Let the process's own sources draw on from their states."""
-    for name, source in GLOBAL_SOURCES.items():
-        set_state(source, state[name])
+    """Set the states of the global generators to what `random_state` returned."""
+    for name, generator in GLOBAL_GENERATORS.items():
+        set_generator_state(generator, state[name])
     if "cuda" in state and device is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
-def state_of(source: Any) -> Tensor:
-    """Return the state of one of SOURCES, (n,) uint8: torch's own bytes, or JSON."""
+def generator_state(generator: Any) -> Tensor:
+    """Return the state of one of `GENERATORS`, (n,) uint8: the bytes of torch's state, or else JSON."""
     state: Any
-    if isinstance(source, torch.Generator):
-        return source.get_state()
-    if isinstance(source, np.random.Generator):
-        state = source.bit_generator.state
-    elif hasattr(source, "getstate"):
-        state = source.getstate()
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, np.random.Generator):
+        state = generator.bit_generator.state
+    elif hasattr(generator, "getstate"):
+        state = generator.getstate()
     else:
-        state = source.get_state(legacy=False)
+        state = generator.get_state(legacy=False)
     text = json.dumps(state, default=np.ndarray.tolist)
     return torch.frombuffer(bytearray(text, "utf-8"), dtype=torch.uint8)
 
 
-def set_state(source: Any, state: Tensor) -> None:
-    """Let one of SOURCES draw on from a state."""
-    if isinstance(source, torch.Generator):
-        source.set_state(state)
+def set_generator_state(generator: Any, state: Tensor) -> None:
+    """Set the state of one of `GENERATORS` to what `generator_state` returned."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
         return
     found = json.loads(bytes(state.tolist()))
-    if isinstance(source, np.random.Generator):
-        source.bit_generator.state = found
-    elif hasattr(source, "setstate"):
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = found
+    elif hasattr(generator, "setstate"):
         version, words, gauss = found
-        source.setstate((version, tuple(words), gauss))
+        generator.setstate((version, tuple(words), gauss))
     else:
-        source.set_state(found)
+        generator.set_state(found)
