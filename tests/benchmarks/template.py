@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import MulticlassAccuracy
 
-from softmax_regression.commands.quiet import FOREIGN_WARNINGS
+from softmax_regression.commands.quiet import HIDDEN_WARNINGS
 
 from .ours import Clock
 from .task import BATCH_SIZE, LR, Outcome, Run, Task, clock, linear
 
 # Lightning advises worker processes, and more frequent logs where epochs are short.
-WARNINGS = (*FOREIGN_WARNINGS, ".*does not have many workers", ".*smaller than the logging interval")
+WARNINGS = (*HIDDEN_WARNINGS, ".*does not have many workers", ".*smaller than the logging interval")
 
 
 class Template(LightningModule):

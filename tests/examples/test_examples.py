@@ -131,7 +131,7 @@ def test_the_metric_appears_wherever_metrics_do(capsys: pytest.CaptureFixture[st
 def test_the_metric_is_that_of_the_predictions() -> None:
     assert fit(CHANGES["macro_f1"], "--trainer.max_epochs=1") == 0
     opened = open_run(str(only_run()))
-    path, model = opened.checkpoint, opened.model
+    path, model = opened.checkpoint.path, opened.model
     assert main(["test", "--ckpt_path", str(path)]) == 0
     data = FashionMNISTDataModule(source="synthetic", synthetic_size=600, val_size=101).loaded
     with torch.no_grad():

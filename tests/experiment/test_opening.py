@@ -81,13 +81,13 @@ def test_an_injected_module_layers_of_configure_model_and_data_of_ones_own_come_
 
     assert main(["fit", *options, "--trainer.max_epochs=1", "--figures.every_n_epochs=0"]) == 0
     opened = open_run(str(only_run()), prefer="last")
-    assert opened.folder == only_run()
-    assert opened.checkpoint.name == "last.ckpt"
+    assert opened.checkpoint.run == only_run()
+    assert opened.checkpoint.path.name == "last.ckpt"
     assert opened.config["model"]["init_args"]["hidden"] == 6
     assert isinstance(opened.model.act, torch.nn.Tanh)
     assert opened.model.stages == ["validate"]
     assert not opened.model.training
-    saved = opened.saved["state_dict"]
+    saved = opened.checkpoint.content["state_dict"]
     assert all(torch.equal(value, saved[name]) for name, value in opened.model.state_dict().items())
     assert opened.data is not None
     (loader,) = opened.data.val_dataloader().values()
@@ -130,7 +130,7 @@ def test_a_checkpoint_alone_is_opened_by_the_configuration_in_it() -> None:
     alone = Path("alone.ckpt")
     alone.write_bytes((only_run() / "checkpoints" / "last.ckpt").read_bytes())
     opened = open_run(str(alone))
-    assert opened.folder is None
+    assert opened.checkpoint.run is None
     assert opened.config["model"]["init_args"]["dropout"] == 0.5
 
 

@@ -1,1 +1,1 @@
-"""The command lines; errors as one line."""
+"""The command lines, and their errors as short messages."""

@@ -1,4 +1,4 @@
-"""What a command refuses before anything is computed or written, each with an InputError."""
+"""Checks that raise an InputError before anything is computed or written."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,14 +16,18 @@ from softmax_regression.runs.checkpoint import about_run
 from softmax_regression.runs.folder import SavedCheckpoint
 from softmax_regression.runs.processes import cores, print_rank_zero
 
-COUNTS = (
-    "max_epochs", "max_steps", "limit_train_batches", "val_check_interval", "check_val_every_n_epoch",
+NOT_ZERO = (  # options of the Trainer
     "accumulate_grad_batches",
-)  # fmt: skip
+    "check_val_every_n_epoch",
+    "limit_train_batches",
+    "max_epochs",
+    "max_steps",
+    "val_check_interval",
+)
 
 
 def check_options(command: str, config: Any) -> None:
-    """Refuse options that mean nothing, or not what they seem to."""
+    """Refuse options without effect or out of range, and those of other commands."""
     if config.resume and command != "fit":
         raise InputError(f"--resume: goes with fit; {command} takes --ckpt_path")
     if config.output and command != "predict":
@@ -39,13 +43,13 @@ def check_options(command: str, config: Any) -> None:
     strategy = str(config.trainer.strategy)
     if strategy.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
         raise InputError(f"trainer.strategy={strategy}: is for processes that a notebook starts; give ddp")
-    for name in COUNTS:
+    for name in NOT_ZERO:
         if command == "fit" and config.trainer[name] == 0:
             raise InputError(f"trainer.{name}=0: must be at least 1, or dropped")
 
 
 def check_images(command: str, data: LightningDataModule) -> None:
-    """Refuse photos for another command than `predict`."""
+    """Refuse photos for a command other than `predict`."""
     if isinstance(data, FashionMNISTDataModule) and data.images and command != "predict":
         raise InputError(f"--data.images {data.images}: goes with predict; drop it")
 
@@ -62,14 +66,18 @@ def check_devices(trainer: Trainer, data: LightningDataModule) -> None:
 
 
 def check_monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule) -> None:
-    """Refuse a monitor that nothing logs, where that can be known; without a validation set, say what is off."""
+    """Refuse the monitor of a callback if a Classifier does not log it.
+
+    Without validation images, early stopping and the best checkpoint are switched off instead, with a line each.
+    """
     if not isinstance(model, Classifier):
         return
     validates = trainer.limit_val_batches != 0
     tests = False
-    ours = data if isinstance(data, FashionMNISTDataModule) else None
-    if ours is not None:
-        validates, tests = validates and ours.val_size > 0, ours.watch_test
+    is_ours = isinstance(data, FashionMNISTDataModule)
+    if isinstance(data, FashionMNISTDataModule):
+        validates = validates and data.val_size > 0
+        tests = data.watch_test
     if not validates and not tests:
         trainer.limit_val_batches = 0  # or Lightning warns of an empty loader
     metrics = ("loss", *model.metrics())
@@ -79,13 +87,13 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
             logged += [f"{stage}/{name}" for name in metrics]
     for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
         if isinstance(callback, BestCheckpoint):
-            callback.follow(trainer)
+            callback.follow_early_stopping(trainer)
         name = type(callback).__name__
         monitor = getattr(callback, "monitor", None)
         if monitor is None or monitor in (*logged, "epoch", "step"):
             continue
         metric = monitor.partition("/dataloader_idx_")[0].rpartition("/")[2]
-        if metric in metrics and ours is None:  # loaders of one's own may have any names
+        if metric in metrics and not is_ours:  # the loaders of another data module may have any names
             continue
         if not validates and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
             callback.switch_off()
@@ -95,7 +103,7 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
 
 
 def may_log_more(trainer: Trainer, model: LightningModule) -> bool:
-    """Whether a class of the user's own, the model's or a callback's, calls `log` or `log_dict` itself."""
+    """Return whether the user's class of the model or of a callback calls `log` or `log_dict`."""
     for part in (model, *trainer.callbacks):  # type: ignore[attr-defined]
         for function in _own_methods(part).values():
             code = getattr(function, "__code__", None)
@@ -105,7 +113,7 @@ def may_log_more(trainer: Trainer, model: LightningModule) -> bool:
 
 
 def _own_methods(part: object) -> dict[str, Any]:
-    """Return what the classes of the user's own have, by its names."""
+    """Return the attributes of the user's own classes among those of an object, by their names."""
     found: dict[str, Any] = {}
     for kind in type(part).__mro__:
         if not kind.__module__.startswith(("softmax_regression.", "lightning.", "torch.")):
@@ -114,7 +122,7 @@ def _own_methods(part: object) -> dict[str, Any]:
 
 
 def check_data_named(checkpoint: SavedCheckpoint | None, model: LightningModule, flags: Sequence[str]) -> None:
-    """Refuse to put this project's data in the place of those that a run or a module has of its own."""
+    """Refuse the default data for a run or a model that has training data of its own."""
     if "data" in named_classes(flags):
         return
     known = about_run(checkpoint.content) if checkpoint else {}
@@ -126,7 +134,7 @@ def check_data_named(checkpoint: SavedCheckpoint | None, model: LightningModule,
 
 
 def check_classes(model: LightningModule, data: LightningDataModule, flags: Sequence[str]) -> None:
-    """Refuse a model that has another number of classes than the data."""
+    """Refuse a model whose number of classes is not that of the data."""
     expected = len(class_names_of(data))
     given = model.hparams.get("num_classes", expected)
     if isinstance(model, Classifier) and expected and given != expected:
@@ -136,7 +144,7 @@ def check_classes(model: LightningModule, data: LightningDataModule, flags: Sequ
 
 
 def check_shapes(checkpoint: SavedCheckpoint, model: LightningModule) -> None:
-    """Refuse a checkpoint of another model, unless the model makes its weights or loads them in a way of its own."""
+    """Refuse a checkpoint with weights of other shapes, unless the model has its own way to make or load weights."""
     if {"configure_model", "load_state_dict", "on_load_checkpoint"} & _own_methods(model).keys():
         return
     saved = checkpoint.content["state_dict"]

@@ -1,4 +1,4 @@
-"""What `--help` of `train.py` says, and which options there are, for near misses."""
+"""The help of `train.py`, and the names of its options, with which a mistyped one is compared."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -30,12 +30,12 @@ _MORE = (
 
 
 def usage(command: str = "{" + ",".join(COMMANDS) + "}") -> str:
-    """Return how the command line begins, as it is typed here."""
+    """Return the beginning of a command line, such as `python train.py fit`."""
     return f"{shell_command('train.py')} {command}"
 
 
 def command_help(args: Sequence[str]) -> str:
-    """Return the help of a command line that asks for it; a command's is of the model and the data that it names."""
+    """Return the help for a command line; that of a command shows the options of the model and data it names."""
     command = args[0]
     if command in COMMANDS:
         return str(_help_parser(command, args, everything="--help-all" in args).format_help())
@@ -53,12 +53,12 @@ def known_options(args: Sequence[str]) -> Iterable[str]:
 
 
 def _help_parser(command: str, flags: Sequence[str], everything: bool) -> ArgumentParser:
-    """Return a parser for its help; LightningCLI's own shows no option of a model or of data."""
+    """Return a parser to take the help from; the help of LightningCLI's parser has no options of model and data."""
     parser = ArgumentParser(usage=f"{usage(command)} [options]", description=COMMANDS[command], epilog=_MORE)
     add_own_arguments(parser)
     for group, default in {"model": SoftmaxRegression, "data": FashionMNISTDataModule}.items():
         kind: type = default
-        with suppress(ImportError, AttributeError, ValueError):  # where there is no class of that name
+        with suppress(ImportError, AttributeError, ValueError):  # there is no class of that name
             found = resolve_name(flag_value(flags, group) or flag_value(flags, f"{group}.class_path") or "")
             if isinstance(found, type):
                 kind = found

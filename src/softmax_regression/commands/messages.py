@@ -1,4 +1,4 @@
-"""What ends a command: a known kind of error is a line and an exit code; a bug keeps its traceback."""
+"""Errors as short messages and exit codes; a bug keeps its traceback."""
 
 import difflib
 import io
@@ -22,7 +22,7 @@ from softmax_regression.errors import DivergedError, InputError, Interrupted, Lo
 from softmax_regression.runs import processes
 
 OWN_ERRORS = (InputError, DivergedError, StorageError, LostProcessError)
-# Lines of jsonargparse's messages that repeat the others, or speak of Python's types alone.
+# The first words of lines in jsonargparse's messages that repeat other lines, or only name types of Python.
 REPETITIONS = (
     "Does not validate against any of",
     "Subtypes:",
@@ -40,15 +40,15 @@ _UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)|ption '(\S+)' is not a
 
 
 class BrokenPipeSafeStream:
-    """A stream whose loss costs nothing: what a closed pipe or a full disk does not take is dropped."""
+    """A stream that drops what cannot be written, as when a pipe is closed or a disk is full, and raises no error."""
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream or io.StringIO()
         with suppress(AttributeError):
-            stream.reconfigure(errors="backslashreplace")  # of letters that the locale does not have
+            stream.reconfigure(errors="backslashreplace")  # for letters that the locale lacks
 
     def write(self, text: str) -> int:
-        """Write, unless nobody reads any more."""
+        """Write a text, or drop it and all later ones."""
         try:
             self.stream.write(text)
             self.stream.flush()
@@ -59,12 +59,12 @@ class BrokenPipeSafeStream:
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
-        """Be the stream in everything else."""
+        """Return any other attribute of the stream."""
         return getattr(self.stream, name)
 
 
 def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
-    """Return a message of jsonargparse without its repetitions; an unknown option with the known one that is meant."""
+    """Return a message of jsonargparse without its repetitions; for an unknown option, suggest similar known ones."""
     name = ".".join(dict.fromkeys(_KEY.findall(message)))
     reasons: list[str] = []
     for line in _KEY.sub("", message).splitlines():
@@ -89,7 +89,7 @@ def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
 
 
 def _unknown_option(option: str, known: Iterable[str]) -> str:
-    """Return a line on an option that there is not."""
+    """Return the message for an unknown option."""
     if not option.startswith("-"):
         return f"{option}: one word too many; drop it, or write a list as '[a, b]'"
     near = _near_options(option.lstrip("-"), list(known))
@@ -98,7 +98,7 @@ def _unknown_option(option: str, known: Iterable[str]) -> str:
 
 
 def _near_options(name: str, known: Sequence[str]) -> list[str]:
-    """Return at most two options that a mistyped one may mean; max_epochs before min_epochs."""
+    """Return at most two known options similar to a mistyped one; `max_epochs` comes before `min_epochs`."""
     group, _, last = name.rpartition(".")
     last_parts = {option: option.rpartition(".")[2] for option in known}
     found = []
@@ -114,7 +114,7 @@ def _near_options(name: str, known: Sequence[str]) -> list[str]:
 
 
 def _is_about_options(error: BaseException) -> bool:
-    """Whether a library that takes options raised an error itself, as where they contradict each other."""
+    """Return whether a library raised an error about the options it was given, as when two of them contradict."""
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     module = str(frame.f_globals.get("__name__"))
     kinds = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError)
@@ -122,7 +122,7 @@ def _is_about_options(error: BaseException) -> bool:
 
 
 def _own_cause(error: BaseException) -> BaseException:
-    """Return what a class of ours said of its arguments, which jsonargparse wraps; or else the error itself."""
+    """Return the InputError of one of our classes if jsonargparse has wrapped it, else the error itself."""
     cause: BaseException | None = error
     while isinstance(error, ValueError | ArgumentError) and cause:
         if isinstance(cause, InputError):
@@ -132,7 +132,7 @@ def _own_cause(error: BaseException) -> BaseException:
 
 
 def describe_error(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str, int] | None:
-    """Return what to say of an error, and the exit code; None for a bug, which keeps its traceback."""
+    """Return the message and the exit code of an error; None for a bug, which keeps its traceback."""
     error = _own_cause(error)
     if isinstance(error, Interrupted):
         return str(error), error.exit_code
@@ -140,7 +140,7 @@ def describe_error(error: BaseException, known: Callable[[], Iterable[str]]) -> 
         return f"error: {error}", error.exit_code
     if isinstance(error, ArgumentError):
         return f"error: {shorten_parser_error(str(error), known())}", InputError.exit_code
-    if isinstance(error, OSError):  # of a library that writes or reads for us, such as TensorBoard
+    if isinstance(error, OSError):  # raised by a library that reads or writes files, such as TensorBoard
         return f"error: {error}", StorageError.exit_code
     if isinstance(error, KeyboardInterrupt):
         return "interrupted", 130
@@ -153,10 +153,10 @@ def describe_error(error: BaseException, known: Callable[[], Iterable[str]]) -> 
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let a signal end a command wherever it is; `LastCheckpoint` takes them over in training."""
+    """Let a signal end a command at once; in training, `LastCheckpoint` installs other handlers."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in before:  # a second one must not come between this one and its line
+        for each in before:  # a second signal must not prevent the message
             signal.signal(each, signal.SIG_IGN)
         raise Interrupted(number, "nothing was saved")
 
@@ -171,21 +171,21 @@ def run_command(command: Callable[[], object], known: Callable[[], Iterable[str]
     """Run a command and return its exit code; a user's mistake is a line on stderr, not a traceback.
 
     Args:
-        command: What is run.
-        known: Gives the names of the options that the command has, for near misses.
+        command: The function to run.
+        known: Returns the names of all options of the command, with which a mistyped one is compared.
     """
     out, err = BrokenPipeSafeStream(sys.stdout), BrokenPipeSafeStream(sys.stderr)
     path = sys.path.copy()
     with redirect_stdout(out), redirect_stderr(err):
         try:
             with _interruptible(), quiet_lightning():
-                sys.path.append(str(Path.cwd()))  # a user's own modules, which hide none that is installed
+                sys.path.append(str(Path.cwd()))  # the user's own modules, after all installed ones
                 command()
         except BaseException as error:
             found = describe_error(error, known)
             if found is None:
                 raise
-            if _speaks_of(error):
+            if _is_printed(error):
                 print(found[0], file=sys.stderr)
             return found[1]
         finally:
@@ -193,8 +193,8 @@ def run_command(command: Callable[[], object], known: Callable[[], Iterable[str]
     return 0
 
 
-def _speaks_of(error: BaseException) -> bool:
-    """Whether this process prints an error: what all processes of a machine find is said once."""
+def _is_printed(error: BaseException) -> bool:
+    """Return whether this process prints an error: one that all processes of a machine meet is printed once."""
     if isinstance(error, OSError | LostProcessError):
         return True
     if isinstance(error, Interrupted | DivergedError):

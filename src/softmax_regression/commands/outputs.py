@@ -1,4 +1,4 @@
-"""What the commands say in the end and record: scores, the summary of a run, what to type next."""
+"""The output of the commands: scores, the summary of a run, the next commands to type."""
 
 import shlex
 import shutil
@@ -9,8 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
-from softmax_regression.data.datasets import Dataset
-from softmax_regression.data.photos import Photos
+from softmax_regression.data.module import origin_of
 from softmax_regression.errors import InputError, shell_command
 from softmax_regression.runs.folder import SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
@@ -19,39 +18,35 @@ from softmax_regression.runs.record import results, stop_reason, update_manifest
 
 
 def summary(trainer: Trainer, run: Path | None) -> str:
-    """Return what `fit` says in the end: why it stopped, the metrics, the checkpoints, what to type next."""
+    """Return the last lines of `fit`: why it stopped, the metrics, the checkpoints, the next commands to type."""
     lines = [stop_reason(trainer)]
-    words = {"final": "last epoch", "best": "best epoch"}
-    for name, row in results(trainer).items():
-        if row:
-            epoch = row.get("epoch", trainer.current_epoch)
-            chosen = f", by {row['monitor']}" if name == "best" else ""
-            lines.append(f"{words[name]} {epoch}{chosen}: {metrics_text(row)}")
+    found = results(trainer)
+    if "final" in found:
+        row = found["final"]
+        lines.append(f"last epoch {row['epoch']}: {metrics_text(row)}")
+    if "best" in found:
+        row = found["best"]
+        lines.append(f"best epoch {row['epoch']}, by {row['monitor']}: {metrics_text(row)}")
     if not run:
         return "\n".join([*lines, "nothing is kept: there is no logger"])
-    return "\n".join([
-        *lines,
-        f"checkpoints: {run / 'checkpoints'}",
-        "next:",
-        f"  {shell_command('train.py', 'test', '--ckpt_path', str(run))}",
-        f"  {shell_command('study.py', 'report', str(run))}",
-        f"  {shlex.join(['tensorboard', '--logdir', str(run.parent.parent)])}",
-    ])  # fmt: skip
+    test = shell_command("train.py", "test", "--ckpt_path", str(run))
+    report = shell_command("study.py", "report", str(run))
+    tensorboard = shlex.join(["tensorboard", "--logdir", str(run.parent.parent)])
+    lines.append(f"checkpoints: {run / 'checkpoints'}")
+    lines.append("next:")
+    lines.extend(f"  {command}" for command in (test, report, tensorboard))
+    return "\n".join(lines)
 
 
 def what_is_scored(checkpoint: SavedCheckpoint, data: Any) -> str:
-    """Name run, checkpoint and data."""
-    origin = type(data).__name__
-    for part in (getattr(data, "data", None), getattr(data, "photos", None)):
-        if isinstance(part, Dataset | Photos):  # of this project
-            origin = part.origin
+    """Return the names of the run, the checkpoint and the data as one line."""
     if checkpoint.run:
-        return f"run {checkpoint.run}, checkpoint {checkpoint.path.name}, data {origin}"
-    return f"checkpoint {checkpoint.path}, data {origin}"
+        return f"run {checkpoint.run}, checkpoint {checkpoint.path.name}, data {origin_of(data)}"
+    return f"checkpoint {checkpoint.path}, data {origin_of(data)}"
 
 
 def discard_unstarted(folders: Sequence[Path]) -> None:
-    """Remove the folders of a run that made no step and is not worth going on with, for a mistake of the user's."""
+    """Remove the folders of a run that made no step, if nothing was recorded or a mistake of the user ended it."""
     mistake = isinstance(sys.exception(), InputError)
     for folder in folders:
         if mistake or not (folder / "run.json").exists():
@@ -59,7 +54,7 @@ def discard_unstarted(folders: Sequence[Path]) -> None:
 
 
 def record_scores(run: Path | None, trainer: Trainer, command: str, scores: Sequence[Mapping[str, float]]) -> None:
-    """Print the scores of a command, a dictionary for each loader; keep them in run.json if they are of all batches."""
+    """Print the scores of each loader; write them to run.json, unless only some of the batches were scored."""
     metrics: dict[str, float] = {}
     for row in scores:
         metrics.update(row)

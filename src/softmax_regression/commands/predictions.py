@@ -1,4 +1,4 @@
-"""The table that `predict` writes: what `predict_step` returned for each example, of anybody's model and data."""
+"""The table that `predict` writes: what `predict_step` of any model returned for each example."""
 
 import json
 import re
@@ -26,16 +26,16 @@ from softmax_regression.errors import InputError
 from softmax_regression.figures.scoring import loaders_by_name
 from softmax_regression.files import check_writable
 
-# How the first line of a table of ours begins; an empty file may be replaced as well.
+# The beginning of a table of this project; an empty file may be replaced as well.
 _HEADER = re.compile(rb"index,(dataloader,)?(label,|image,)?(predicted|output)|$")
 Columns = dict[str, list[Any]]
 
 
 def choose_path(run: Path | None, output: str | None, force: bool, data: Any) -> Path:
-    """Return where the table goes.
+    """Return the path of the table.
 
     Raises:
-        InputError: It cannot be written, or a file of somebody else's is there.
+        InputError: It cannot be written, or a file that is no such table is there.
     """
     name = "predictions-photos.csv" if _photos_of(data) else "predictions.csv"
     path = Path(output) if output else (run or Path()) / name
@@ -50,13 +50,13 @@ def choose_path(run: Path | None, output: str | None, force: bool, data: Any) ->
 
 
 def _photos_of(data: Any) -> Photos | None:
-    """Return the photos that this project's data module has loaded; another one's attribute may hold anything."""
+    """Return the photos that a data module of this project has loaded; None for any other data module."""
     photos = getattr(data, "photos", None)
     return photos if isinstance(photos, Photos) else None
 
 
 def forward_inputs_only(model: LightningModule) -> None:
-    """Let a module without a `predict_step` predict the inputs of (inputs, labels): Lightning's gives it both."""
+    """Give a module without a `predict_step` one that takes the inputs of (inputs, labels); Lightning's takes both."""
     if is_overridden("predict_step", model):
         return
 
@@ -67,10 +67,10 @@ def forward_inputs_only(model: LightningModule) -> None:
 
 
 def allow_positional_arguments(data: LightningDataModule) -> None:
-    """Let the loaders of `predict_dataloader` be made as `DataLoader(images, 16)`.
+    """Allow positional arguments, as in `DataLoader(images, 16)`, for the loaders of `predict_dataloader`.
 
-    Lightning makes a loader to predict with a second time, from the arguments that it was given; it takes them from
-    the attributes of one whose arguments it does not know. Else its own come twice where they were not named.
+    Lightning makes each of these loaders again, with its recorded arguments and some of its own, and fails where both
+    have the same one. Without the record it takes the arguments from the attributes of the loader.
     """
     make_loaders = data.predict_dataloader
 
@@ -85,23 +85,23 @@ def allow_positional_arguments(data: LightningDataModule) -> None:
 
 
 class PredictionTable(Callback):
-    """Keep a row for each example: its index, its label or photo, and what `predict_step` returned for it.
+    """Collect a row for each example: its index, its label or photo, and what `predict_step` returned for it.
 
     Args:
-        data: The data module; its `class_names`, if it has any, name labels and outputs.
+        data: The data module; its `class_names`, if it has any, are names for labels and outputs.
 
     Attributes:
-        rows: Column -> value of each example.
+        rows: For each example, column -> value.
     """
 
     def __init__(self, data: Any) -> None:
         self.data = data
         self.photos = _photos_of(data)
         self.rows: list[dict[str, Any]] = []
-        self._examples = 0  # of the batches so far
+        self._examples = 0  # in all batches so far
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask for the names of the classes, which may be known once the data are set up."""
+        """Get the names of the classes, which some data modules know only after `setup`."""
         self.names = class_names_of(self.data)
 
     def on_predict_batch_end(
@@ -113,7 +113,7 @@ class PredictionTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the rows of a batch."""
+        """Add the rows of a batch."""
         labels = _labels(batch)
         n = _batch_size(batch)
         found = columns_of(outputs, self.names, n)
@@ -134,16 +134,16 @@ class PredictionTable(Callback):
 
 
 def _batch_size(batch: Any) -> int:
-    """Return the number of examples in a batch, 0 where it cannot be known."""
+    """Return the number of examples in a batch, 0 if it is not known."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of Lightning, where parts have several sizes
+        with warnings.catch_warnings(action="ignore"):  # Lightning warns if parts differ in size
             return extract_batch_size(batch)
     except MisconfigurationException:
         return 0
 
 
 def _labels(batch: Any) -> list[int]:
-    """Return the labels (n,) of a batch (inputs, labels, ...); none if it has no such thing."""
+    """Return the labels (n,) of a batch (inputs, labels, ...); empty if it has none."""
     if isinstance(batch, list | tuple) and len(batch) > 1:
         labels = batch[1]
         if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
@@ -155,9 +155,9 @@ def columns_of(output: Any, class_names: Sequence[str], n: int) -> Columns:
     """Return what `predict_step` returned for a batch of n examples, as columns of n values.
 
     Args:
-        output: A tensor (n, ...), or a dictionary, tuple or list of them; or a list with what it found in each of the
-            n examples: a value, a tensor of any shape, or a dictionary of them.
-        class_names: Names for an output of as many columns, of which the largest is then the prediction.
+        output: A tensor (n, ...), or a dictionary, tuple or list of such tensors; or a list with an element for each
+            example: a value, a tensor of any shape, or a dictionary of them.
+        class_names: If the output has as many columns, these are their names, and the largest is the prediction.
         n: The number of examples, 0 if it is not known.
     """
     if isinstance(output, Mapping) and output.keys() == {"class", "probability", "probabilities"}:  # of a Classifier
@@ -174,7 +174,7 @@ def columns_of(output: Any, class_names: Sequence[str], n: int) -> Columns:
 
 
 def _nested_columns(output: Any, name: str, n: int) -> Columns:
-    """Return the columns of tensors, arrays, and dictionaries, tuples or lists of them, named by where they lie."""
+    """Return the columns of nested dictionaries, tuples or lists of tensors, named by their keys and positions."""
     if output is None:
         return {}
     if is_dataclass(output):
@@ -202,7 +202,7 @@ def _nested_columns(output: Any, name: str, n: int) -> Columns:
 
 
 def _is_by_example(output: Sequence[Any], n: int) -> bool:
-    """Whether a list has a part for each of n examples, rather than parts of n values each."""
+    """Return whether a list has an element for each of n examples, and not elements with n values each."""
     if len(output) != n:
         return False
     for part in output:
@@ -213,7 +213,7 @@ def _is_by_example(output: Sequence[Any], n: int) -> bool:
 
 
 def _columns_by_example(output: Sequence[Any], name: str) -> Columns:
-    """Return the columns of a list with a part for each example; what has no name is written as JSON."""
+    """Return the columns of a list with an element for each example."""
     columns: Columns = {}
     for i, part in enumerate(output):
         if is_dataclass(part):
@@ -227,7 +227,7 @@ def _columns_by_example(output: Sequence[Any], name: str) -> Columns:
 
 
 def _cell(value: Any) -> Any:
-    """Return a value as a cell of a table, an array as a list in JSON."""
+    """Return a value as a cell of a table; an array becomes a list in JSON."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().to_dense().numpy()
     if isinstance(value, np.ndarray | np.generic):
@@ -244,6 +244,6 @@ def _numbers(values: Tensor, names: Sequence[str]) -> Columns:
 
 
 def _class_names(labels: Sequence[int], names: Sequence[str]) -> list[str]:
-    """Return the names of classes, or their numbers where they have none."""
+    """Return the names of classes, or their numbers if they have no names."""
     known = dict(enumerate(names))
     return [known.get(label, str(label)) for label in labels]

@@ -1,4 +1,4 @@
-"""The rules of going on: which configuration holds, what may change, where a run writes, when it is done."""
+"""The rules for `--resume`: which options may change, where the run writes, and when nothing is left to train."""
 
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,47 @@ from softmax_regression.experiment.flags import options_of
 from softmax_regression.experiment.opening import other_data
 from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.checkpoint import about_run, read
-from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.record import RunRecord, read_manifest, saved_results, saved_step, update_manifest
 from softmax_regression.runs.rows import keep_logged_rows
-from softmax_regression.runs.settings import drop_finders
+from softmax_regression.runs.settings import class_path_of, drop_finders
 
-# Options, or the beginnings of their names, that decide results and so must stay; but for those that may change.
-DECIDING = (
-    "model", "data", "seed_everything", "optimizer", "lr_scheduler", "early_stopping.monitor",
-    "early_stopping.min_delta", "early_stopping.mode", "best_checkpoint.monitor", "best_checkpoint.mode",
-    "trainer.callbacks", "trainer.precision", "trainer.limit_train_batches", "trainer.limit_val_batches",
-    "trainer.overfit_batches", "trainer.val_check_interval", "trainer.check_val_every_n_epoch",
-    "trainer.accumulate_grad_batches", "trainer.gradient_clip_val", "trainer.gradient_clip_algorithm",
-)  # fmt: skip
-MAY_CHANGE = ("data.dirs", "data.images", "data.watch_test", "data.device", "data.eval_batch_size")
+# Options, or first parts of their names, that change the results, so that a resumed run must have the same values.
+MUST_STAY = (
+    "best_checkpoint",
+    "data",
+    "early_stopping",
+    "lr_scheduler",
+    "model",
+    "optimizer",
+    "seed_everything",
+    "trainer.accumulate_grad_batches",
+    "trainer.callbacks",
+    "trainer.check_val_every_n_epoch",
+    "trainer.gradient_clip",
+    "trainer.limit_train_batches",
+    "trainer.limit_val_batches",
+    "trainer.overfit_batches",
+    "trainer.precision",
+    "trainer.val_check_interval",
+)
+# Exceptions from these.
+MAY_CHANGE = (
+    "data.device",
+    "data.dirs",
+    "data.eval_batch_size",
+    "data.images",
+    "data.watch_test",
+    "early_stopping.patience",
+)
 
 
 def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningModule, data: LightningDataModule) -> None:
-    """Refuse flags that contradict the checkpoint, which further callbacks do not, and other data."""
+    """Refuse flags that contradict the configuration of the run to resume, and other data; callbacks may be added."""
     record = next(each for each in trainer.callbacks if isinstance(each, RunRecord))  # type: ignore[attr-defined]
     known = about_run(saved)
-    before: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}  # of a run that was started from Python
+    before: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}  # a run started from Python does not record them
     before |= _options(known.get("config", "{}"))
     before |= {"model": known.get("model"), "data": known.get("data")}  # a class may have several names
     now = _options(str(record.config))
@@ -44,7 +62,7 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
     now["trainer.callbacks"] = [each for each in now["trainer.callbacks"] if each in callbacks]
     for name, was in before.items():
         wanted = now.get(name)
-        if name.startswith(DECIDING) and name not in MAY_CHANGE and was != wanted:
+        if name.startswith(MUST_STAY) and name not in MAY_CHANGE and was != wanted:
             raise InputError(
                 f"{name}={wanted}: the run to resume has {was}; go on with that, or start a new run without --resume"
             )
@@ -63,7 +81,7 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
 
 
 def check_length(saved: dict[str, Any], trainer: Trainer, before: dict[str, Any]) -> None:
-    """Refuse more epochs or steps with a schedule whose length is fixed as a run begins, such as OneCycleLR."""
+    """Refuse more epochs or steps if the run has a schedule of fixed length, such as OneCycleLR."""
     for schedule in saved.get("lr_schedulers", []):
         for name in ("max_epochs", "max_steps"):
             was = before.get(f"trainer.{name}") or 0
@@ -76,7 +94,7 @@ def check_length(saved: dict[str, Any], trainer: Trainer, before: dict[str, Any]
 
 
 def _options(text: str) -> dict[str, Any]:
-    """Return the options of a configuration by their names on the command line, of callbacks their classes alone."""
+    """Return the options of a configuration by their names as flags; of callbacks only the classes."""
     config = yaml.safe_load(text)
     callbacks = as_list(config.get("trainer", {}).pop("callbacks", None))
     options = {"trainer.callbacks": [callback["class_path"] for callback in callbacks]}
@@ -86,15 +104,15 @@ def _options(text: str) -> dict[str, Any]:
 
 
 def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None:
-    """Go on in the folder of a run; a logger that keeps no such folder begins a new one, which a line says.
+    """Let the RunLogger write into the folder of the run to resume; with other loggers only, print a line.
 
     Raises:
-        InputError: There is no logger, or another process has gone on with the run meanwhile.
+        InputError: There is no logger, or another process has trained the run meanwhile.
     """
     step = saved_step(checkpoint.content)
     loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
     for logger in loggers:
-        logger.reopen(run, about_run(checkpoint.content).get("step", step))
+        logger.reopen(run, step)
     if not trainer.loggers:
         raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
     if not loggers:
@@ -106,7 +124,7 @@ def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None
 
 
 def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:
-    """Return why there is nothing left to train, and which option to raise; None if there is something."""
+    """Return why nothing is left to train, and which option to raise; None if something is left."""
     steps = saved["global_step"]
     epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if trainer.max_epochs and 0 < trainer.max_epochs <= epochs:
@@ -130,6 +148,6 @@ def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:
 
 
 def record_end(run: Path | None, trainer: Trainer, saved: dict[str, Any], reason: str) -> None:
-    """Complete the manifest of a run that was killed after its last checkpoint."""
+    """Complete run.json if the run was killed after its last checkpoint."""
     if run and read_manifest(run).get("status") != "finished" and trainer.is_global_zero:
         update_manifest(run, status="finished", stopped=reason, **saved_results(run, saved))

@@ -1,4 +1,4 @@
-"""The command line `python study.py STUDY`: a study measures something and leaves a page with figures."""
+"""The command line `python study.py STUDY`, for studies and for reports on runs."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +19,12 @@ from softmax_regression.experiment.flags import CONF, find_command, find_configu
 class Study(NamedTuple):
     """A study, or a report on runs."""
 
-    function: str  # module.name; it returns what to print, such as the path of its page
+    function: str  # module.name of a function that returns the text to print, such as the path of a page
     purpose: str
-    positional: str | None = None  # the parameter that takes the words which are no flags
+    positional: str | None = None  # the name of its positional parameter
 
     def load(self) -> Callable[..., object]:
-        """Import the function, which takes seconds."""
+        """Import the function; this takes seconds."""
         module, _, name = self.function.rpartition(".")
         found: Callable[..., object] = getattr(import_module(f"softmax_regression.{module}"), name)
         return found
@@ -44,10 +44,9 @@ STUDIES = {
 
 def _parser(name: str, study: Study) -> ArgumentParser:
     """Return the parser of a study, whose options are the parameters of its function."""
-    parser = ArgumentParser(
-        prog=f"study.py {name}", description=study.purpose, exit_on_error=False,
-        default_config_files=[str(CONF / f"{name}.yaml")],
-    )  # fmt: skip
+    defaults = [str(CONF / f"{name}.yaml")]
+    parser = ArgumentParser(f"study.py {name}", default_config_files=defaults, exit_on_error=False)
+    parser.description = study.purpose
     parser.add_argument("--config", action="config", help="YAML with any of the options below.")
     skip: set[str | int] = set()
     if study.positional == "runs":
@@ -70,7 +69,7 @@ def run(args: Sequence[str]) -> None:
     if study.positional and not flags:
         raise InputError(f"{name}: no run was given; type `python study.py {name} RUN`, a folder under logs/")
     switches = {f"--{option}" for option, parameter in parameters.items() if parameter.default is False}
-    words = [f"{word}=true" if word in switches else word for word in flags]  # as jsonargparse asks for it
+    words = [f"{word}=true" if word in switches else word for word in flags]  # jsonargparse requires a value
     parser = _parser(name, study)
     options = parser.instantiate(parser.parse_args(words)).as_dict()
     options.pop("config")
@@ -80,7 +79,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def _parameters(args: Sequence[str]) -> Mapping[str, Parameter]:
-    """Return the parameters of the study that a command line names, by their names."""
+    """Return the parameters of the study that a command line names; empty if it names none."""
     if not args or args[0] not in STUDIES:
         return {}
     return signature(STUDIES[args[0]].load()).parameters

@@ -34,12 +34,12 @@ class TrainCLI(ExperimentCLI):
     """The commands of `train.py`, each a method that LightningCLI calls with the model it has made."""
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the flags, and refuse what means nothing before model, data and Trainer are made."""
+        """Parse the flags, and check them before model, data and Trainer are made."""
         super().parse_arguments(parser, args)
         checks.check_options(self.command, self.options)
 
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
-        """Train, or go on training, in a folder where no other process does."""
+        """Train a new run or a resumed one, in a folder that is locked for this process."""
         trainer = self.trainer
         checks.check_devices(trainer, self.datamodule)
         self._check_data()
@@ -57,7 +57,7 @@ class TrainCLI(ExperimentCLI):
         folders = [run] if run else []
         for logger in trainer.loggers:
             if isinstance(logger, RunLogger) and not run:
-                folders.append(Path(logger.log_dir))  # asking for it claims a new one
+                folders.append(Path(logger.log_dir))  # this makes the folder
         with ExitStack() as stack:
             if trainer.is_global_zero:
                 for folder in folders:
@@ -70,7 +70,7 @@ class TrainCLI(ExperimentCLI):
                     outputs.discard_unstarted(folders)
 
     def _fit_in(self, run: Path | None, model: LightningModule, kwargs: dict[str, Any]) -> None:
-        """Train in a new folder, or in that of a run, unless there is nothing left to train."""
+        """Train, unless nothing is left to train; then print the summary."""
         trainer, checkpoint = self.trainer, self.checkpoint
         if checkpoint:
             if run:
@@ -81,7 +81,7 @@ class TrainCLI(ExperimentCLI):
                 print_rank_zero(f"{run or checkpoint.path}: nothing to resume ({reason})")
                 return
         trainer.fit(model, **kwargs)
-        print_rank_zero(outputs.summary(trainer, folder_of(trainer)))  # which all processes find together
+        print_rank_zero(outputs.summary(trainer, folder_of(trainer)))  # all processes must call `folder_of`
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
         """Print the metrics of the validation data, and keep them in the run's manifest."""
@@ -93,7 +93,7 @@ class TrainCLI(ExperimentCLI):
 
     def _evaluate(self, evaluate: Any, model: LightningModule, kwargs: dict[str, Any]) -> None:
         checkpoint = self._prepare_scoring()
-        self._say_what_is_scored(checkpoint)
+        self._announce(checkpoint)
         kwargs |= {"ckpt_path": str(checkpoint.path), "verbose": False}
         scores = evaluate(model, **kwargs)
         outputs.record_scores(checkpoint.run, self.trainer, self.command, scores)
@@ -105,7 +105,7 @@ class TrainCLI(ExperimentCLI):
         if trainer.world_size > 1:
             raise InputError(f"{trainer.world_size} processes: predict uses one; drop --trainer.devices, or torchrun")
         path = predictions.choose_path(checkpoint.run, self.options.output, self.options.force, self.datamodule)
-        self._say_what_is_scored(checkpoint)
+        self._announce(checkpoint)
         predictions.forward_inputs_only(model)
         predictions.allow_positional_arguments(self.datamodule)
         table = predictions.PredictionTable(self.datamodule)
@@ -121,31 +121,31 @@ class TrainCLI(ExperimentCLI):
         print(f"predictions: {path}")
 
     def _prepare_scoring(self) -> SavedCheckpoint:
-        """Check that there is something to score, and that it goes with the data."""
+        """Return the checkpoint to score, after checks of devices and data."""
         if self.checkpoint is None:
             raise InputError(f"{self.command}: needs a trained model; give --ckpt_path a run's folder, best or last")
         checks.check_devices(self.trainer, self.datamodule)
         self._check_data()
         return self.checkpoint
 
-    def _say_what_is_scored(self, checkpoint: SavedCheckpoint) -> None:
-        """Name run, checkpoint and data; the run's scalars stay those of its training, its figures get a folder."""
+    def _announce(self, checkpoint: SavedCheckpoint) -> None:
+        """Print run, checkpoint and data; let figures, but no scalars, be added to the events of the run."""
         print_rank_zero(f"{self.command}: {outputs.what_is_scored(checkpoint, self.datamodule)}")
         warn_of_other_data(checkpoint.content, self.datamodule)
         self.trainer.loggers = [each for each in self.trainer.loggers if not isinstance(each, RunLogger)]
         self.config_init[self.command].figures.run = checkpoint.run
 
     def _check_data(self) -> None:
-        """Refuse data that do not go with the model, before the processes of a run wait for one another."""
+        """Refuse data that do not fit the model, before the processes of a run wait for one another."""
         checks.check_data_named(self.checkpoint, self.model, self.flags)
         checks.check_images(self.command, self.datamodule)
-        if isinstance(self.datamodule, FashionMNISTDataModule):  # the Trainer sets up another's
+        if isinstance(self.datamodule, FashionMNISTDataModule):  # the Trainer sets up any other
             self.datamodule.setup(self.command)
         checks.check_classes(self.model, self.datamodule, self.flags)
         if self.checkpoint:
             checks.check_shapes(self.checkpoint, self.model)
             if self.checkpoint.run:
-                read_manifest(self.checkpoint.run)  # a damaged one would be noticed only in the end
+                read_manifest(self.checkpoint.run)  # otherwise a damaged one would be noticed only at the end
 
 
 def run(args: Sequence[str]) -> None:
@@ -160,7 +160,7 @@ def run(args: Sequence[str]) -> None:
 
 
 def _checkpoint(command: str, flags: Sequence[str]) -> SavedCheckpoint | None:
-    """Return the checkpoint that the flags name, if they do: to go on the last one, to score the best one."""
+    """Return the checkpoint that the flags name, if they name one; of a run, `last` for `fit`, `best` otherwise."""
     resumed = flag_value(flags, "resume")
     named = flag_value(flags, "ckpt_path")
     if resumed and named:

@@ -1,1 +1,1 @@
-"""Images: found, verified, generated or made of photos, and handed out in minibatches."""
+"""Images and minibatches: from files, which are found and verified, from photos, or generated."""

@@ -28,12 +28,12 @@ class Dataset(NamedTuple):
     test_images: Tensor
     test_labels: Tensor
     sha256: str  # one digest of all four, as hexadecimal digits
-    origin: str  # where they came from, in words
+    origin: str  # where they came from, for messages
     class_names: tuple[str, ...]
 
 
 def generate_dataset(size: int, class_names: Sequence[str]) -> Dataset:
-    """Generate `size` training images and a sixth as many test images, the same ones every time."""
+    """Generate `size` training images, and a sixth as many test images; they are always the same."""
     images, labels = generate(size + max(10, size // 6), seed=0)
     digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     labels = labels.long()
@@ -46,11 +46,11 @@ def load_files(dataset: DatasetClass = FashionMNIST, dirs: Sequence[str] | None 
 
     Args:
         dataset: See `ImageFiles`.
-        dirs: Folders to look in instead of the usual ones. Where the environment variable of the data set names a
-            folder (FASHION_MNIST_DIR, MNIST_DIR, ...), that is the only one, and nothing is downloaded.
+        dirs: Folders to search instead of the usual ones. If the environment variable of the data set is set
+            (FASHION_MNIST_DIR, MNIST_DIR, ...), only its folder is searched, and nothing is downloaded.
 
     Raises:
-        InputError: A file is missing, damaged or not what its checksum says, or no source answered.
+        InputError: A file is missing, damaged or has another checksum, or every download failed.
         StorageError: A download could not be saved.
     """
     files = ImageFiles(dataset)
@@ -76,9 +76,9 @@ def load_files(dataset: DatasetClass = FashionMNIST, dirs: Sequence[str] | None 
 
 
 def _keep_unpacked(raw: Path, target: Path) -> None:
-    """Keep what was unpacked, so that it loads in a third of the time, unless the folder is meant to stay as it is."""
+    """Copy unpacked files into a folder, which then loads in a third of the time, unless it is read-only."""
     with suppress(OSError):
-        if target.exists() and not target.stat().st_mode & 0o200:  # root could write there all the same
+        if target.exists() and not target.stat().st_mode & 0o200:  # root could write to it nevertheless
             return
         for file in raw.iterdir():
             if not (target / file.name).exists():
@@ -86,7 +86,7 @@ def _keep_unpacked(raw: Path, target: Path) -> None:
 
 
 def search_folders(files: ImageFiles, dirs: Sequence[str] | None = None) -> list[Path]:
-    """Return the folders to look in, in order: the usual ones, or `dirs`."""
+    """Return the folders to search, in order: `dirs`, or the usual ones."""
     if dirs is None:
         dirs = files.folders
     # Path.expanduser raises for a user without a home.
@@ -99,7 +99,7 @@ def first_complete(files: ImageFiles, folders: Sequence[Path]) -> Path | None:
 
 
 def _read(files: ImageFiles, folder: Path, empty: Path) -> Dataset:
-    """Verify the files of a folder, unpack them into an empty one if one of them is packed, and read them."""
+    """Verify and read the files of a folder; if one of them is packed, unpack all of them into an empty folder."""
     paths = {name: files.find(folder, name) or folder / name for name in files.names}
     packed = any(path.suffix == ".gz" for path in paths.values())
     raw = empty if packed else folder
@@ -114,7 +114,7 @@ def _read(files: ImageFiles, folder: Path, empty: Path) -> Dataset:
             (raw / name).write_bytes(data)
     try:
         train, test = files.open(raw, train=True), files.open(raw, train=False)
-    except Exception as error:  # torchvision asserts what it expects, and fails in many other ways
+    except Exception as error:  # torchvision fails in many ways, by assertions, too
         raise InputError(f"{folder}: not four IDX files ({reason(error)}); replace them") from error
     labels, test_labels = _labels(files, folder, train), _labels(files, folder, test)
     digest = hashlib.sha256("".join(digests).encode()).hexdigest()
@@ -122,10 +122,10 @@ def _read(files: ImageFiles, folder: Path, empty: Path) -> Dataset:
 
 
 def _labels(files: ImageFiles, folder: Path, part: MNIST) -> Tensor:
-    """Return the labels (n,) int64 of a part, if they and its images are such as we can use."""
+    """Return the labels (n,) int64 of the training or test part, after a check of its images and labels."""
     images: Tensor = part.data
     labels: Tensor = part.targets
-    if labels.ndim == 2:  # QMNIST's (n, 8): the class, and where the digit comes from
+    if labels.ndim == 2:  # QMNIST's (n, 8): the class, and the origin of the digit
         labels = labels[:, 0]
     if images.shape[1:] != (28, 28):
         raise InputError(f"{folder}: has images of shape {tuple(images.shape)}, expected (n, 28, 28); replace them")
@@ -139,7 +139,7 @@ def _labels(files: ImageFiles, folder: Path, part: MNIST) -> Tensor:
 
 
 def _not_found(files: ImageFiles, folders: Sequence[Path], failures: Sequence[str]) -> str:
-    """Say what was tried and then what helps, a line each."""
+    """Return a message with what was tried and what helps, a line each."""
     tried = []
     for folder in folders:
         missing = ", ".join(files.missing(folder)).replace(", ".join(files.names), "all four files")

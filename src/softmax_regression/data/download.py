@@ -19,8 +19,8 @@ from softmax_regression.data.image_files import ImageFiles
 from softmax_regression.errors import StorageError
 from softmax_regression.files import locked, reason
 
-TIMEOUT = 5.0  # seconds until a mirror answers, and that it may fall silent for
-# Nothing of the system is written, none of its hooks is run, and root stays root instead of becoming _apt.
+TIMEOUT = 5.0  # seconds to wait for the answer of a mirror, and for more data
+# apt writes nothing of the system, runs no hooks, and does not change from root to the user _apt.
 APT_CONFIGURATION = """
 Dir::Cache "{0}"; #clear APT::Update; APT::Sandbox::User "";
 Acquire {{ Languages "none"; Retries "0"; http::Timeout "5"; https::Timeout "5"; }};
@@ -28,9 +28,9 @@ Acquire {{ Languages "none"; Retries "0"; http::Timeout "5"; https::Timeout "5";
 
 
 def download(files: ImageFiles, target: Path) -> list[str]:
-    """Download the files of a data set that a folder lacks, and verify them, in one process at a time.
+    """Download and verify the files of a data set that a folder lacks; other processes wait.
 
-    Returns the sources that failed, each with the reason; a StorageError says that a file could not be saved.
+    Returns the sources that failed, each with the reason. A StorageError says that a file could not be saved.
     """
     sources: list[tuple[str, Callable[[Path], None]]] = []
     for mirror in files.mirrors:
@@ -52,14 +52,14 @@ def download(files: ImageFiles, target: Path) -> list[str]:
                 files.place(Path(temporary), target)
             except StorageError:
                 raise
-            except Exception as error:  # whatever it is, the next source may have them
+            except Exception as error:  # the next source may work
                 failures.append(f"{source}: {reason(error).rpartition('got: ')[2]}")
     return failures
 
 
 @contextmanager
 def _no_trace_of_failure(folder: Path) -> Iterator[None]:
-    """Leave no lock behind, and no folder that was not there before and is still empty."""
+    """Afterwards, remove the lock file, and new folders if they are empty."""
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
@@ -72,14 +72,14 @@ def _no_trace_of_failure(folder: Path) -> Iterator[None]:
 
 def fetch_from_mirror(files: ImageFiles, mirror: str, folder: Path) -> None:
     """Let torchvision download a data set, with a progress bar on stderr, and unpack it."""
-    with ThreadPool(1) as pool:  # or looking up a host, or trying 16 addresses of it, could take minutes
+    with ThreadPool(1) as pool:  # without it, the name look-up, or 16 addresses of a host, can take minutes
         answer = pool.apply_async(urlopen, (mirror + files.address,), {"timeout": TIMEOUT})
         try:
             answer.get(TIMEOUT).close()
         except HTTPError as error:
             error.close()
             raise
-        except multiprocessing.TimeoutError as error:  # it has no text of its own
+        except multiprocessing.TimeoutError as error:  # it has no message
             raise TimeoutError("timed out") from error
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
@@ -91,7 +91,7 @@ def fetch_from_mirror(files: ImageFiles, mirror: str, folder: Path) -> None:
 
 
 def fetch_from_debian(files: ImageFiles, folder: Path) -> None:
-    """Download a Debian package, as any user, and open it without installing it."""
+    """Download a Debian package and unpack it, without installing it; any user can do this."""
 
     def run(*command: str | Path) -> None:
         done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, capture_output=True, timeout=600)
@@ -106,7 +106,7 @@ def fetch_from_debian(files: ImageFiles, folder: Path) -> None:
     try:
         run(*apt, "download", package)
     except OSError:  # the system's lists of packages are missing or old
-        with suppress(OSError):  # one source of several may fail
+        with suppress(OSError):  # one of several package sources may fail
             run(*own_lists, "update")
         run(*own_lists, "download", package)
     run("dpkg-deb", "-x", *folder.glob("*.deb"), "opened")

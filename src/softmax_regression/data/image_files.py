@@ -18,7 +18,7 @@ from torchvision.datasets import EMNIST, MNIST, QMNIST, FashionMNIST
 from softmax_regression.errors import InputError
 from softmax_regression.files import write
 
-MAX_BYTES = 1 << 30  # of a file when it is unpacked
+MAX_BYTES = 1 << 30  # of an unpacked file
 EMNIST_PARTS = ("train-images-idx3", "train-labels-idx1", "test-images-idx3", "test-labels-idx1")
 
 DatasetClass = type[MNIST] | partial[MNIST]
@@ -26,12 +26,12 @@ DatasetClass = type[MNIST] | partial[MNIST]
 
 @dataclass(frozen=True)
 class Extras:
-    """What torchvision does not know of a data set."""
+    """Facts about a data set that torchvision does not have."""
 
-    sha256: dict[str, str] = field(default_factory=dict)  # of the unpacked files; without, any files are taken
-    folders: tuple[str, ...] = ()  # to look in after torchvision's own
-    mirrors: tuple[str, ...] = ()  # to ask after torchvision's own
-    package: str = ""  # of Debian
+    sha256: dict[str, str] = field(default_factory=dict)  # of the unpacked files; without it, any file is accepted
+    folders: tuple[str, ...] = ()  # to search after torchvision's own
+    mirrors: tuple[str, ...] = ()  # to try after torchvision's own
+    package: str = ""  # name of a Debian package
 
 
 EXTRAS = {
@@ -65,16 +65,16 @@ EXTRAS = {
 
 
 class ImageFiles:
-    """The four files of a data set: images and labels to train on, then to test on.
+    """The four files of a data set: training images and labels, then test images and labels.
 
     Args:
-        dataset: A class of torchvision's MNIST family; `functools.partial` of one gives it arguments.
+        dataset: A class of torchvision's MNIST family, or a `functools.partial` of one with arguments.
 
     Attributes:
-        names: Names of the four, unpacked.
-        variable: The environment variable that names the only folder that counts, such as FASHION_MNIST_DIR.
-        mirrors: The beginnings of the addresses at which the files are published, in order.
-        address: The name of the first file that is downloaded, or its whole address.
+        names: Names of the four unpacked files.
+        variable: An environment variable such as FASHION_MNIST_DIR; if it is set, only its folder is searched.
+        mirrors: Base URLs for downloads, in order.
+        address: The first file to download, relative to a mirror or as a whole URL.
     """
 
     def __init__(self, dataset: DatasetClass) -> None:
@@ -106,7 +106,7 @@ class ImageFiles:
         self.address = resources[0][0]
 
     def find(self, folder: Path, name: str) -> Path | None:
-        """Return the file of this name in a folder, unpacked rather than packed."""
+        """Return the path of a file in a folder, preferably unpacked; None if it is not there."""
         for path in (folder / name, folder / f"{name}.gz"):
             if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises where a folder must not be searched)
                 return path
@@ -117,7 +117,7 @@ class ImageFiles:
         return [name for name in self.names if self.find(folder, name) is None]
 
     def read(self, path: Path, name: str) -> tuple[bytes, str]:
-        """Return the unpacked bytes of a file and their SHA-256; ValueError or zlib.error if they are others."""
+        """Return the unpacked bytes of a file and their SHA-256; a ValueError or zlib.error if it is another one."""
         data = path.read_bytes()
         if data[:2] == b"\x1f\x8b":  # gzip, whatever the file is called
             unpacker = zlib.decompressobj(wbits=31)
@@ -131,12 +131,12 @@ class ImageFiles:
         return data, digest
 
     def place(self, source: Path, target: Path) -> None:
-        """Verify the files of `source`, then write those that `target` lacks, unpacked, each whole or not at all."""
+        """Verify the files of `source`, then write those that `target` lacks, unpacked, by `files.write`."""
         found = {name: self.read(self.find(source, name) or source / name, name)[0] for name in self.names}
         for name in self.missing(target):
             write(found[name], target / name)
 
     def open(self, raw: Path, train: bool, download: bool = False, **attributes: Any) -> MNIST:
-        """Let torchvision read a part of the data set from a folder of unpacked files, or download it to there."""
+        """Let torchvision read the training or test part from a folder of unpacked files, or download it there."""
         located = type(self.name, (self.kind,), {"raw_folder": str(raw), **attributes})
         return located(raw, train=train, download=download, **self.options)

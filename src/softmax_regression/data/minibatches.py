@@ -1,8 +1,7 @@
-"""Minibatches of images that live on one device as uint8, and are gathered and made float there.
+"""Minibatches of images that are kept on one device as uint8, and gathered and converted to float there.
 
-The order of an epoch is a function of (seed, epoch) alone, and a rank takes every world_size-th example of
-each global minibatch: a resumed run, and a run on several devices, sees the same minibatches, and each
-example is seen once.
+The order of an epoch depends only on (seed, epoch), and each rank takes every world_size-th example of a global
+minibatch. So a resumed run, or a run on several devices, has the same minibatches, and each example once an epoch.
 """
 
 from collections.abc import Iterator
@@ -13,18 +12,18 @@ from torch.utils.data import Sampler, SequentialSampler, Subset, TensorDataset
 
 
 class Shuffle(Sampler[int]):
-    """The order of n examples in an epoch, decided by the seed and by the epoch that Lightning sets."""
+    """A random order of n examples, which depends on the seed and on the epoch that Lightning sets."""
 
     def __init__(self, n: int, seed: int) -> None:
         self.n, self.seed, self.epoch = n, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch, counted from 0, whose order is wanted."""
+        """Set the epoch, counted from 0."""
         self.epoch = epoch
 
     def order(self) -> Tensor:
         """Return a permutation of range(n), shape (n,), int64, on the CPU."""
-        # One 64-bit seed for each pair: neighbouring seeds or epochs must not share an order.
+        # A different 64-bit seed for each pair, so that (seed + 1, epoch) and (seed, epoch + 1) differ.
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         return torch.randperm(self.n, generator=generator)
 
@@ -38,12 +37,12 @@ class Shuffle(Sampler[int]):
 
 
 class InOrder(SequentialSampler):
-    """The same order in every epoch; the epoch is noted, so that a position counts only in the epoch it is of."""
+    """The same order in every epoch; it keeps the epoch, as a saved position is valid in one epoch only."""
 
     epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Note the epoch, counted from 0."""
+        """Set the epoch, counted from 0."""
         self.epoch = epoch
 
     def order(self) -> Tensor:
@@ -52,24 +51,24 @@ class InOrder(SequentialSampler):
 
 
 class Minibatches:
-    """A loader that gathers each minibatch (x, y) from the data set when it is asked for.
+    """A loader that gathers each minibatch (x, y) when it is needed.
 
     x is (b, 1, 28, 28) float32 in [0, 1], y is (b,) int64; b is this rank's share of the global minibatch.
 
     Args:
         images: (m, 28, 28) uint8, the data set, on the device that gathers.
         labels: (m,) int64, on the same device.
-        index: (n,) int64, the examples of the set that belong to this split.
+        index: (n,) int64, the examples of the data set that belong to this split.
         batch_size: Examples in a global minibatch, over all ranks; the last one of an epoch may be smaller.
         seed: Seed of the order; None for the order of `index`.
-        rank: This process among the `world_size` that share each minibatch.
-        device: Where the minibatches go; None for the device of the data set.
+        rank: The rank of this process among `world_size` processes.
+        device: The device of the minibatches; None for that of the data set.
 
     Attributes:
         dataset: The n examples of the split, (uint8 image, class) each.
-        sampler: What decides the order.
-        position: Minibatches of this epoch that have been handed out, or 0 when all have been.
-        share: This rank's part of the current minibatch, times world_size: 1 if all ranks have equally many examples.
+        sampler: It has the order.
+        position: Number of minibatches of this epoch that have been yielded; 0 again after the last one.
+        share: This rank's share of the current minibatch, times world_size: 1 if all ranks have equally many examples.
     """
 
     batch_sampler = None  # Lightning asks every loader that has a sampler for this one too
@@ -94,7 +93,7 @@ class Minibatches:
         return self.index[self.sampler.order()].to(self.images.device)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the minibatches of this epoch, all of them unless `load_state_dict` says where to go on."""
+        """Yield the minibatches of this epoch, after a `load_state_dict` only the rest of them."""
         start = 0
         if self._resumed_epoch == self.sampler.epoch:
             start = self.position
@@ -110,19 +109,19 @@ class Minibatches:
 
     def gather(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Return examples (b,) as (b, 1, 28, 28) float32 in [0, 1], and their classes (b,)."""
-        x = self.images.index_select(0, chosen)  # of uint8, 30 times as fast as images[chosen]
+        x = self.images.index_select(0, chosen)  # with uint8, 30 times as fast as images[chosen]
         y = self.labels.index_select(0, chosen)
         return to_float_images(x.to(self.device)), y.to(self.device)
 
     def state_dict(self) -> dict[str, int]:
-        """Return which epoch this is and how far it has come, for a checkpoint."""
+        """Return the epoch and the position in it, for a checkpoint."""
         return {"epoch": self.sampler.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict` was taken, once and if the next pass is of the same epoch."""
+        """Start the next pass at a saved position, if that pass is of the same epoch."""
         self._resumed_epoch, self.position = state["epoch"], state["position"]
 
 
 def to_float_images(images: Tensor) -> Tensor:
     """Return uint8 images (b, 28, 28) as (b, 1, 28, 28) float32 in [0, 1]."""
-    return images[:, None].float().div_(255)  # twice as fast as uint8 / 255, and equal to it
+    return images[:, None].float().div_(255)  # twice as fast as uint8 / 255, with the same result

@@ -1,4 +1,4 @@
-"""Fashion-MNIST as a LightningDataModule: what is trained on, what is held out, and in which minibatches."""
+"""Fashion-MNIST as a LightningDataModule: training, validation and test images in minibatches."""
 
 import math
 import os
@@ -19,10 +19,10 @@ from softmax_regression.errors import InputError
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """Shuffle (n,) int64 labels, as a permutation, so that every prefix has the proportions of the whole.
+    """Return a random permutation of (n,) int64 labels in which every prefix has the class proportions of the whole.
 
-    Held-out sets and subsets are prefixes of this order: stratified, and each contained in every larger one.
-    If the classes are equally large, any stretch of it has each of them equally often, to one example.
+    Validation sets and subsets are prefixes of this order: they are stratified, and a larger one contains a smaller
+    one. If all classes are equally large, they occur equally often, give or take one, in any contiguous part.
 
     >>> labels = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
     >>> labels[stratified_order(labels, seed=0)].tolist()
@@ -36,7 +36,7 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
 
 
 def check_size(name: str, value: int | None, low: int, high: float = math.inf, expected: str = "") -> None:
-    """Refuse a size that is not from `low` to `high`, which is `expected` in words; None is no size."""
+    """Refuse a size below `low` or above `high`, which the message calls `expected`; None is always accepted."""
     if value is None:
         return
     if value < low:
@@ -46,7 +46,7 @@ def check_size(name: str, value: int | None, low: int, high: float = math.inf, e
 
 
 def split(labels: Tensor, val_size: int, train_size: int | None) -> tuple[Tensor, Tensor]:
-    """Return the indices of the images that are held out and of those to train on, for labels (n,) int64."""
+    """Return the indices of the validation images and of the training images, for labels (n,) int64."""
     order = stratified_order(labels, seed=0)
     n = len(order)
     check_size("val_size", val_size, 0, n - 1, f"less than {n}, the number of training images")
@@ -66,24 +66,24 @@ def share_of(trainer: Trainer | None) -> tuple[int, int, torch.device]:
 class FashionMNISTDataModule(LightningDataModule):
     """The images, split into training, validation and test, in minibatches gathered on the training device.
 
-    A subclass with another `dataset` of torchvision's MNIST family, such as KMNIST, is that one.
+    For another data set of torchvision's MNIST family, such as KMNIST, a subclass sets `dataset`.
 
     Args:
         batch_size: Images in a minibatch, over all devices together.
-        val_size: Images held out of the training set for validation, the same ones in every run; 0 for none.
-        train_size: Images to train on, a balanced subset of those left; None for all.
+        val_size: Images taken from the training set for validation, the same ones in every run; 0 for none.
+        train_size: Images to train on, a balanced subset of the others; None for all of them.
         source: `files`, or `synthetic` for generated images that need no files.
-        dirs: Folders to look for the files in, in order; a download goes into the first. None for the usual.
+        dirs: Folders to search for the files, in order; downloads go into the first one. None for the usual ones.
         synthetic_size: Training images to generate, with a sixth as many for testing.
         images: Photos, or folders of them, for `predict`; None for the test set.
         watch_test: Also score the test set after every epoch, as the figure of the book does.
         device: `auto` keeps the images on the device that trains; `host` keeps them in host memory and
             copies each minibatch, for a set that the device cannot hold.
-        eval_batch_size: Images that are scored at a time in validation, test and prediction.
-        seed: Decides the order of the training images; None for that of `seed_everything`.
+        eval_batch_size: Images in a minibatch of validation, test and prediction.
+        seed: Seed of the order of the training images; None for that of `seed_everything`.
 
     Raises:
-        InputError: A size is out of range, or the data cannot be had.
+        InputError: A size is out of range, or the data cannot be loaded.
     """
 
     dataset: ClassVar[DatasetClass] = FashionMNIST
@@ -119,8 +119,8 @@ class FashionMNISTDataModule(LightningDataModule):
         self.seed = seed
         self.data: Dataset | None = None
         self.photos: Photos | None = None
-        self._copies: dict[tuple[Tensor, torch.device], Tensor] = {}  # of what `data` keeps, where it is gathered
-        self._position: dict[str, int] = {}  # where the training loader of a resumed run goes on
+        self._copies: dict[tuple[Tensor, torch.device], Tensor] = {}  # of the tensors of `data`, on other devices
+        self._position: dict[str, int] = {}  # the state of the training loader of a resumed run
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ class FashionMNISTDataModule(LightningDataModule):
         return ImageFiles(type(self).dataset).class_names
 
     def prepare_data(self) -> None:
-        """Download what is missing; Lightning calls this in one process a machine."""
+        """Download missing files; Lightning calls this in one process of each machine."""
         self.setup(self.trainer.state.fn if self.trainer else None)
 
     def setup(self, stage: str | None = None) -> None:
@@ -153,14 +153,14 @@ class FashionMNISTDataModule(LightningDataModule):
 
     @property
     def loaded(self) -> Dataset:
-        """The data, loaded if they are not yet."""
+        """The data; the first access loads them."""
         if self.data is None:
             self.setup()
         assert self.data is not None
         return self.data
 
     def train_dataloader(self) -> Minibatches:
-        """Return the training minibatches, in an order decided by (seed, epoch)."""
+        """Return the training minibatches, in an order that depends on (seed, epoch)."""
         data = self.loaded
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0  # the same minibatches in every epoch
         seed = None if overfit else self.seed
@@ -170,7 +170,7 @@ class FashionMNISTDataModule(LightningDataModule):
         return loader
 
     def val_dataloader(self) -> dict[str, Minibatches]:
-        """Return the minibatches to score after each epoch, by the stage that names their metrics."""
+        """Return the minibatches to score after each epoch, by the first part of the names of their metrics."""
         loaders = {}
         if self.val_size:
             loaders["val"] = self._minibatches(self.loaded.images, self.loaded.labels, self.val_index)
@@ -189,13 +189,13 @@ class FashionMNISTDataModule(LightningDataModule):
             images, labels = self.photos.images, torch.full((len(self.photos.images),), -1)
         else:
             images, labels = self.loaded.test_images, self.loaded.test_labels
-        # Of torch's own, Lightning tells callbacks which images a prediction is of, and processes which are theirs.
+        # A loader of torch's: Lightning gives callbacks the indices of its images, and processes their shares of it.
         return DataLoader(TensorDataset(to_float_images(images), labels), batch_size=self.eval_batch_size)
 
     def _minibatches(
         self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int | None = None, seed: int | None = None
     ) -> Minibatches:
-        """Return a loader for the device of the Trainer and for this process's share; without a Trainer, the CPU's."""
+        """Return a loader for this process and the device of the Trainer; without a Trainer, for the CPU."""
         rank, world_size, device = share_of(self.trainer)
         if self.device == "auto":
             images, labels = self._on(device, images), self._on(device, labels)
@@ -203,32 +203,39 @@ class FashionMNISTDataModule(LightningDataModule):
         return Minibatches(images, labels, index, size, seed, rank, world_size, device)
 
     def _on(self, device: torch.device, tensor: Tensor) -> Tensor:
-        """Return a tensor on a device, copied there once, whichever loaders ask for it."""
+        """Return the copy of a tensor on a device, the same one for all loaders."""
         if (tensor, device) not in self._copies:
             self._copies[tensor, device] = tensor.to(device)
         return self._copies[tensor, device]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the identity of the data, and how far this epoch has come, for a checkpoint."""
+        """Return the SHA-256 of the data and the position of the training loader, for a checkpoint."""
         position = {}
         if self.trainer and isinstance(self.trainer.train_dataloader, Minibatches):
             position = self.trainer.train_dataloader.state_dict()
         return {"sha256": self.loaded.sha256, "source": self.source, "position": position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Let the training loader go on within its epoch, until the next `setup`.
+        """Keep the position for `train_dataloader`, until the next `setup`.
 
-        Lightning restores a loader itself, but not one that a schedule has asked for the number of its steps.
+        Lightning restores a loader itself, but not if a schedule has needed its number of steps before.
         """
         self._position = state_dict.get("position", {})
 
 
 def loaded_images(data: object) -> Dataset | None:
-    """Return the images of a data module of this project; another one's attributes may hold anything."""
+    """Return the images of a data module of this project; None for any other data module."""
     return data.loaded if isinstance(data, FashionMNISTDataModule) else None
 
 
+def origin_of(data: object) -> str:
+    """Return where the images of a data module of this project come from; for any other one, the name of its class."""
+    if not isinstance(data, FashionMNISTDataModule):
+        return type(data).__name__
+    return data.photos.origin if data.photos else data.loaded.origin
+
+
 def class_names_of(data: object) -> list[str]:
-    """Return the names of the classes that any data module gives in `class_names`, none if it gives none."""
+    """Return the names of the classes that a data module has in `class_names`; empty if it has none."""
     names = getattr(data, "class_names", ())
     return list(map(str, names)) if isinstance(names, list | tuple) else []

@@ -22,29 +22,29 @@ from softmax_regression.files import reason
 
 SIDE = 28
 MAX_PIXELS = 50_000_000  # a larger picture is refused before it is decoded
-# Plain raster formats. Of the others that Pillow reads, some call a program (EPS: Ghostscript).
+# Plain raster formats; for some of its other formats, Pillow starts a program (EPS: Ghostscript).
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "AVIF", "TIFF", "BMP", "JPEG2000", "PPM", "HEIF")
-LARGE = 1024  # pixels; larger photos are averaged down to this at once, to save time and memory
+LARGE = 1024  # pixels; larger photos are reduced to this size first, to save time and memory
 
 
 class Photos(NamedTuple):
-    """The images that were made of a list of files, and the files that could not be used."""
+    """The images made from a list of files, and the files that could not be used."""
 
     images: Tensor  # (n, 28, 28) uint8, light on black
-    paths: list[Path]  # the n files they came from
+    paths: list[Path]  # the file of each image
     skipped: list[tuple[Path, str]]  # the files that could not be used, each with the reason in one line
 
     @property
     def origin(self) -> str:
-        """How many there are, in words."""
+        """The number of photos, for messages."""
         return "1 photo" if len(self.paths) == 1 else f"{len(self.paths)} photos"
 
 
 def load_photos(paths: Sequence[str | Path] | str) -> Photos:
-    """Turn photos into images like those of Fashion-MNIST (`to_fashion_mnist`), and say which cannot be used.
+    """Convert photos by `to_fashion_mnist`, and print on stderr which files cannot be used.
 
-    Of a folder all files count that are not hidden, by name, in subfolders too; of an animation the first frame. An
-    InputError says that there is not one usable photo.
+    In a folder, all files that are not hidden are used, also in subfolders, sorted by name; of an animation, the first
+    frame. An InputError says that no photo can be used.
     """
     with suppress(ImportError):
         import_module("pillow_heif").register_heif_opener()
@@ -56,7 +56,7 @@ def load_photos(paths: Sequence[str | Path] | str) -> Photos:
         for file in _files_in(Path(path)):
             try:
                 used[file] = _load(file)
-            except Exception as error:  # on damaged files Pillow's readers raise nearly anything
+            except Exception as error:  # Pillow raises errors of many types for damaged files
                 skipped.append((file, reason(error)))
     if not used:
         first = ""
@@ -71,7 +71,7 @@ def load_photos(paths: Sequence[str | Path] | str) -> Photos:
 
 
 def _files_in(path: Path) -> list[Path]:
-    """Return the files of a folder that are not hidden, or the path itself where there are none."""
+    """Return the files of a folder that are not hidden, or the path itself if there are none."""
     files = [file for file in sorted(path.rglob("*")) if not file.is_dir()]
     visible = [file for file in files if "/." not in f"/{file.relative_to(path).as_posix()}"]
     return visible or [path]
@@ -82,7 +82,7 @@ def _load(path: Path) -> Tensor:
         raise ValueError("neither a file nor a folder with files")
     Image.init()
     known = [name for name in FORMATS if name in Image.OPEN]  # older versions lack AVIF, and HEIF is an extra
-    with warnings.catch_warnings(action="ignore"):  # of damaged metadata, which is not used
+    with warnings.catch_warnings(action="ignore"):  # about damaged metadata, which is not used
         try:
             photo = Image.open(path, formats=known)
         except UnidentifiedImageError as error:
@@ -97,15 +97,16 @@ def _load(path: Path) -> Tensor:
 
 
 def to_fashion_mnist(photo: Image.Image) -> Tensor:
-    """Take the steps that made Fashion-MNIST, adapted to any size and to light and dark backgrounds.
+    """Convert a photo by the steps that made Fashion-MNIST, for any size and for light and dark backgrounds.
 
-    Turn upright and lay over white; trim edges within 5 % of the colour of the corners; average down to the 73
-    pixels of the paper's thumbnails, subsample the longest edge to 28, sharpen with a Gaussian of standard
-    deviation 1; turn grey; negate if the corners are light, so that their grey becomes 0; centre on black. A
-    picture of 28 x 28 is neither trimmed nor scaled nor sharpened: one of Fashion-MNIST comes back bit for bit.
+    The photo is turned upright and put on white. Edges within 5 % of the colour of the corners are cut off. It is
+    reduced to 73 pixels, as the paper's thumbnails, by averaging, and to 28 pixels by subsampling, then sharpened with
+    a Gaussian of standard deviation 1, and made grey. If the corners are light, it is negated so that they become 0.
+    It is centred on black. A picture of 28 x 28 pixels is neither cut nor scaled nor sharpened: an image of
+    Fashion-MNIST is returned unchanged.
 
     Args:
-        photo: Any mode; alpha is composited, more than 8 bits a channel are scaled to 8.
+        photo: Of any mode; transparent parts become white, more than 8 bits a channel are scaled to 8.
 
     Returns:
         (28, 28) uint8, light on black. A ValueError says that nothing differs from the corners.
@@ -134,7 +135,7 @@ def to_fashion_mnist(photo: Image.Image) -> Tensor:
 
 
 def _upright_rgb(photo: Image.Image) -> Image.Image:
-    """Any mode and orientation -> upright RGB over white, at most `LARGE` pixels wide and high."""
+    """Return a photo of any mode as upright RGB on white, at most `LARGE` pixels wide and high."""
     photo = ImageOps.exif_transpose(photo)
     if photo.mode[0] in "IF":  # 16 or 32 bits, which Pillow would clip at 255
         values = np.nan_to_num(np.asarray(photo, dtype=np.float32))

@@ -1,7 +1,7 @@
-"""A generated stand-in for Fashion-MNIST: ten silhouettes of garments, each image varied and noisy.
+"""Generated images in the place of Fashion-MNIST: ten silhouettes of garments, each image varied and noisy.
 
-Same shapes, dtypes, label order and light-on-black convention as the data set of arXiv:1708.07747, for
-tests and for machines without a network. Results on it say nothing about Fashion-MNIST.
+They have the shapes, dtypes, label order and light-on-black convention of the data set (arXiv:1708.07747). They are for
+tests and for machines without a network; results on them say nothing about Fashion-MNIST.
 """
 
 import torch
@@ -11,8 +11,8 @@ from torch.nn.functional import affine_grid, grid_sample
 from torchvision.transforms.functional import pil_to_tensor
 
 SIDE = 28
-FINE = 8  # an outline is drawn with 8 x 8 points a pixel, so that the edge comes out smooth
-CHUNK = 128  # images that are made at a time: their intermediates stay in cache
+FINE = 8  # an outline is drawn with 8 x 8 points for each pixel, so that its edge is smooth
+CHUNK = 128  # images that are made at a time, few enough for the CPU's cache
 
 # Corners x,y in pixels from the top left.
 OUTLINES = (
@@ -30,11 +30,11 @@ OUTLINES = (
 
 
 def generate(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw labelled images in shuffled order, from a generator of their own.
+    """Generate labelled images in random order.
 
     Args:
-        n: How many; n // 10 of each class, the remainder to the first classes.
-        seed: The same seed gives the same bits.
+        n: Number of images; n // 10 of each class, and one more of the first classes for the remainder.
+        seed: Of a generator that nothing else uses.
 
     Returns:
         Images (n, 28, 28) and labels (n,) in 0..9, both uint8.
@@ -58,7 +58,7 @@ def _silhouette(outline: str) -> Tensor:
 
 
 def _vary(garments: Tensor, generator: torch.Generator) -> Tensor:
-    """Move, scale, slant, dim and roughen garments (b, 1, 28, 28) in [0, 1], each its own way -> (b, 28, 28) uint8."""
+    """Move, scale, slant and dim each garment (b, 1, 28, 28) at random, and add noise; return (b, 28, 28) uint8."""
     b = len(garments)
     warp = torch.tensor([[1.2, 0, 0], [0, 1.2, 0]]) + torch.empty(b, 2, 3).uniform_(-0.23, 0.23, generator=generator)
     grid = affine_grid(warp, [b, 1, SIDE, SIDE], align_corners=False)

@@ -1,7 +1,7 @@
-"""Which classes a configuration may name; jsonargparse asks before it imports what a value names.
+"""The classes that a configuration may name; jsonargparse checks a name before it imports anything.
 
-Allowed are classes of installed packages, of this one, and of the user's own modules. Never allowed are the standard
-library, and modules that lie in or around the folder of the run whose configuration is read.
+A configuration may name classes of installed packages, of this one, and of the user's own modules; never those of the
+standard library, nor of modules inside or around the folder of the run whose configuration is read.
 """
 
 import pkgutil
@@ -13,16 +13,16 @@ from pathlib import Path
 
 from jsonargparse import set_parsing_settings
 
-DENIED = ("*", "torch.hub")  # everything that is not allowed; what torch.hub names is downloaded and run
+DENIED = ("*", "torch.hub")  # everything that is not allowed; torch.hub downloads and runs code
 _TOP_LEVEL_NAME = re.compile(r"(?<![\w./-])([^\W\d]\w*)\.[^\W\d]")
-_allowed: set[str] = set()  # so far: jsonargparse keeps what it was told in an earlier command
+_allowed: set[str] = set()  # all names allowed so far: jsonargparse keeps those of an earlier command
 
 
 def allow_classes(texts: Iterable[str] = (), run: Path | None = None) -> None:
-    """Tell jsonargparse which classes may be named in the flags and configurations of a command.
+    """Tell jsonargparse which classes the flags and configurations of a command may name.
 
     Args:
-        texts: The flags and configurations, for the names of packages that only an import hook finds.
+        texts: The flags and configurations; they may name packages that `pkgutil` does not list.
         run: The folder of the run, or the checkpoint, whose configuration is read.
     """
     names = {module.name for module in pkgutil.iter_modules()}
@@ -40,7 +40,7 @@ def allow_classes(texts: Iterable[str] = (), run: Path | None = None) -> None:
 
 
 def _is_allowed(name: str, run: Path | None) -> bool:
-    """Whether a top-level module is neither of the standard library, nor came along with a run."""
+    """Return whether a top-level module is neither of the standard library nor of the folder of the run."""
     if not name.isidentifier() or name in sys.stdlib_module_names or name in ("jsonargparse", "__main__"):
         return False
     if run is None:

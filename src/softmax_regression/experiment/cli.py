@@ -35,7 +35,7 @@ from softmax_regression.runs.processes import choose_threads, launched_devices, 
 from softmax_regression.runs.progress import EpochProgress
 from softmax_regression.runs.record import RunRecord
 
-# Callbacks that every run has; each is a group of flags, and `trainer.callbacks` holds the user's own.
+# The callbacks of every run, by their group of flags; `trainer.callbacks` is for the user's own.
 DEFAULT_CALLBACKS: dict[str, type[Callback]] = {
     "engine": Engine,
     "early_stopping": EarlyStopping,
@@ -49,12 +49,12 @@ ONE_PROCESS = ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strate
 class ExperimentCLI(LightningCLI):
     """LightningCLI for any model and data module, this project's by default.
 
-    A subclass has a method for each command that it knows, as LightningCLI calls them.
+    LightningCLI calls the method that is named like the command; subclasses define these methods.
 
     Args:
         command: `fit`, `validate`, `test` or `predict`.
-        flags: What is typed behind the command.
-        checkpoint: The checkpoint that the command starts from; the configuration of its run comes before the flags.
+        flags: The words after the command.
+        checkpoint: The checkpoint to start from; the flags change the configuration of its run.
 
     Attributes:
         options: The parsed options of the command.
@@ -62,7 +62,7 @@ class ExperimentCLI(LightningCLI):
 
     def __init__(self, command: str, flags: Sequence[str], checkpoint: SavedCheckpoint | None = None) -> None:
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
-        # A default of Lightning's classes may be an Enum of strings, as Timer's is; write what it says.
+        # Some classes of Lightning, such as Timer, have a member of a string Enum as a default; write its string.
         yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
         self.command = command
         self.checkpoint = checkpoint
@@ -81,15 +81,15 @@ class ExperimentCLI(LightningCLI):
         )
 
     def _flags_of_run(self) -> list[str]:
-        """Return flags that repeat the configuration of the checkpoint's run; classes start anew without one."""
+        """Return flags with the configuration of the checkpoint's run; without one, see `reset_class_defaults`."""
         configuration = _configuration_of(self.checkpoint) if self.checkpoint else None
         if self.checkpoint is None or configuration is None:
             self._check_named()
             allow_classes(named_texts(self.flags))
             return reset_class_defaults(self.flags)
         flags = ["--config", configuration]
-        allow_classes(named_texts([*self.flags, *flags]), _came_along_in(self.checkpoint))
-        if self.command != "fit":  # one process scores, however many have trained, unless flags say otherwise
+        allow_classes(named_texts([*self.flags, *flags]), _untrusted_folder(self.checkpoint))
+        if self.command != "fit":  # one process scores, unless flags say otherwise
             flags += ONE_PROCESS
         return flags
 
@@ -101,20 +101,20 @@ class ExperimentCLI(LightningCLI):
             raise InputError(f"{self.checkpoint.path}: does not say what was trained; {remedy}")
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """Return the chosen command alone: setting up the parsers of all four takes longer than parsing."""
+        """Return only the chosen command, as making the parsers of all four takes longer than parsing."""
         return {self.command: super().subcommands()[self.command]}
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the options that Lightning does not have."""
+        """Add the options that Lightning does not have, in the place of its own `--seed_everything`."""
         add_own_arguments(parser)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks that every run has."""
+        """Add the groups of flags of the default callbacks."""
         for group, callback in DEFAULT_CALLBACKS.items():
             parser.add_lightning_class_args(callback, group)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the flags, which need not be those of sys.argv."""
+        """Parse the flags given to `__init__`; Lightning's method warns if sys.argv has others."""
         self.config = parser.parse_args(args)
         self.options = self.config[self.command]
         named = self.options.ckpt_path or (self.options.resume if self.checkpoint is None else None)
@@ -122,8 +122,8 @@ class ExperimentCLI(LightningCLI):
             raise InputError(f"{named}: no run goes on because a configuration says so; use --resume")
 
     def before_instantiate_classes(self) -> None:
-        """Choose the number of threads: a run that goes on has as many as before."""
-        if self.command != "fit":  # what a ModelCheckpoint of the user's own says where there is no logger
+        """Set the number of threads; a resumed run has as many as before."""
+        if self.command != "fit":  # a ModelCheckpoint of the user's own says this if there is no logger
             warnings.filterwarnings("ignore", "The dirpath has changed")
         threads = self.options.threads
         if threads is None and self.command == "fit" and self.checkpoint:
@@ -132,18 +132,18 @@ class ExperimentCLI(LightningCLI):
         choose_threads(threads, devices if isinstance(devices, int) and devices > 0 else 1)
 
     def recorded_configuration(self) -> str:
-        """Return the whole configuration as YAML, as a new run takes it."""
+        """Return the whole configuration as YAML for `--config`."""
         text = self.parser.dump(self.config, skip_none=False)
         config = _without_unserializable(yaml.safe_load(text)[self.command])
         config["ckpt_path"] = config["resume"] = None
         return yaml.safe_dump(config, sort_keys=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Make the Trainer, with safe checkpoints, the record of the run and the callbacks that every run has."""
+        """Make the Trainer with the default callbacks, the record of the run, and SafeCheckpointIO."""
         config = self.config_init[self.command]
         trainer = config.trainer
         if trainer.barebones:
-            _forget_defaults_for_barebones(trainer)
+            _drop_defaults_for_barebones(trainer)
         callbacks = as_list(trainer.callbacks)
         for group, kind in DEFAULT_CALLBACKS.items():
             if self._wants(kind, callbacks):
@@ -158,7 +158,7 @@ class ExperimentCLI(LightningCLI):
         return made
 
     def _wants(self, kind: type[Callback], own: Sequence[Callback]) -> bool:
-        """Whether a default callback is used: not what the Trainer switches off, nor what the user has put instead."""
+        """Return whether a default callback is used: options or a callback of the user's own may replace it."""
         trainer = self.options.trainer
         if trainer.barebones:
             return kind is Engine
@@ -173,7 +173,7 @@ class ExperimentCLI(LightningCLI):
 
 
 def add_own_arguments(parser: ArgumentParser) -> None:
-    """Add the options that Lightning does not have."""
+    """Add the options of this project to a parser."""
     text = "Seed of the initial weights, the order of the images and the dropped pixels."
     parser.add_argument("--seed_everything", type=int, default=0, help=text)
     text = "CPU threads; the default is one, or what OMP_NUM_THREADS says, see runs/processes.py."
@@ -184,7 +184,7 @@ def add_own_arguments(parser: ArgumentParser) -> None:
 
 
 def _without_unserializable(config: Any) -> Any:
-    """Return a configuration without the defaults that YAML cannot hold; a class has them all the same."""
+    """Return a configuration without the values that YAML cannot hold; they are defaults of the classes."""
     if isinstance(config, list):
         return [_without_unserializable(value) for value in config]
     if not isinstance(config, dict):
@@ -194,13 +194,13 @@ def _without_unserializable(config: Any) -> Any:
         text = str(value).removeprefix(NOT_SERIALIZABLE)
         if text == str(value):
             kept[name] = _without_unserializable(value)
-        elif text.isidentifier():  # a name, for an argument that takes a function or a name
+        elif text.isidentifier():  # a string for an argument that takes a function or a string
             kept[name] = text
     return kept
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return what an option holds that takes one, several or none."""
+    """Return the value of an option that may be one object, several or none, as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -210,14 +210,17 @@ def _has(kind: type, objects: Sequence[Any]) -> bool:
     return any(isinstance(each, kind) for each in objects)
 
 
-def _came_along_in(checkpoint: SavedCheckpoint) -> Path | None:
-    """Return the folder whose modules came along with a checkpoint; not that where the command is typed."""
+def _untrusted_folder(checkpoint: SavedCheckpoint) -> Path | None:
+    """Return the folder whose modules are not trusted, as they may have been copied together with a checkpoint.
+
+    It is the folder of the run or, if there is none, that of the file, unless it is the current folder.
+    """
     folder = checkpoint.run or checkpoint.path.parent
     return None if folder.resolve() == Path.cwd() and not checkpoint.run else folder
 
 
 def _configuration_of(checkpoint: SavedCheckpoint) -> str | None:
-    """Return the file of a run's configuration, or else the text of it in the checkpoint; a plain Trainer has none."""
+    """Return the path of a run's configuration, or its text in the checkpoint; None for a plain Trainer's checkpoint."""
     if checkpoint.run:
         path = checkpoint.run / "config.yaml"
         if path.is_file():
@@ -229,8 +232,8 @@ def _configuration_of(checkpoint: SavedCheckpoint) -> str | None:
     return text
 
 
-def _forget_defaults_for_barebones(trainer: Any) -> None:
-    """Take back what conf/default.yaml sets and Trainer(barebones=True) does not take beside it."""
+def _drop_defaults_for_barebones(trainer: Any) -> None:
+    """Remove the settings of conf/default.yaml that Trainer(barebones=True) does not accept."""
     if isinstance(trainer.logger, RunLogger):
         trainer.logger = None
     if trainer.num_sanity_val_steps == 0:

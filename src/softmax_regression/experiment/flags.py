@@ -1,4 +1,4 @@
-"""A command line before it is parsed: the flags in it, their order, and the configuration files that they name."""
+"""The words of a command line before jsonargparse parses them: flags, their order, and configuration files."""
 
 import difflib
 import json
@@ -12,24 +12,24 @@ from softmax_regression.errors import InputError
 from softmax_regression.files import reason
 
 PACKAGE = Path(__file__).parents[1]
-CONF = PACKAGE / "conf"  # where the package is installed; else the one of the repository
+CONF = PACKAGE / "conf"  # of an installed package
 if not CONF.is_dir():
-    CONF = PACKAGE.parents[1] / "conf"
-MAX_ALIASES = 20  # of YAML anchors; a file with hundreds of them can unfold to more than the memory holds
+    CONF = PACKAGE.parents[1] / "conf"  # of the repository
+MAX_ALIASES = 20  # of YAML anchors; with hundreds of nested aliases a small file fills the memory
 BASES = {"model": "LightningModule", "data": "LightningDataModule"}
-NAME_FILES = ("config", "ckpt_path", "resume", "output", "data.images", "data.dirs")  # flags that take paths
+PATH_FLAGS = ("config", "ckpt_path", "resume", "output", "data.images", "data.dirs")
 
 
 class Flag(NamedTuple):
-    """A flag, given as `--name value ...` or `--name=value`; words before the first flag have the name ""."""
+    """A flag and its values, `--name value ...` or `--name=value`; the name of words before the first flag is ""."""
 
     name: str
     values: list[str]
-    words: list[str]  # as they were typed
+    words: list[str]  # of flag and values, as they were typed
 
 
 def split_flags(args: Sequence[str]) -> list[Flag]:
-    """Return the flags of a command line in their order; an InputError says that one that takes a path has none."""
+    """Return the flags of a command line in order; an InputError if the path of one is empty."""
     flags = [Flag("", [], [])]
     for word in args:
         name, equals, value = word.partition("=")
@@ -43,7 +43,7 @@ def split_flags(args: Sequence[str]) -> list[Flag]:
             flags[-1].values.append(word)
             flags[-1].words.append(word)
     for flag in flags:
-        if flag.name in NAME_FILES and flag.values[:1] == [""]:
+        if flag.name in PATH_FLAGS and flag.values[:1] == [""]:
             raise InputError(f"--{flag.name} '': names nothing; give a path, or drop it")
     return flags
 
@@ -57,7 +57,7 @@ def join_flags(flags: Sequence[Flag]) -> list[str]:
 
 
 def flag_value(args: Sequence[str], name: str) -> str | None:
-    """Return the last value that a command line gives a flag; None if there is none."""
+    """Return the value of a flag, the last one if it is given several times; None if it is not given."""
     value = None
     for flag in split_flags(args):
         if flag.name == name and flag.values:
@@ -66,10 +66,10 @@ def flag_value(args: Sequence[str], name: str) -> str | None:
 
 
 def find_command(args: Sequence[str], commands: Iterable[str], expected: str) -> str:
-    """Return the command that a command line begins with.
+    """Return the first word of a command line, which must be a command.
 
     Raises:
-        InputError: It begins with another word, or with flags; the message ends with what is expected.
+        InputError: It is no command; the message ends with `expected`.
     """
     names = list(commands)
     if not args:
@@ -91,10 +91,10 @@ def without_flag(args: Sequence[str], name: str) -> list[str]:
 
 
 def find_configurations(args: Sequence[str]) -> list[str]:
-    """Return flags with `--config smoke.yaml` as the file in conf/ if there is none of that name in this folder.
+    """Return flags in which `--config smoke.yaml` is the path in conf/, unless there is such a file in this folder.
 
-    They are in such an order that a flag wins over a file wherever it stands: files come first, then groups such as
-    `--model mine.Net`, then single options such as `--model.lr 0.1`.
+    They are sorted so that later ones win: configuration files, then groups such as `--model mine.Net`, then single
+    options such as `--model.lr 0.1`.
     """
     flags = []
     for flag in split_flags(args):
@@ -113,10 +113,10 @@ def find_configurations(args: Sequence[str]) -> list[str]:
 
 
 def reset_class_defaults(args: Sequence[str]) -> list[str]:
-    """Return flags by which a class that the user names starts with its own defaults.
+    """Return flags that come before the user's, so that a class that the user names has its own defaults.
 
-    jsonargparse would keep those of the class that it replaces: `--model Sub`, whose default of lr is another, would
-    train with that of SoftmaxRegression. Lightning's base class, which has no defaults, is named in between.
+    Otherwise jsonargparse keeps the values of the class that is replaced: `--model Sub` would train with the `lr` of
+    SoftmaxRegression. These flags first choose Lightning's base class, which has no parameters, and then the class.
     """
     words = []
     for group, value in named_classes(args).items():
@@ -125,7 +125,7 @@ def reset_class_defaults(args: Sequence[str]) -> list[str]:
 
 
 def named_classes(args: Sequence[str]) -> dict[str, str]:
-    """Return the classes of model and data that a command line names, in flags or in files."""
+    """Return the class names of `model` and `data` in the flags and configuration files of a command line."""
     named: dict[str, str] = {}
     for flag in split_flags(args):
         if not flag.values:
@@ -141,7 +141,7 @@ def named_classes(args: Sequence[str]) -> dict[str, str]:
 
 
 def options_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return what a configuration says, by names such as `model.class_path`, `model.lr` and `trainer.max_epochs`."""
+    """Return a configuration as a flat dictionary with keys such as `model.class_path` and `trainer.max_epochs`."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping):
@@ -152,7 +152,7 @@ def options_of(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def named_texts(args: Sequence[str]) -> list[str]:
-    """Return the texts that may name classes: the values of flags, and the files that they name."""
+    """Return the texts that may name classes: the values of flags, and the content of YAML and JSON files in them."""
     texts = []
     for flag in split_flags(args):
         for value in flag.values:
@@ -163,7 +163,7 @@ def named_texts(args: Sequence[str]) -> list[str]:
 
 
 def check_configuration(text: str | bytes, source: str) -> None:
-    """Refuse a configuration that is no YAML, holds no options, or unfolds without end."""
+    """Refuse a configuration that is no YAML, holds no options, or has too many aliases or one of itself."""
     try:
         aliases = 0
         for event in yaml.parse(text):

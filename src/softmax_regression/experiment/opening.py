@@ -1,9 +1,8 @@
-"""How a run is opened again: its model, data and Trainer, from its configuration and a checkpoint."""
+"""Open a run again: make its model, data and Trainer from its configuration, and load a checkpoint."""
 
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -13,28 +12,26 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from softmax_regression.experiment.cli import ExperimentCLI
 from softmax_regression.figures.scoring import choose_loader
 from softmax_regression.runs.checkpoint import about_run
-from softmax_regression.runs.folder import open_checkpoint
+from softmax_regression.runs.folder import SavedCheckpoint, open_checkpoint
 
-SWITCHED_OFF = ("logger", "enable_progress_bar", "fast_dev_run", "barebones")  # of the Trainer
+SWITCHED_OFF = ("logger", "enable_progress_bar", "fast_dev_run", "barebones")  # options of the Trainer
 
 
 class OpenedRun(NamedTuple):
-    """What a checkpoint was saved of, ready to be looked at."""
+    """The model, data and Trainer of a checkpoint."""
 
-    folder: Path | None  # of the run, if the checkpoint lies in one
-    checkpoint: Path
-    saved: dict[str, Any]  # the content of the checkpoint
-    model: LightningModule  # with the weights of the checkpoint, evaluating
+    checkpoint: SavedCheckpoint
+    model: LightningModule  # with the weights of the checkpoint, in evaluation mode
     data: LightningDataModule | None  # set up; None if the run had no data module
     trainer: Trainer
     config: dict[str, Any]  # the whole configuration of the run
 
 
 class _Opener(ExperimentCLI):
-    """The command line that makes model, data and Trainer of a run, and loads the weights as Lightning does."""
+    """The command line that makes model, data and Trainer of a run, and lets Lightning load the weights."""
 
     def validate(self, model: LightningModule, **kwargs: Any) -> None:
-        """Let the Trainer set up model and data and load the weights, and evaluate no batch."""
+        """Let the Trainer set up model and data and load the weights, without evaluating a batch."""
         assert self.checkpoint is not None
         trainer = self.trainer
         trainer.limit_val_batches = trainer.limit_test_batches = trainer.limit_predict_batches = 0
@@ -49,23 +46,23 @@ class _Opener(ExperimentCLI):
         elif is_overridden("test_step", model):
             trainer.test(model, verbose=False, **options)
         else:
-            model.predict_step = model.training_step  # type: ignore[method-assign] # or Lightning asks for a forward
+            model.predict_step = model.training_step  # type: ignore[method-assign] # Lightning requires one; not called
             trainer.predict(model, **options)
 
 
 def open_run(
     which: str, prefer: str = "best", flags: Sequence[str] = (), dirs: Sequence[str] | None = None
 ) -> OpenedRun:
-    """Open a run as `train.py test` does: by its configuration, its classes, and the Trainer that loads the weights.
+    """Open a run as `train.py test` does: from its configuration, with the weights loaded by a Trainer.
 
     Args:
         which: A run's folder, a .ckpt file, or `best` or `last` of the newest run, see `open_checkpoint`.
-        prefer: The checkpoint of a folder.
-        flags: Flags over the run's configuration, such as `--data.eval_batch_size=100`.
+        prefer: The checkpoint of a folder to open, `best` or `last`.
+        flags: Flags that change the configuration of the run, such as `--data.eval_batch_size=100`.
         dirs: Folders to look for the data in; None for those of the run.
 
     Raises:
-        InputError: There is no such run, or it is not what its configuration says.
+        InputError: There is no such run, or its configuration does not fit the checkpoint.
     """
     checkpoint = open_checkpoint(which, prefer)
     flags = [*flags, *(f"--trainer.{name}=false" for name in SWITCHED_OFF)]
@@ -74,12 +71,11 @@ def open_run(
     cli = _Opener("validate", flags, checkpoint)
     warn_of_other_data(checkpoint.content, cli.datamodule)
     config = yaml.safe_load(cli.recorded_configuration())
-    opened = checkpoint.run, checkpoint.path, checkpoint.content, cli.model.eval(), cli.datamodule, cli.trainer, config
-    return OpenedRun(*opened)
+    return OpenedRun(checkpoint, cli.model.eval(), cli.datamodule, cli.trainer, config)
 
 
 def other_data(saved: dict[str, Any], data: Any) -> str | None:
-    """Say so if the images that are loaded are not those of the run that saved the checkpoint."""
+    """Return a message if the loaded images are not those that the model was trained on, else None."""
     loaded = getattr(data, "data", None)  # None: photos to predict
     expected = about_run(saved).get("sha256")
     found = getattr(loaded, "sha256", None)
@@ -89,21 +85,19 @@ def other_data(saved: dict[str, Any], data: Any) -> str | None:
 
 
 def warn_of_other_data(saved: dict[str, Any], data: Any) -> None:
-    """Print what `other_data` says."""
+    """Print the message of `other_data`, if there is one."""
     other = other_data(saved, data)
     if other:
         print(f"warning: {other}", file=sys.stderr)
 
 
 def held_out_loader(opened: OpenedRun, stage: str) -> Any:
-    """Return the loader of the images of a stage, `val` or `test`, of a run's data or else of its module.
+    """Return the loader of a stage, `val` or `test`, of the data module or, if there is none, of the model.
 
     Of several loaders it is the one with the name of the stage, or else the first; None if there is none.
     """
     name = f"{stage}_dataloader"
-    source: Any = opened.model
-    if opened.data is not None:
-        source = opened.data
+    source: Any = opened.model if opened.data is None else opened.data
     if not is_overridden(name, source):
         return None
     if opened.data is not None:

@@ -140,7 +140,7 @@ def _test_inputs(opened: OpenedRun) -> Tensor:
         return torch.cat(parts)[:BATCH]
     except Exception as error:  # of anybody's data
         why = reason(error)[:200]
-        raise InputError(f"{opened.checkpoint}: has no test batches to compare the export with ({why})") from error
+        raise InputError(f"{opened.checkpoint.path}: has no test batches to compare the export with ({why})") from error
 
 
 def to_onnx(exported: nn.Module, images: Tensor, names: Sequence[str], checkpoint: str) -> bytes:

@@ -39,10 +39,10 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
         force: Let it replace a page of somebody else's.
     """
     opened = open_run(which, dirs=dirs)
-    folder = opened.folder
+    path, _, folder = opened.checkpoint
     out = out or (folder or Path("logs")) / "report"
     check_output(out / "index.html", force)
-    run = read_run(folder) if folder else Run(opened.checkpoint, {}, [], {})
+    run = read_run(folder) if folder else Run(path, {}, [], {})
     page: dict[str, Any] = {"figures": {}, "count": 0, "classes": [], "failure": ""}
     try:
         with torch.compiler.set_stance("force_eager"):  # compiling takes longer than it saves here
@@ -64,7 +64,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
         name=run.folder.name,
         state=state_of(run.folder, run.manifest) if folder else "",
         stopped=run.manifest.get("stopped") or "no end was recorded",
-        checkpoint=opened.checkpoint.name,
+        checkpoint=path.name,
         data=run.manifest.get("data", {}).get("origin") or type(opened.data).__name__,
         metrics=metrics,
         scores=scores,

@@ -1,4 +1,4 @@
-"""The callbacks that end a run early and keep its best checkpoint, and where the folder of a run is."""
+"""Early stopping and the best checkpoint, and the folder of a run."""
 
 import sys
 from pathlib import Path
@@ -14,11 +14,11 @@ from softmax_regression.runs.rows import steps_done
 
 Mode = Literal["min", "max"]
 AS_EARLY_STOPPING = "early_stopping"  # as the monitor of BestCheckpoint: what early stopping watches
-DEFAULT_MONITOR = "val/loss"  # what a Classifier logs; another module need not
+DEFAULT_MONITOR = "val/loss"  # a Classifier logs it; another module need not
 
 
 def folder_of(trainer: Trainer) -> Path | None:
-    """Return the folder of a run, its TensorBoard logger's if it has one; all processes take part."""
+    """Return the folder of a run, that of its TensorBoard logger if it has one; all processes must call this."""
     if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     dirs = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
@@ -26,14 +26,8 @@ def folder_of(trainer: Trainer) -> Path | None:
     return Path(folder or trainer.default_root_dir)
 
 
-def _default_is_missing(monitor: str | None, trainer: Trainer) -> bool:
-    """Whether a callback looks at the default metric, and a validation in training has not logged it."""
-    training = trainer.state.fn == "fit" and not trainer.sanity_checking
-    return training and monitor == DEFAULT_MONITOR and monitor not in trainer.callback_metrics
-
-
-def name_logged(monitor: str, trainer: Trainer) -> str:
-    """Return the name under which a metric is logged: of several validation loaders the first one's counts."""
+def logged_name(monitor: str, trainer: Trainer) -> str:
+    """Return the name under which a metric is logged; of several validation loaders, that of the first one."""
     names = [monitor, f"{monitor}/dataloader_idx_0"]
     loaders = trainer.val_dataloaders
     if isinstance(loaders, dict) and monitor.startswith("val/"):
@@ -59,57 +53,63 @@ class EarlyStopping(callbacks.EarlyStopping):
     ) -> None:
         if patience < 0:
             raise InputError(f"early_stopping.patience={patience}: must be at least 1, or 0 for never to stop")
-        of_training = True if monitor.startswith("train") else None  # None: where Lightning looks at it
-        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=of_training)
+        at_epoch_end = True if monitor.startswith("train") else None  # None: Lightning decides in `setup`
+        super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=at_epoch_end)
         self._key = super().state_key
         if not patience:
             self.switch_off()
 
     @property
     def state_key(self) -> str:
-        """The name of its state in a checkpoint, of the metric that was given, however a loader's is called."""
+        """The key of its state in a checkpoint, which keeps the name of the monitor that was given."""
         return self._key
 
     def switch_off(self) -> None:
         """Never stop, whatever is logged."""
-        self.patience, self.strict, self.check_finite = sys.maxsize, False, False
+        self.patience = sys.maxsize
+        self.strict = False
+        self.check_finite = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose where to look, as Lightning does, which does not know validations by the clock."""
+        """Choose whether to check after validations or epochs; Lightning fails if validations are timed."""
         if not hasattr(trainer, "val_check_interval"):
             self._check_on_train_epoch_end = False
         super().setup(trainer, pl_module, stage)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the metric, unless it is the default one and the module does not log it."""
-        self.monitor = name_logged(self.monitor, trainer)
+        """Check the metric, unless it is the default one and the module does not log it."""
+        self.monitor = logged_name(self.monitor, trainer)
         self._check_default(trainer)
         super().on_validation_end(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the metric, unless the epoch was cut short: a run that goes on looks at its end."""
+        """Check the metric, unless the epoch was ended early: the resumed run checks it at the end."""
         if self._check_on_train_epoch_end and trainer.is_last_batch:
             self._check_default(trainer)
             super().on_train_epoch_end(trainer, pl_module)
 
     def _check_default(self, trainer: Trainer) -> None:
-        if self.strict and _default_is_missing(self.monitor, trainer):
+        """Switch off if the monitor is the default one and a validation in training has not logged it."""
+        in_training = trainer.state.fn == "fit" and not trainer.sanity_checking
+        is_missing = self.monitor == DEFAULT_MONITOR and self.monitor not in trainer.callback_metrics
+        if in_training and is_missing and self.strict:
             self.switch_off()
             print_rank_zero(f"no early stopping: nothing logs {DEFAULT_MONITOR}; choose with --early_stopping.monitor")
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score and the epochs without improvement; whether to stop is decided anew."""
-        self.wait_count, self.best_score = state_dict["wait_count"], state_dict["best_score"]
+        """Load the best score and the number of epochs without improvement, but not the patience."""
+        self.wait_count = state_dict["wait_count"]
+        self.best_score = state_dict["best_score"]
 
 
 class BestCheckpoint(callbacks.ModelCheckpoint):
-    """Keep checkpoints/best.ckpt, of the epoch with the best value so far of what early stopping watches.
+    """Keep checkpoints/best.ckpt, the weights of the epoch with the best value so far of a metric.
 
     Args:
-        monitor: The metric whose best value counts; `early_stopping` for that of early stopping, or the validation
-            loss if there is no such callback; null for no such checkpoint.
+        monitor: The metric; `early_stopping` for the one that early stopping watches, or the validation loss if there
+            is no early stopping; null to keep no best.ckpt.
         mode: `min` if less is better, `max` if more is; null for that of early stopping, if it watches the same
-            metric, or `min`.
+            metric, or else `min`.
 
     Attributes:
         best: What best.ckpt holds: `epoch`, from 1, `step`, `monitor` and its `score`; None if there is none.
@@ -123,17 +123,18 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         self._key = super().state_key
 
     def _watch(self, monitor: str | None, mode: str) -> None:
-        of_training = True if monitor and monitor.startswith("train") else None
-        options: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": of_training}
+        """Set the monitor and the mode, as Lightning's `__init__` does."""
+        at_epoch_end = True if monitor and monitor.startswith("train") else None
+        options: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": at_epoch_end}
         super().__init__(filename="best", monitor=monitor, mode=mode, save_top_k=1 if monitor else 0, **options)
 
     @property
     def state_key(self) -> str:
-        """The name of its state in a checkpoint, of the metric that was given, however a loader's is called."""
+        """The key of its state in a checkpoint, which keeps the name of the monitor that was given."""
         return self._key
 
-    def follow(self, trainer: Trainer) -> None:
-        """Watch what early stopping does, where nothing else was given."""
+    def follow_early_stopping(self, trainer: Trainer) -> None:
+        """Take the monitor and the mode of early stopping where none was given."""
         stopping = next(iter(trainer.early_stopping_callbacks), None)
         monitor = self.monitor
         if monitor == AS_EARLY_STOPPING:
@@ -145,13 +146,14 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
             self._watch(monitor, mode)
 
     def switch_off(self) -> None:
-        """Keep none."""
-        self.monitor, self.save_top_k = None, 0
+        """Keep no best.ckpt."""
+        self.monitor = None
+        self.save_top_k = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the run's folder; a run without one keeps nothing."""
+        """Choose the monitor and the folder; without a folder nothing is kept."""
         if stage == "fit":
-            self.follow(trainer)
+            self.follow_early_stopping(trainer)
             folder = folder_of(trainer)
             if folder:
                 self.dirpath = str(folder / "checkpoints")
@@ -162,14 +164,14 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save if the metric is better, unless it is the default one and the module does not log it."""
         if self.monitor:
-            self.monitor = name_logged(self.monitor, trainer)
+            self.monitor = logged_name(self.monitor, trainer)
         self._has_validated = trainer.state.fn == "fit" and not trainer.sanity_checking
         if self._has_validated:
             self._check_logged(trainer)
         super().on_validation_end(trainer, pl_module)
 
     def _check_logged(self, trainer: Trainer) -> None:
-        """Keep no best.ckpt if nothing logs the default metric, which a line says.
+        """Switch off and print a line if nothing logs the default metric.
 
         Raises:
             InputError: Nothing logs the metric at the end of an epoch, and it was asked for.
@@ -183,11 +185,11 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
             logged = ", ".join(trainer.callback_metrics)
             raise InputError(f"best_checkpoint.monitor={self.monitor}: nothing logs it; choose one of {logged}")
 
-    # It saves after validations or epochs: no call is needed at each step.
+    # It saves after validations or epochs; with the empty hook, the engine skips the call at each step.
     on_train_batch_end = Callback.on_train_batch_end
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, unless the epoch was cut short before anything was validated.
+        """Save, unless the epoch was ended early, before a validation.
 
         Raises:
             InputError: Nothing logs the metric.
@@ -198,7 +200,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
             self._check_logged(trainer)
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
-        """Return whether to save now, and note what is saved then."""
+        """Return whether to save now; if so, set `best`."""
         better = super().check_monitor_top_k(trainer, current)
         if better and current is not None:
             self.best = {"epoch": trainer.current_epoch + 1, "step": steps_done(trainer)}
@@ -206,11 +208,11 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         return better
 
     def state_dict(self) -> dict[str, Any]:
-        """Return Lightning's state, and what best.ckpt holds."""
+        """Return Lightning's state, and `best`."""
         return super().state_dict() | {"best": self.best}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the best score, even if the run's folder was moved or is named in another way."""
+        """Load `best` and Lightning's state, with the path of best.ckpt where the folder is now."""
         self.best = state_dict.get("best")
         self.current_score = state_dict.get("current_score")
         here: dict[str, Any] = {"dirpath": self.dirpath}

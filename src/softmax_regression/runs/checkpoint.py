@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, verified when read, and never a way to run code."""
+"""Checkpoint files: written as a whole or not at all, verified when they are read; reading runs no code in them."""
 
 import io
 import pickle
@@ -22,18 +22,18 @@ from torch.nn.parameter import is_lazy
 from softmax_regression.errors import DivergedError, InputError, StorageError
 from softmax_regression.files import write
 
-ZIP_START = b"PK\x03\x04"  # how every zip archive begins
+ZIP_START = b"PK\x03\x04"  # the first bytes of every zip archive
 REMEDY = "give a run's folder or a .ckpt file that `fit` saved"
-NOT_SERIALIZABLE = "Unable to serialize instance "  # what jsonargparse writes for an object that YAML cannot hold
-EXTRA_STATE = "_extra_state"  # the end of a name in a state_dict whose value need not be a tensor: see nn.Module
-PLAIN_KINDS = {Tensor, bool, int, float, str, type(None)}  # that torch.load always reads with weights_only=True
-RUN = "softmax_regression.run"  # what a run adds to its checkpoints; a module may add anything under another name
-# What a Trainer always writes.
+NOT_SERIALIZABLE = "Unable to serialize instance "  # jsonargparse writes this for an object that YAML cannot hold
+EXTRA_STATE = "_extra_state"  # a state_dict name with this ending may have any value: see nn.Module.get_extra_state
+PLAIN_KINDS = {Tensor, bool, int, float, str, type(None)}  # torch.load reads these with weights_only=True
+RUN = "softmax_regression.run"  # the key of what RunRecord adds to checkpoints
+# The entries of every checkpoint of a Trainer, and their types.
 CONTENT = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
 
 
 def about_run(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a run has added to a checkpoint, see `RunRecord`; nothing if it is of a plain Trainer."""
+    """Return what `RunRecord` has added to a checkpoint; empty for a checkpoint of a plain Trainer."""
     found: dict[str, Any] = checkpoint.get(RUN, {})
     return found
 
@@ -46,12 +46,13 @@ def dumps(checkpoint: dict[str, Any]) -> bytes:
 
 
 def plain(value: Any) -> Any:
-    """Return a setting as plain data, which any checkpoint and YAML can hold, as LightningCLI reads it.
+    """Return a setting as plain data that checkpoints and YAML can hold and LightningCLI can read.
 
-    A path becomes text, a member of an Enum its name, a dataclass or Namespace a dictionary, NumPy's numbers ours.
+    A path becomes a string, a member of an Enum its name, a dataclass or Namespace a dictionary, and a number of NumPy
+    one of Python.
 
     Raises:
-        TypeError: It is an object of another kind.
+        TypeError: It is an object of another type.
     """
     if isinstance(value, Enum):
         return value.name
@@ -76,7 +77,7 @@ def plain(value: Any) -> Any:
 
 
 def _with_plain_hyperparameters(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """Return a checkpoint whose hyperparameters are plain data; objects are left out, the configuration names them."""
+    """Return a checkpoint whose hyperparameters are plain data; others are left out, as the configuration has them."""
     found = dict(checkpoint)
     for key in (LightningModule.CHECKPOINT_HYPER_PARAMS_KEY, LightningDataModule.CHECKPOINT_HYPER_PARAMS_KEY):
         kept = {}
@@ -89,7 +90,7 @@ def _with_plain_hyperparameters(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_loadable(checkpoint: dict[str, Any]) -> None:
-    """Refuse a checkpoint that would not be read again, naming what stands against it."""
+    """Raise an InputError with the name of the entry that could not be read again, if there is one."""
     if _is_plain_data(checkpoint) or _is_loadable(checkpoint):
         return
     for name, value in checkpoint.items():
@@ -103,7 +104,7 @@ def _check_loadable(checkpoint: dict[str, Any]) -> None:
 
 
 def _is_plain_data(value: Any) -> bool:
-    """Whether something is of those kinds only that can be read again for sure, which is soon seen."""
+    """Return whether an object consists of plain types only; this takes a fraction of the time of `_is_loadable`."""
     kind = type(value)
     if kind in PLAIN_KINDS:
         return True
@@ -123,7 +124,7 @@ def _is_loadable(value: dict[str, Any]) -> bool:
 
 
 def read(path: Path | str) -> dict[str, Any]:
-    """Read a checkpoint that a Trainer has saved onto the CPU, and verify it by the checksums of its archive.
+    """Read a checkpoint of a Trainer, with its tensors on the CPU, and verify the checksums of its archive.
 
     Raises:
         InputError: It does not exist, is damaged, would run code, or holds something else.
@@ -136,7 +137,7 @@ def read(path: Path | str) -> dict[str, Any]:
             raise InputError(f"{path}: no such checkpoint file; {REMEDY}")
         with Path(path).open("rb") as file:
             data = file.read(len(ZIP_START))
-            if data == ZIP_START:  # another file may be endless
+            if data == ZIP_START:  # a device file may have no end
                 data += file.read()
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error}); {REMEDY}") from error
@@ -147,7 +148,7 @@ def read(path: Path | str) -> dict[str, Any]:
 
 
 def _loads(data: bytes) -> dict[str, Any]:
-    """Return what the bytes of a checkpoint hold, once nothing speaks against it."""
+    """Return the content of the bytes of a checkpoint, or raise a ValueError that says what is wrong with them."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             damaged = archive.testzip()
@@ -159,7 +160,7 @@ def _loads(data: bytes) -> dict[str, Any]:
         checkpoint = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError("refused, it holds more than tensors and plain data") from error
-    except Exception as error:  # a file made to harm can make the unpickler raise anything
+    except Exception as error:  # a malicious file can make the unpickler raise anything
         raise ValueError(f"not a readable checkpoint ({type(error).__name__})") from error
     if not _is_checkpoint(checkpoint):
         raise ValueError("not a checkpoint of a Trainer")
@@ -170,7 +171,7 @@ def _loads(data: bytes) -> dict[str, Any]:
 
 
 def _is_checkpoint(value: Any) -> bool:
-    """Whether something is what a Trainer saves."""
+    """Return whether an object has the entries of a checkpoint of a Trainer."""
     if not isinstance(value, dict):
         return False
     for name, kind in CONTENT.items():
@@ -183,7 +184,7 @@ def _is_checkpoint(value: Any) -> bool:
 
 
 def _not_finite(weights: dict[str, Tensor]) -> str | None:
-    """Name a weight that has a NaN or an infinity, if there is one; a mask of -inf, as of attention, is none."""
+    """Return the name of a weight with NaN or infinity, None if there is none; -inf may be an attention mask."""
     for name, weight in weights.items():
         if not isinstance(weight, Tensor) or is_lazy(weight):
             continue
@@ -193,14 +194,14 @@ def _not_finite(weights: dict[str, Tensor]) -> str | None:
 
 
 class SafeCheckpointIO(TorchCheckpointIO):
-    """How Lightning's Trainer saves and loads checkpoints here: see `files.write` and `read`."""
+    """A CheckpointIO for a Trainer that saves by `files.write` and loads by `read`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save a checkpoint.
+        """Save a checkpoint, after it has been checked.
 
         Raises:
             DivergedError: A weight is not finite; nothing is written.
-            InputError: It could not be read again.
+            InputError: It could not be read again; nothing is written.
         """
         name = _not_finite(checkpoint["state_dict"])
         if name:

@@ -1,4 +1,4 @@
-"""A run's folder, logs/<name>/<run>/: its name, TensorBoard events, and how a command opens it."""
+"""The folder of a run, logs/<name>/<run>/: its logger, and how its checkpoints are found and read."""
 
 import sys
 import warnings
@@ -23,11 +23,12 @@ from softmax_regression.runs.last_checkpoint import INITIAL_CHECKPOINT
 from softmax_regression.runs.record import check_there, read_manifest
 from softmax_regression.runs.rows import read_rows
 
-HPARAMS_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc")  # of every run on TensorBoard's page HPARAMS
-VARIED_FIRST = ("lr", "batch_size", "max_epochs", "model")  # the first columns there
-NO_RESULT_CHANGES = ("dirs", "device", "eval_batch_size", "images", "watch_test")  # by these, so they are no columns
+# On TensorBoard's page HPARAMS:
+HPARAMS_METRICS = ("train/loss", "train/acc", "val/loss", "val/acc")  # metrics of every run
+FIRST_COLUMNS = ("lr", "batch_size", "max_epochs", "model")
+NOT_SHOWN = ("dirs", "device", "eval_batch_size", "images", "watch_test")  # they change no result
 
-BELOW_METRICS = {"epoch": "watch/epoch", "lr": "watch/lr"}  # their names there, or they would come before train/loss
+RENAMED = {"epoch": "watch/epoch", "lr": "watch/lr"}  # scalars that TensorBoard would sort before train/loss
 
 
 class RunLogger(TensorBoardLogger):
@@ -41,7 +42,7 @@ class RunLogger(TensorBoardLogger):
 
     def __init__(self, save_dir: str = "logs", name: str = "softmax", version: str | None = None) -> None:
         super().__init__(save_dir, name, None, default_hp_metric=False, log_graph=True)
-        self._wanted = version
+        self._given_version = version
         self._hparams: dict[str, Any] = {}
         self._hparams_metrics = dict.fromkeys(HPARAMS_METRICS, 0.0)
         self._is_listed = False  # in HPARAMS
@@ -52,14 +53,16 @@ class RunLogger(TensorBoardLogger):
         """The name of the run, which no other run has; asked for the first time, it makes the folder."""
         if self._version is None:
             is_first = getattr(rank_zero_only, "rank", 0) == 0
-            self._version = self._claim() if is_first else "of-rank-zero"
+            self._version = self._make_folder() if is_first else "of-rank-zero"
         return str(self._version)
 
-    def _claim(self) -> str:
-        """Make the folder of a new run, and return its name."""
+    def _make_folder(self) -> str:
+        """Make a folder for a new run, and return its name."""
         root = Path(self.root_dir)
         now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-        names = [self._wanted] if self._wanted else [now, *(f"{now}-{i}" for i in range(1, 1000))]
+        names = [now, *(f"{now}-{i}" for i in range(1, 1000))]
+        if self._given_version:
+            names = [self._given_version]
         try:
             root.mkdir(parents=True, exist_ok=True)
             for name in names:
@@ -74,15 +77,17 @@ class RunLogger(TensorBoardLogger):
         raise InputError(f"{root / names[0]}: is another run's; choose another name, or --resume that run")
 
     def reopen(self, run: Path, step: int) -> None:
-        """Go on in the folder of a run that has made `step` steps; what it logged of later ones is taken back."""
-        self._root_dir, self._name, self._version = str(run.parent.parent), run.parent.name, run.name
+        """Continue in the folder of a run that has made `step` steps; what it logged at later steps is hidden."""
+        self._root_dir = str(run.parent.parent)
+        self._name = run.parent.name
+        self._version = run.name
         self._kwargs["purge_step"] = step
         self._is_drawn = True
         self._is_listed = bool(read_rows(run))
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None) -> None:
-        """Keep hyperparameters for the run's line in HPARAMS, and log metrics, which get a column there.
+        """Collect hyperparameters for the line of the run in HPARAMS, and log metrics, which become columns there.
 
         The line is written with the first metrics, since TensorBoard reads one line a run.
         """
@@ -94,14 +99,14 @@ class RunLogger(TensorBoardLogger):
         self.log_metrics(named, step or 0)
 
     def _list_run(self) -> None:
-        """Write the run's line in HPARAMS, once."""
+        """Write the line of the run in HPARAMS, if it is not there yet."""
         if self._is_listed:
             return
         self._is_listed = True
         from torch.utils.tensorboard.summary import hparams
 
-        names = [name for name in VARIED_FIRST if name in self._hparams]
-        names += [name for name in self._hparams if name not in (*names, *NO_RESULT_CHANGES)]
+        names = [name for name in FIRST_COLUMNS if name in self._hparams]
+        names += [name for name in self._hparams if name not in (*names, *NOT_SHOWN)]
         shown = {}
         for name in names:
             value = self._hparams[name]
@@ -112,7 +117,7 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:  # type: ignore[override]
-        """Draw the model for the page GRAPHS, unless it is there already; Lightning calls it as training begins."""
+        """Draw the model on the page GRAPHS, once; Lightning calls this as training begins."""
         trainer = model.trainer
         self._hparams.setdefault("max_epochs", trainer.max_epochs)
         self._hparams.setdefault("model", type(model).__name__)
@@ -131,34 +136,34 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log scalars, unless the run's folder is not there any more; TensorBoard sorts them by name."""
+        """Log scalars; a StorageError says that the folder of the run has been moved or deleted."""
         check_there(Path(self.log_dir))
         self._list_run()
-        named = {BELOW_METRICS.get(name, name): value for name, value in metrics.items()}
+        named = {RENAMED.get(name, name): value for name, value in metrics.items()}
         super().log_metrics(named, step)
 
     @rank_zero_only
     def save(self) -> None:
-        """Hand everything logged so far to the operating system."""
+        """Write everything that has been logged so far to the file."""
         self.experiment.flush()
 
 
 class SavedCheckpoint(NamedTuple):
-    """A checkpoint that was found and read."""
+    """A checkpoint file and what it holds."""
 
     path: Path
     content: dict[str, Any]
-    run: Path | None  # the folder of its run, if it lies in one
+    run: Path | None  # the folder of its run; None if the file is in no run's folder
 
 
 def find_run(path: Path | str) -> Path | None:
-    """Return the run folder that `path` is, or is a checkpoint of; None if there is none."""
+    """Return the folder of a run, which `path` or the folder around it is; None if neither is one."""
     folders = (Path(path), *Path(path).parents[:2])
     return next((each for each in folders if (each / "run.json").is_file() or (each / "config.yaml").is_file()), None)
 
 
 def newest_run(which: str) -> Path:
-    """Return the newest run that has a checkpoint, one on generated images only if there is no other.
+    """Return the folder of the newest run that has a checkpoint; one on generated images only if there is no other.
 
     Raises:
         InputError: There is none under logs/.
@@ -178,7 +183,7 @@ def newest_run(which: str) -> Path:
 
 
 def data_origin(run: Path) -> str:
-    """Return what a run was trained on, as run.json says it; `unknown data` if it does not."""
+    """Return where the training data of a run came from, as run.json says; `unknown data` if it does not say."""
     try:
         return str(read_manifest(run)["data"]["origin"])
     except (InputError, KeyError, TypeError):
@@ -188,8 +193,8 @@ def data_origin(run: Path) -> str:
 def open_checkpoint(which: str, prefer: str = "best") -> SavedCheckpoint:
     """Find and read a checkpoint: a .ckpt file, of a run's folder, or `best` or `last` of the newest run under logs/.
 
-    Of a folder it is the preferred one, `best` or, to go on with it, `last`; or else the newest good one, which a
-    line on stderr says. Raises an InputError if there is none that can be read.
+    In a folder it reads the preferred file, `best` or, to resume the run, `last`. If that one is damaged it reads the
+    newest of the others and warns on stderr. An InputError says that there is no readable checkpoint.
     """
     if which in ("best", "last"):
         prefer, which = which, str(newest_run(which))
@@ -197,7 +202,7 @@ def open_checkpoint(which: str, prefer: str = "best") -> SavedCheckpoint:
         return SavedCheckpoint(Path(which), checkpoint.read(which), find_run(which))
     found = Path(which, "checkpoints").glob("*.ckpt")
     files = sorted(found, key=lambda file: (file.stem != prefer, -file.stat().st_mtime))
-    if prefer == "last":  # a run that was killed in its first epoch starts it again
+    if prefer == "last":  # a run that was killed in its first epoch has only this one
         files += Path(which).glob(INITIAL_CHECKPOINT)
     for file in files:
         try:

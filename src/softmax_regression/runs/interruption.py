@@ -1,4 +1,4 @@
-"""How a signal interrupts a run: all processes learn of it at the same step, which is saved, and then the run ends."""
+"""Interruption by a signal: all processes learn of it at the same step, the run is saved, and the command ends."""
 
 import os
 import signal
@@ -16,26 +16,26 @@ from softmax_regression.runs.processes import SIGNALS, install_signal_handlers, 
 
 
 class Interruption:
-    """The signals of a run, from its first step to its last.
+    """The signal handlers of a run, from its first step to its last.
 
     Attributes:
         folder: The folder of the run, None if it has none.
-        signals: What has come, on this process and on the others.
+        signals: The signals that this process and the others have received.
     """
 
     def __init__(self) -> None:
         self.folder: Path | None = None
         self.signals = SharedSignals()
-        self._handlers: dict[int, Any] = {}  # those that were there before
+        self._handlers: dict[int, Any] = {}  # the handlers before those of the run
 
     def begin(self, trainer: Trainer, folder: Path | None) -> None:
-        """Take over the signals, after Lightning has set its handlers."""
+        """Install the signal handlers, after Lightning has installed its own."""
         self.folder = folder
         self.signals = new_signals(trainer)
         if "SLURM_JOB_ID" in os.environ:
             self._handlers = install_signal_handlers([*SIGNALS, "SIGUSR1"], self._on_signal)
             if self._handlers:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py let it wait
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})  # train.py has blocked it
         else:
             self._handlers = install_signal_handlers(SIGNALS, self._on_signal)
 
@@ -51,10 +51,10 @@ class Interruption:
         return f"go on with `{command}`"
 
     def end_if_interrupted(self, trainer: Trainer) -> None:
-        """End the run, which has been saved, if a signal has come to any process.
+        """End the run, which has been saved, if any process has received a signal.
 
         Raises:
-            Interrupted: One has.
+            Interrupted: One has received a signal.
         """
         number = self.signals.agreed
         if not number:
@@ -68,7 +68,7 @@ class Interruption:
         raise Interrupted(number, self._remedy())
 
     def end(self, exception: BaseException | None = None) -> None:
-        """Give the signals back, unless one has ended the run."""
+        """Restore the signal handlers, unless a signal has ended the run: then ignore further signals."""
         if isinstance(exception, Interrupted):
             self._ignore_signals()
             return
@@ -76,6 +76,6 @@ class Interruption:
         self._handlers = {}
 
     def _ignore_signals(self) -> None:
-        """Let no other signal come between one that ends the run and its line: `scontrol requeue` sends SIGTERM."""
+        """Ignore further signals, so that the message is printed: `scontrol requeue` sends SIGTERM."""
         for number in self._handlers:
             signal.signal(number, signal.SIG_IGN)

@@ -1,7 +1,8 @@
-"""The checkpoint that a run goes on from: saved every epoch, and when the run is interrupted."""
+"""The checkpoint from which a run is resumed: saved after every epoch, and when the run is interrupted."""
 
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +18,33 @@ from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.interruption import Interruption
 from softmax_regression.runs.loaders import LoaderPosition, make_loaders_resumable, position_of
 from softmax_regression.runs.loops import (
-    after_each_epoch,
-    after_step,
+    call_after,
     consumed_loaders,
-    continue_run,
-    restore_ends,
+    end_restart,
+    remove_calls,
+    restore_loops,
     validated_batches,
 )
 from softmax_regression.runs.random_numbers import random_state, set_random_state
 from softmax_regression.runs.running_metrics import RunningMetrics
 
-INITIAL_CHECKPOINT = "start.ckpt"  # in a run's folder until its first save: the state before the first step
+INITIAL_CHECKPOINT = "start.ckpt"  # the state before the first step, in the run's folder until last.ckpt is there
 
 
 class LastCheckpoint(Checkpoint):
-    """Keep checkpoints/last.ckpt: saved every epoch, more often on request, and when the run is interrupted.
+    """Save checkpoints/last.ckpt after every epoch, more often if asked for, and when the run is interrupted.
 
-    SIGINT, SIGTERM and SIGHUP let the current step finish, save, and end the process with exit code 130, 143
-    or 129; a second one stops at once. Under SLURM, SIGUSR1 does so too and puts the job back in the queue,
-    which ends its processes by SIGTERM: 143, and not 138, is then seen.
-    The checkpoint has the state of the random numbers, so that a resumed run draws what this one would have.
+    After SIGINT, SIGTERM or SIGHUP the current step is finished and saved, and the process ends with exit code 130,
+    143 or 129; a second signal ends it at once. Under SLURM, SIGUSR1 does the same and puts the job back into the
+    queue; SLURM then ends its processes by SIGTERM, so that the exit code is 143 instead of 138.
+    The checkpoint has the states of the random number generators: a resumed run draws the same numbers.
 
     Args:
-        every_n_train_steps: Also save every so many steps; None for not.
-        every_n_minutes: Also save when so many minutes have passed since the last time; None for not.
+        every_n_train_steps: Also save every so many steps; None to save only after epochs.
+        every_n_minutes: Also save when so many minutes have passed since the last save; None to save only after epochs.
     """
+
+    best_model_path = ""  # Lightning asks the first Checkpoint for it, even if that one keeps no best model
 
     def __init__(self, every_n_train_steps: int | None = None, every_n_minutes: float | None = None) -> None:
         for name, value in ("every_n_train_steps", every_n_train_steps), ("every_n_minutes", every_n_minutes):
@@ -50,32 +53,17 @@ class LastCheckpoint(Checkpoint):
         self._steps = every_n_train_steps or math.inf
         self._seconds = 60 * (every_n_minutes or math.inf)
         self._saved_at = time.monotonic()
-        self._step = 0  # the update that was made last
-        self._due = False  # whether a checkpoint is due after the validation that comes now
+        self._step = 0  # `global_step` after the last minibatch
+        self._due = False  # whether to save after this step, or before the validation that follows it
         self._interruption = Interruption()
         self._position = LoaderPosition()
         self._running = RunningMetrics()
-        self._with_best: list[Any] = []
         self.folder: Path | None = None
 
-    @property
-    def best_model_path(self) -> str:
-        """That of BestCheckpoint or ModelCheckpoint: for "best" Lightning asks whichever Checkpoint stands first."""
-        for callback in self._with_best:
-            return str(callback.best_model_path)
-        return ""
-
-    @best_model_path.setter
-    def best_model_path(self, path: str) -> None:
-        for callback in self._with_best[:1]:
-            callback.best_model_path = path
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let the training loaders go on within an epoch."""
-        self._with_best = []
-        for callback in trainer.checkpoint_callbacks:
-            if callback is not self and hasattr(callback, "best_model_path"):
-                self._with_best.append(callback)
+        """Prepare the training loaders to be resumed within an epoch."""
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, self]  # type: ignore[attr-defined] # so that it is not the first Checkpoint
         if stage == "fit":
             self._position = LoaderPosition()
             self._running = RunningMetrics()
@@ -90,7 +78,8 @@ class LastCheckpoint(Checkpoint):
             name: [each.cpu() for each in gather(state.to(device))] for name, state in states.items()
         }
         checkpoint["softmax_regression.position"] = position_of(trainer)
-        checkpoint["epoch"] = max(trainer.fit_loop.epoch_progress.current.ready - 1, 0)  # also once the epoch is over
+        # Lightning would write the next epoch if this one is over.
+        checkpoint["epoch"] = max(trainer.fit_loop.epoch_progress.current.ready - 1, 0)
         running = self._running.state_dict(trainer, pl_module)
         if any(running.values()):
             checkpoint["softmax_regression.running"] = _of_all(running, trainer)
@@ -108,40 +97,46 @@ class LastCheckpoint(Checkpoint):
                 self._running.load_state_dict(checkpoint["softmax_regression.running"][trainer.global_rank], pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw on where the run left off, and take over the signals after Lightning has set its handlers."""
-        self.folder, self._step = folder_of(trainer), trainer.global_step
+        """Restore loops and random states of a resumed run, and install the signal handlers, after Lightning's own."""
+        self.folder = folder_of(trainer)
+        self._step = trainer.global_step
         if self._position.started:
-            continue_run(trainer, pl_module, within_epoch=self._position.batches > 0)
-            self._running.go_on(trainer, pl_module)
+            restore_loops(trainer, pl_module, within_epoch=self._position.batches > 0)
+            self._running.log_again(trainer, pl_module)
             validated_batches(trainer).update(self._position.validated)
             if self._position.batches:
                 consumed_loaders(trainer)[:] = self._position.consumed
-        after_each_epoch(trainer, lambda: self._save(trainer))
+        call_after(trainer.fit_loop, partial(self._save, trainer))
+        call_after(trainer.fit_loop.epoch_loop, partial(self._save_if_due, trainer))
         if self._position.random:
             set_random_state(self._position.random, trainer.strategy.root_device)
             self._position.random = {}
         self._interruption.begin(trainer, self.folder)
-        lazy = any(is_lazy(weight) for weight in pl_module.parameters())  # until the first batch, and in no checkpoint
+        lazy = any(is_lazy(weight) for weight in pl_module.parameters())  # without values until the first batch
         if self.folder and not self._step and not lazy:
             trainer.save_checkpoint(self.folder / INITIAL_CHECKPOINT, weights_only=False)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save within an epoch if that is due; the end of an epoch is saved by itself."""
+        """Decide whether to save after this step; the end of an epoch is saved anyway."""
         signals = self._interruption.signals
         signals.wants_save = time.monotonic() - self._saved_at > self._seconds
         signals.at_step(trainer, trainer.fit_loop.total_batch_idx)
-        before, self._step, self._due = self._step, trainer.global_step, False
+        self._due = False
+        before = self._step
+        self._step = trainer.global_step
         if self._step == before or trainer.is_last_batch:  # accumulated gradients are in no checkpoint
             return
         self._due = signals.agreed > 0 or signals.save or self._step % self._steps == 0
-        if self._due:
-            after_step(trainer, lambda: self._save_if_due(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save what was due before the validation: a run that is resumed before one does not make it up."""
+        """Save after a validation that follows the step, so that a resumed run need not repeat it."""
         self._save_if_due(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the restart of a resumed run, so that Lightning steps the schedules."""
+        end_restart(trainer)
 
     def _save_if_due(self, trainer: Trainer) -> None:
         if self._due:
@@ -149,28 +144,29 @@ class LastCheckpoint(Checkpoint):
             self._interruption.end_if_interrupted(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End a run that was interrupted by the end of the epoch before, whose metrics are logged by now."""
+        """End a run that was interrupted before this epoch; the metrics of the last epoch have been logged by now."""
         self._interruption.end_if_interrupted(trainer)
 
     def _save(self, trainer: Trainer) -> None:
-        """Save, and ask whether the run was interrupted on any process."""
+        """Save, and find out whether any process has received a signal."""
         if self.folder:
             trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt", weights_only=False)
             if trainer.is_global_zero:
                 (self.folder / INITIAL_CHECKPOINT).unlink(missing_ok=True)
-        self._saved_at, self._due = time.monotonic(), False
+        self._saved_at = time.monotonic()
+        self._due = False
         self._interruption.signals.wants_save = False
         self._interruption.signals.exchange(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """End a run that was interrupted in its last epoch; give the signals back."""
-        restore_ends(trainer)
+        """End a run that was interrupted in its last epoch; restore the signal handlers and the loops."""
+        remove_calls(trainer)
         self._interruption.end_if_interrupted(trainer)
         self._interruption.end()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the signals back, unless one has ended the run."""
-        restore_ends(trainer)
+        """Restore the signal handlers and the loops."""
+        remove_calls(trainer)
         self._interruption.end(exception)
 
 

@@ -1,4 +1,4 @@
-"""Where a run reaches into Lightning's loops: once a step or an epoch is over, and where a run goes on."""
+"""Changes to Lightning's loops: calls once a step or an epoch is over, and the restored state of a resumed run."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,40 +7,28 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 
-def after_step(trainer: Trainer, call: Callable[[], None]) -> None:
-    """Call once this step is over: with the module's own hook, its schedules, and what is logged."""
-    loop: Any = trainer.fit_loop.epoch_loop
+def call_after(loop: Any, function: Callable[[], None]) -> None:
+    """Call a function at the end of each iteration of a loop: after all hooks, schedules and logging.
+
+    An iteration of a Trainer's `fit_loop` is an epoch, an iteration of its `epoch_loop` a step.
+    """
     end = loop.on_advance_end
 
     def end_and_call(*args: Any) -> None:
-        del loop.on_advance_end
         end(*args)
-        call()
+        function()
 
     loop.on_advance_end = end_and_call
 
 
-def after_each_epoch(trainer: Trainer, call: Callable[[], None]) -> None:
-    """Call whenever an epoch is over: after all callbacks, schedules, and what is logged."""
-    loop: Any = trainer.fit_loop
-    end = loop.on_advance_end
-
-    def end_and_call() -> None:
-        end_restart(trainer)
-        end()
-        call()
-
-    loop.on_advance_end = end_and_call
-
-
-def restore_ends(trainer: Trainer) -> None:
-    """Let the end of a step and of an epoch be Lightning's own again."""
+def remove_calls(trainer: Trainer) -> None:
+    """Undo `call_after` for the loops of a Trainer."""
     for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
         vars(loop).pop("on_advance_end", None)
 
 
 def validated_batches(trainer: Trainer) -> dict[int, int]:
-    """Return how many batches of each validation loader there were: the x axis of what is logged at each of them."""
+    """Return the number of batches so far of each validation loader, the x axis of metrics logged on its steps."""
     counts: dict[int, int] = getattr(trainer.fit_loop.epoch_loop.val_loop, "_seen_batches_per_dataloader", {})
     return counts
 
@@ -51,23 +39,23 @@ def training_loaders(trainer: Trainer) -> list[Any]:
 
 
 def waiting_batches(trainer: Trainer) -> int:
-    """Return how many batches were fetched that are not trained on yet: one if nobody knows the number of all."""
+    """Return the number of batches that were fetched but not trained on: one if the length of the epoch is unknown."""
     return len(getattr(trainer.fit_loop._data_fetcher, "batches", ()))
 
 
 def consumed_loaders(trainer: Trainer) -> list[bool]:
-    """Return which of several training loaders have begun again in this epoch, for others are longer."""
+    """Return for each of several training loaders whether it has begun again in this epoch, as others are longer."""
     iterator = getattr(trainer.fit_loop._combined_loader, "_iterator", None)
     consumed: list[bool] = getattr(iterator, "_consumed", [])
     return consumed
 
 
-def continue_run(trainer: Trainer, module: LightningModule, within_epoch: bool) -> None:
-    """Bring a Trainer that goes on, within an epoch or at the end of one, to where the run was."""
+def restore_loops(trainer: Trainer, module: LightningModule, within_epoch: bool) -> None:
+    """Restore the part of a resumed run's loops that Lightning does not, within an epoch or at the end of one."""
     loop: Any = trainer.fit_loop
     epoch = trainer.current_epoch
     if within_epoch:  # its hook `on_train_epoch_start` is not called again
-        trainer._logger_connector._first_loop_iter = True  # or Lightning forgets what was logged in the epoch
+        trainer._logger_connector._first_loop_iter = True  # otherwise Lightning resets what was logged in the epoch
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler | StochasticWeightAveraging):
                 callback.on_train_epoch_start(trainer, module)
@@ -81,9 +69,9 @@ def continue_run(trainer: Trainer, module: LightningModule, within_epoch: bool) 
 
 
 def end_restart(trainer: Trainer) -> None:
-    """Let the loop over epochs be as in any other epoch.
+    """Tell the loop over epochs that it is not restarting any more.
 
-    As long as it restarts, it steps no schedule at the end of an epoch; where max_steps is given, it always restarts.
+    A restarting loop steps no schedule at the end of an epoch, and with max_steps it would stay restarting.
     """
     loop: Any = trainer.fit_loop
     loop.epoch_loop.max_steps, max_steps = -1, trainer.max_steps

@@ -1,4 +1,4 @@
-"""What the processes of a run need beside Lightning's DDP: their number, threads and signals, and one end for all."""
+"""The processes of a run: their number, threads and signals, and how all of them end when one fails."""
 
 import atexit
 import ctypes
@@ -23,15 +23,16 @@ from torch.distributed import DistError
 from softmax_regression.engine.ddp import ExactDDP
 from softmax_regression.errors import InputError, Interrupted, LostProcessError
 
-print_rank_zero = rank_zero_only(print)  # for all processes together
-SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # that end a command, and save what it has
-TIMEOUT = timedelta(seconds=60)  # how long to wait for a process that does not come, or does not answer
-GRACE = 10.0  # seconds for the first process of a machine to say what all of them have found
+print_rank_zero = rank_zero_only(print)
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # they interrupt a command
+TIMEOUT = timedelta(seconds=60)  # to wait for a process that does not start or does not answer
+GRACE = 10.0  # seconds in which the first process of a machine can print the error that all of them have met
 
 
 def _number(name: str) -> int:
     """Return the number in an environment variable of torchrun or srun; 1 where it is not set."""
-    if not (value := os.environ.get(name, "1")).isdecimal() or int(value) == 0:
+    value = os.environ.get(name, "1")
+    if not value.isdecimal() or int(value) == 0:
         raise InputError(f"{name}={value}: must be a whole number above 0, or not set")
     return int(value)
 
@@ -44,12 +45,12 @@ def cores() -> int:
 
 
 def choose_threads(asked: int | None, processes: int) -> None:
-    """Set the number of threads, of processes that share the cores: asked for, or OMP_NUM_THREADS, or one.
+    """Set the number of CPU threads of each process: `asked`, or else OMP_NUM_THREADS, or else one.
 
-    Milliseconds a step with 1 and 2 threads, on two quiet cores | with one of them busy (torch 2.14):
+    Milliseconds for a step with 1 and 2 threads, on two idle cores | with one of them busy (torch 2.14):
     linear, batch size 256: 0.30 0.31 | 0.29 0.59; 4,096: 8.2 5.7 | 9.1 17.8;
-    MLP, batch size 256: 2.3 1.3 | 2.3 2.9; 4,096: 36 19 | 35 63. Two gain at most what they lose where a core is
-    busy, which it is wherever somebody works. Command: python -m tests.benchmarks.thread_table
+    MLP, batch size 256: 2.3 1.3 | 2.3 2.9; 4,096: 36 19 | 35 63. Where a core is busy, which is common, two threads are
+    slower in every row. Command: python -m tests.benchmarks.thread_table
     """
     if asked is None and not os.environ.get("OMP_NUM_THREADS"):
         asked = 1
@@ -58,10 +59,10 @@ def choose_threads(asked: int | None, processes: int) -> None:
 
 
 def launched_devices() -> dict[str, int]:
-    """Return the devices of a node and the number of nodes, if torchrun or srun has started several.
+    """Return `devices` (per node) and `num_nodes` if torchrun or srun has started several processes; else nothing.
 
     Raises:
-        InputError: They are more than the CPU cores of a machine that has no GPU, or no numbers.
+        InputError: A machine without a GPU has fewer CPU cores than processes, or a variable is no number.
     """
     for world, nodes, option in (
         ("WORLD_SIZE", "GROUP_WORLD_SIZE", "torchrun --nproc_per_node"),
@@ -69,7 +70,8 @@ def launched_devices() -> dict[str, int]:
     ):
         total, num_nodes = _number(world), _number(nodes)
         if nodes in os.environ and total > 1:
-            devices, most = total // num_nodes, cores()
+            devices = total // num_nodes
+            most = cores()
             if devices > most and not accelerator.is_available():
                 raise InputError(f"{devices} processes: the machine has {most} CPU cores; {option} {most}")
             return {"devices": devices, "num_nodes": num_nodes}
@@ -77,10 +79,10 @@ def launched_devices() -> dict[str, int]:
 
 
 def install_signal_handlers(names: Sequence[str], handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Install a handler for signals, except for those that are ignored, as SIGHUP is under nohup.
+    """Install a handler for signals, except for those that are ignored, such as SIGHUP under nohup.
 
     Returns:
-        The handlers before, for `restore_signal_handlers`; none outside the main thread, which alone may set any.
+        The previous handlers, for `restore_signal_handlers`; empty outside the main thread, where none can be set.
     """
     before: dict[int, Any] = {}
     if threading.current_thread() is not threading.main_thread():
@@ -92,37 +94,41 @@ def install_signal_handlers(names: Sequence[str], handler: Callable[[int, FrameT
 
 
 def restore_signal_handlers(handlers: Mapping[int, Any]) -> None:
-    """Give signals back to the handlers that `install_signal_handlers` has returned."""
+    """Install the handlers that `install_signal_handlers` has returned."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
 def is_local_rank_zero() -> bool:
-    """Whether this is the first process of its machine, or the only one."""
+    """Return whether this is the first process of its machine, or the only one."""
     return os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")) == "0"
 
 
 def is_speaking_process() -> bool:
-    """Whether this process prints an error.
+    """Return whether this process prints an error.
 
-    Before the processes of a run have connected, each meets the same error, and local rank 0 prints it.
+    Before the processes have connected, all of them meet the same error, and only local rank 0 prints it.
     """
     return is_local_rank_zero() or (distributed.is_available() and distributed.is_initialized())
 
 
 def _leave() -> None:
-    """End the threads of the process group, which abort an interpreter that ends before them."""
+    """End the process group: its threads would abort the interpreter if they were still running at exit."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
 @contextmanager
 def distributed_session() -> Iterator[None]:
-    """Let no process wait for ever for another, outlive its starter, or be lost without a line."""
+    """Run a block in which no process waits for ever for another, outlives its parent, or fails silently.
+
+    Raises:
+        LostProcessError: Another process has ended or does not answer.
+    """
     for entry in StrategyRegistry.values():
         if entry["strategy"] is DDPStrategy:
             entry.update(strategy=ExactDDP, init_params=entry["init_params"] | {"timeout": TIMEOUT})
-    # Says which process has ended before it kills the others.
+    # This logger says which process has ended, before the launcher kills the others.
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     if "LOCAL_RANK" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: NCCL would wait for the dead

@@ -1,4 +1,4 @@
-"""What a run shows while it goes on: what it trains on, a line an epoch, and how far it is in a terminal."""
+"""What a run prints: the device and the data, a line for each epoch, and in a terminal the progress of the epoch."""
 
 import sys
 import time
@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
-from softmax_regression.data.module import loaded_images
+from softmax_regression.data.module import origin_of
 from softmax_regression.engine import Engine
 from softmax_regression.runs.rows import RESERVED, RowCallback
 
@@ -19,7 +19,7 @@ NO_METRICS = (*RESERVED, "monitor", "score")
 
 
 def metrics_text(row: Mapping[str, Any]) -> str:
-    """Return the metrics of a row for people, by stage.
+    """Return the metrics of a row as text, grouped by stage.
 
     >>> metrics_text({"epoch": 1, "train/loss": 0.5, "train/acc": 0.75, "val_loss": 0.6, "lr": 0.1})
     'train loss 0.5000 acc 0.7500  val loss 0.6000'
@@ -36,7 +36,7 @@ def metrics_text(row: Mapping[str, Any]) -> str:
 
 
 def training_lines(trainer: Trainer) -> list[str]:
-    """Say what a run computes on and which data it trains on and, where it is not the usual one, by which step."""
+    """Return a line with device and data, and a second one if the training step is not the lean one."""
     lines = [shorten(f"training on {_device(trainer)}; data: {_data(trainer)}", WIDTH, placeholder=" ...")]
     engines = [each for each in trainer.callbacks if isinstance(each, Engine)]  # type: ignore[attr-defined]
     step = engines[0].describe(trainer) if engines else "Lightning's own step (no Engine among the callbacks)"
@@ -63,40 +63,38 @@ def _device(trainer: Trainer) -> str:
 
 
 def _epoch_text(epoch: int, trainer: Trainer) -> str:
-    """Return an epoch with the number of all, unless these are counted in steps or by the clock."""
+    """Return `epoch 3/10`, or `epoch 3` if the length of the run is given in steps or as a time."""
     last = trainer.max_epochs or -1
     return f"epoch {epoch}/{last}" if last > 0 else f"epoch {epoch}"
 
 
 def _data(trainer: Trainer) -> str:
-    """Name the training data: where they came from or else their class."""
+    """Return where the training data come from, or the name of their class."""
     source = trainer.datamodule  # type: ignore[attr-defined]
-    loaded = loaded_images(source)
-    if loaded:
-        return str(loaded.origin)
     if source is None:
         source = getattr(trainer.train_dataloader, "dataset", trainer.train_dataloader)
-    return type(source).__name__
+    return origin_of(source)
 
 
 class EpochProgress(RowCallback, ProgressBar):
-    """A line an epoch on stdout and, in a terminal, how far the epoch has come, on a line that is replaced.
+    """Print a line for each epoch on stdout and, in a terminal, the progress within the epoch on stderr.
 
-    Lightning's own bars redraw themselves in a thread or at every step, which costs a run of two seconds a
-    quarter of its time; this line is written at most ten times a second.
+    Lightning's own progress bars take a quarter of a run of two seconds, as they are drawn in a thread or at every
+    step; this one is written at most ten times a second.
     """
 
     _written = 0.0
 
     def disable(self) -> None:
-        """Do nothing: rank and terminal decide whether to write."""
+        """Do nothing: the rank and the terminal decide whether anything is printed."""
 
     enable = disable
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what the run trains on; in a terminal, be called at each step from now on."""
+        """Print device and data; in a terminal, install the hook for each step."""
         super().on_train_start(trainer, pl_module)
-        self._began, self._shown = time.perf_counter(), trainer.current_epoch
+        self._began = time.perf_counter()
+        self._shown = trainer.current_epoch
         if trainer.is_global_zero:
             print(*training_lines(trainer), sep="\n", flush=True)
             if getattr(sys.stderr, "isatty", bool)():  # there may be no stderr
@@ -110,13 +108,15 @@ class EpochProgress(RowCallback, ProgressBar):
             print(text, end="", file=sys.stderr, flush=True)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Show the metrics of the epoch that has ended; by now everything that is due at its end is done."""
-        epoch, now = trainer.current_epoch, time.perf_counter()
+        """Print the metrics of the last epoch, after all hooks of its end."""
+        epoch = trainer.current_epoch
+        now = time.perf_counter()
         if epoch > self._shown and trainer.is_global_zero:
             if self.at_row(trainer):
                 self.update_row(trainer)
             text = metrics_text(self.rows[-1])
             print(f"{_epoch_text(epoch, trainer)}  {text}  {now - self._began:.2f} s", flush=True)
-            self._shown, self._began = epoch, now
+            self._shown = epoch
+            self._began = now
 
     on_train_end = on_train_epoch_start

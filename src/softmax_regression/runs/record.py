@@ -1,7 +1,6 @@
-"""The manifest run.json: what was run, on what, how it ended, and how well it did."""
+"""The record of a run: run.json (what was run, on what, how it ended, its scores), metrics.csv and config.yaml."""
 
 import json
-import math
 import os
 import platform
 import shlex
@@ -20,25 +19,24 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Timer
 
-from softmax_regression.data.module import loaded_images
+from softmax_regression.data.module import loaded_images, origin_of
 from softmax_regression.errors import DivergedError, InputError, StorageError, format_error
 from softmax_regression.files import write
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, folder_of
 from softmax_regression.runs.checkpoint import RUN, about_run
-from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.rows import Row, RowCallback, RowsFile, read_rows, rows_file, steps_done
-from softmax_regression.runs.settings import describe_run, with_found
+from softmax_regression.runs.settings import class_path_of, describe_run, with_found
 
 
 def check_there(run: Path) -> None:
-    """Refuse to write a run's folder anew, if somebody has moved or deleted it."""
+    """Raise a StorageError if the folder of a run has been moved or deleted meanwhile: it is not made again."""
     if not run.is_dir():
         raise StorageError(f"{run}: has been moved or deleted; put it back, then go on with --resume")
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
-    """Read run.json, or return nothing of it if there is none yet; raise an InputError if it is no JSON object."""
+    """Return the content of run.json, empty if there is no such file; an InputError if it is no JSON object."""
     path = run / "run.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -53,22 +51,13 @@ def read_manifest(run: Path) -> dict[str, Any]:
 
 def update_manifest(run: Path, **entries: Any) -> None:
     """Add entries to run.json, or replace them; NaN and infinity, which JSON does not have, become null."""
-    manifest = _finite(read_manifest(run) | entries)
-    write(json.dumps(manifest, indent=2, default=str, allow_nan=False).encode(), run / "run.json")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return value
+    text = json.dumps(read_manifest(run) | entries, default=str)
+    manifest = json.loads(text, parse_constant=lambda constant: None)
+    write(json.dumps(manifest, indent=2).encode(), run / "run.json")
 
 
 def environment() -> dict[str, Any]:
-    """Return what a result depends on beside the configuration: commit, versions, machine, command."""
+    """Return what a result depends on, apart from the configuration: commit, versions, machine, command."""
     git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
     commit, versions = None, {"python": platform.python_version()}
     with suppress(OSError, subprocess.SubprocessError):
@@ -84,20 +73,19 @@ def environment() -> dict[str, Any]:
 
 
 def results(trainer: Trainer) -> dict[str, dict[str, Any]]:
-    """Return the last row of a run, `final`, and what its best.ckpt holds, `best`; neither where there is none."""
+    """Return `final`, the last row of a run, and `best`, the row that best.ckpt holds; each only if there is one."""
     rows: list[Row] = []
+    best = None
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, RunRecord):
             rows = callback.rows
-    best = None
-    for checkpoint in trainer.checkpoint_callbacks:
-        if isinstance(checkpoint, BestCheckpoint):
-            best = checkpoint.best
-    return _results(rows, best)
+        elif isinstance(callback, BestCheckpoint):
+            best = callback.best
+    return _final_and_best(rows, best)
 
 
 def saved_best(saved: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return what best.ckpt held when a run saved a checkpoint, see `BestCheckpoint.best`."""
+    """Return the value of `BestCheckpoint.best` that a checkpoint has saved."""
     best = None
     for name, state in saved["callbacks"].items():
         if name.startswith("BestCheckpoint"):  # the state of another callback may hold anything
@@ -106,11 +94,11 @@ def saved_best(saved: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def saved_results(run: Path, saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return what `results` does, of a run that has ended with the content of a checkpoint."""
-    return _results(rows_until(read_rows(run), saved), saved_best(saved))
+    """Return the `results` of a run at the step at which it saved a checkpoint."""
+    return _final_and_best(rows_until(read_rows(run), saved), saved_best(saved))
 
 
-def _results(rows: Sequence[Row], best: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+def _final_and_best(rows: Sequence[Row], best: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     if rows:
         found["final"] = dict(rows[-1])
@@ -128,18 +116,19 @@ def rows_until(rows: Sequence[Row], saved: Mapping[str, Any]) -> list[Row]:
 
 
 def saved_step(saved: Mapping[str, Any]) -> int:
-    """Return the number of steps that a run had made when it saved a checkpoint, as its loggers count them."""
+    """Return the number of steps at which a checkpoint was saved, see `steps_done`."""
     return int(about_run(saved).get("step", saved["global_step"]))
 
 
 def stop_reason(trainer: Trainer) -> str:
-    """Say why a run that came to its end did so."""
+    """Return in words why a run ended."""
     for callback in trainer.early_stopping_callbacks:
-        if message := callback.stopping_reason_message:
+        message = callback.stopping_reason_message
+        if message:
             why = message.partition(". ")[0].removeprefix("Monitored metric ")
             why = why.replace(" in the last ", " with a patience of ").replace(" records", "")
-            ours = isinstance(callback, EarlyStopping)
-            return f"early stopping: {why}" + "; --early_stopping.patience 0 trains on" * ours
+            remedy = "; --early_stopping.patience 0 trains on" if isinstance(callback, EarlyStopping) else ""
+            return f"early stopping: {why}{remedy}"
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
         return f"max_steps={trainer.max_steps} reached"
     if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
@@ -150,7 +139,7 @@ def stop_reason(trainer: Trainer) -> str:
 
 
 def _frozen(module: LightningModule) -> list[str]:
-    """Name the parameters that are not trained now, and the batch norms that keep their statistics."""
+    """Return the names of frozen parameters, and of batch norms that do not update their statistics."""
     names = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
     for name, part in module.named_modules():
         if getattr(part, "track_running_stats", True) is False:
@@ -159,7 +148,7 @@ def _frozen(module: LightningModule) -> list[str]:
 
 
 def _restore_frozen(module: LightningModule, names: Sequence[str] | None) -> None:
-    """Train what was trained when a checkpoint was saved: BaseFinetuning freezes everything as a run begins."""
+    """Freeze what was frozen in a checkpoint, and nothing else: BaseFinetuning freezes everything as a run begins."""
     if names is None:
         return
     for name, parameter in module.named_parameters():
@@ -170,7 +159,7 @@ def _restore_frozen(module: LightningModule, names: Sequence[str] | None) -> Non
 
 
 class RunRecord(RowCallback):
-    """Keep run.json, metrics.csv and config.yaml in the run's folder, and in each checkpoint what commands need.
+    """Write run.json, metrics.csv and config.yaml, and add to each checkpoint what commands need to open it.
 
     Args:
         config: The configuration of the run, as YAML; None to take it from model, data and Trainer.
@@ -192,13 +181,14 @@ class RunRecord(RowCallback):
             update_manifest(self.run, **entries)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Remember which rows a run that goes on has."""
+        """Keep the number of steps of a resumed run, which says how many rows it has."""
         self._saved = {RUN: about_run(checkpoint), "global_step": checkpoint["global_step"]}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record everything that is known before the first step."""
         super().on_train_start(trainer, pl_module)
-        self._start, folder = time.perf_counter(), folder_of(trainer)
+        self._start = time.perf_counter()
+        folder = folder_of(trainer)
         self.run = folder if trainer.is_global_zero else None
         if self._describes_itself:
             self.config, self._unrecorded = describe_run(trainer, pl_module)
@@ -215,21 +205,21 @@ class RunRecord(RowCallback):
         known["config"] = yaml.safe_load(str(self.config))
         known["device"] = {"type": str(trainer.strategy.root_device), "count": trainer.world_size}
         known["data"] = {"origin": "DataLoaders of a script"}
+        if trainer.datamodule:  # type: ignore[attr-defined]
+            known["data"] = {"origin": origin_of(trainer.datamodule)}  # type: ignore[attr-defined]
         if data:
-            known["data"] = {"origin": data.origin, "sha256": data.sha256}
-        elif trainer.datamodule:  # type: ignore[attr-defined]
-            known["data"] = {"origin": type(trainer.datamodule).__name__}  # type: ignore[attr-defined]
+            known["data"]["sha256"] = data.sha256
         self._file = None
         if self.run:
             self._update(**known, threads=torch.get_num_threads(), **environment())
             write(str(self.config).encode(), self.run / "config.yaml")
             self._file = RowsFile(rows_file(self.run, trainer.loggers))
         if folder and self._saved and trainer.ckpt_path:
-            self._go_on(trainer, folder, self._saved)
+            self._restore_rows(trainer, folder, self._saved)
         self._saved = None
 
-    def _go_on(self, trainer: Trainer, folder: Path, saved: Mapping[str, Any]) -> None:
-        """Take up the rows up to the checkpoint, also from the folder of another run that this one goes on with."""
+    def _restore_rows(self, trainer: Trainer, folder: Path, saved: Mapping[str, Any]) -> None:
+        """Read the rows up to the checkpoint, from this run's folder or that of the run whose checkpoint it is."""
         path = Path(str(trainer.ckpt_path))
         for before in (folder, path.parent, path.parent.parent):
             rows = rows_until(read_rows(before), saved)
@@ -242,8 +232,8 @@ class RunRecord(RowCallback):
     def update_row(self, trainer: Trainer) -> bool:
         """Collect the row of this step, and write it."""
         changed = super().update_row(trainer)
-        ends_here = trainer.validating and trainer.is_last_batch  # then the epoch's end writes it
-        if self._file and not ends_here:
+        epoch_ends_next = trainer.validating and trainer.is_last_batch  # it adds to the row, and then writes it
+        if self._file and not epoch_ends_next:
             check_there(self._file.path.parent)
             self._file.save(self.rows)
         return changed
@@ -251,12 +241,12 @@ class RunRecord(RowCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the results."""
         if self.at_row(trainer):
-            self.update_row(trainer)  # what the module logged at the end of the epoch, after the callbacks
+            self.update_row(trainer)  # the module logs at the end of an epoch after the callbacks
         seconds = round(time.perf_counter() - self._start, 3)
         self._update(status="finished", stopped=stop_reason(trainer), seconds=seconds, **results(trainer))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the configuration, the classes of model and data, what was trained on, and how far the run is."""
+        """Add the configuration, the classes of model and data, the SHA-256 of the data, and the number of steps."""
         if self.run:
             check_there(self.run)
         if self.at_row(trainer):
@@ -276,7 +266,7 @@ class RunRecord(RowCallback):
         checkpoint[RUN] = known
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Record that the run did not come to its end."""
+        """Record that the run was interrupted or diverged."""
         if self.run and (self.run / "run.json").exists():
             status = "diverged" if isinstance(exception, DivergedError) else "interrupted"
             with suppress(InputError, StorageError):  # if the disk is full, `exception` says so already

@@ -1,4 +1,4 @@
-"""The rows of a run, one for each epoch and each validation within one: collected from a Trainer, kept as a CSV."""
+"""The metrics of a run in rows, one for each epoch and each validation within an epoch, and their file metrics.csv."""
 
 import csv
 import io
@@ -17,15 +17,12 @@ from softmax_regression.metrics import learning_rate
 Row = dict[str, float]  # `epoch`, from 1, `step`, the number of steps done, `lr`, and metrics by their names
 
 ROWS_FILE = "metrics.csv"  # in a run's folder
-BESIDE_CSV_LOGGER = "rows.csv"  # its name in the folder of a CSVLogger, whose own file is metrics.csv
-RESERVED = ("epoch", "step", "lr")  # what a row says of itself, whatever a module logs under these names
+ROWS_FILE_BESIDE_CSV_LOGGER = "rows.csv"  # instead, where a CSVLogger writes its own metrics.csv
+RESERVED = ("epoch", "step", "lr")  # columns that are not metrics; what a module logs under these names is left out
 
 
 def steps_done(trainer: Trainer) -> int:
-    """Return how many steps a run has made, as Lightning's loggers count them.
-
-    That is steps of the optimizer or, where the module steps its optimizers itself, minibatches.
-    """
+    """Return the number of optimizer steps so far; with manual optimization that of minibatches, as loggers count."""
     module = trainer.lightning_module
     if module is None or module.automatic_optimization:
         return trainer.global_step
@@ -33,9 +30,7 @@ def steps_done(trainer: Trainer) -> int:
 
 
 class RowCallback(Callback):
-    """Collect a row of what was logged at the end of each epoch, and of each validation within one.
-
-    A row has every value of `trainer.callback_metrics` that was logged since the row before.
+    """Collect a row at the end of each epoch and of each validation, with the metrics logged since the row before.
 
     Attributes:
         rows: The rows so far, the same on all processes.
@@ -44,23 +39,23 @@ class RowCallback(Callback):
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[Row] = []
-        self._known: dict[str, object] = {}  # what was logged up to the last row
-        self._row_at: int | None = None  # the last minibatch before it
+        self._logged: dict[str, object] = {}  # `callback_metrics` at the last row
+        self._row_at: int | None = None  # the index of the last minibatch before that row, counted over the run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew, or go on after the steps that this Trainer has made before."""
+        """Keep the rows up to the current step; there are none in a new run."""
         self.rows = [row for row in self.rows if row["step"] <= steps_done(trainer)]
-        self._known = dict(trainer.callback_metrics)
+        self._logged = dict(trainer.callback_metrics)
         self._row_at = None
 
     def start_with(self, trainer: Trainer, rows: list[Row]) -> None:
-        """Go on after these rows, the last of which may be of the step at which the run stands."""
+        """Begin with the rows of a resumed run; the last one may be of the current step."""
         self.rows = rows
         if rows[-1]["step"] == steps_done(trainer):
             self._row_at = trainer.fit_loop.total_batch_idx
 
     def at_row(self, trainer: Trainer) -> bool:
-        """Whether the last row is of the step at which the run stands."""
+        """Return whether the last row is of the current step."""
         return trainer.fit_loop.total_batch_idx == self._row_at
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,7 +64,7 @@ class RowCallback(Callback):
             self.update_row(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Add the row of an epoch, or what is new to that of a validation at the same step."""
+        """Add the row of an epoch, or add to the row of a validation at the same step."""
         self.update_row(trainer)
 
     def update_row(self, trainer: Trainer) -> bool:
@@ -77,9 +72,9 @@ class RowCallback(Callback):
         logged: dict[str, object] = dict(trainer.callback_metrics)
         new: Row = {}
         for name, value in logged.items():
-            if name not in RESERVED and not _same(value, self._known.get(name)):
+            if name not in RESERVED and not _same(value, self._logged.get(name)):
                 new[name] = float(value)  # type: ignore[arg-type]
-        self._known = logged
+        self._logged = logged
         if self.at_row(trainer):
             self.rows[-1] = new | self.rows[-1] | new  # the training's values before the validation's
             return bool(new)
@@ -93,14 +88,14 @@ class RowCallback(Callback):
 
 
 def _same(value: object, before: object) -> bool:
-    """Whether a value is still the one that was logged before: Lightning makes a new tensor of each, with its data."""
+    """Return whether a value has not been logged again: a new value has memory of its own."""
     if isinstance(value, Tensor) and isinstance(before, Tensor):
         return value.data_ptr() == before.data_ptr()
     return value is before
 
 
 def keep_logged_rows(loggers: Iterable[Logger], step: int) -> None:
-    """Let a CSVLogger go on in its file, which it would begin anew, after the rows of a run's first `step` steps."""
+    """Let a CSVLogger of a resumed run keep the rows of the first `step` steps: by itself it removes its file."""
     for logger in loggers:
         if not isinstance(logger, CSVLogger):
             continue
@@ -117,18 +112,18 @@ def keep_logged_rows(loggers: Iterable[Logger], step: int) -> None:
 
 
 def rows_file(run: Path, loggers: Iterable[Logger]) -> Path:
-    """Return where the rows of a run go."""
+    """Return the path of the file for the rows of a run."""
     for logger in loggers:
         if isinstance(logger, CSVLogger) and Path(logger.log_dir) == run:
-            return run / BESIDE_CSV_LOGGER
+            return run / ROWS_FILE_BESIDE_CSV_LOGGER
     return run / ROWS_FILE
 
 
 class RowsFile:
-    """The rows of a run as a CSV, to which each row is added as it comes; a metric not logged is an empty cell.
+    """The CSV file of the rows of a run; each new row is appended, and a metric that a row lacks is an empty cell.
 
     Args:
-        path: Where the file is, or will be.
+        path: Of the file, which `save` makes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -138,7 +133,7 @@ class RowsFile:
         self._last: Row = {}  # the last of them
 
     def save(self, rows: Sequence[Row]) -> None:
-        """Add the rows that are new; write the file anew if the last one before has changed, or there is a new column.
+        """Append the new rows; write the whole file if there is a new column or the last row in the file has changed.
 
         Raises:
             StorageError: The file could not be written.
@@ -147,12 +142,12 @@ class RowsFile:
         names = list(self._names)
         for row in rows[max(before - 1, 0) :]:
             names.extend(name for name in row if name not in names)
-        is_longer = before > 0 and names == self._names and rows[before - 1] == self._last
-        if is_longer and len(rows) == before:
+        can_append = before > 0 and names == self._names and rows[before - 1] == self._last
+        if can_append and len(rows) == before:
             return
         text = io.StringIO()
         writer = csv.DictWriter(text, names, lineterminator="\n")
-        if is_longer:
+        if can_append:
             writer.writerows(rows[before:])
             append(text.getvalue().encode(), self.path)
         else:
@@ -165,18 +160,18 @@ class RowsFile:
 
 
 def read_rows(run: Path) -> list[Row]:
-    """Return the rows of a run, an empty list if it has none; what was not logged is left out.
+    """Return the rows of a run, an empty list if it has none; a row has no entry for an empty cell.
 
     Raises:
         InputError: The file cannot be read, or holds something else.
     """
-    path = run / BESIDE_CSV_LOGGER
+    path = run / ROWS_FILE_BESIDE_CSV_LOGGER
     if not path.is_file():
         path = run / ROWS_FILE
     rows = []
     try:
         text = path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1]  # without a row that was cut short as the process was killed
+        whole = text[: text.rfind("\n") + 1]  # without the incomplete last row of a killed process
         for cells in csv.DictReader(io.StringIO(whole, newline="")):
             row = {name: float(cell) for name, cell in cells.items() if cell}
             row["epoch"] = int(row["epoch"])

@@ -1,6 +1,6 @@
-"""What a module has logged in an epoch that is under way: the means of a resumed epoch are those of all its batches.
+"""The metrics of an unfinished epoch in a checkpoint, so that the means of a resumed epoch are those of all batches.
 
-Lightning keeps none of it in a checkpoint, and torchmetrics nothing that is not persistent.
+Lightning saves none of what was logged, and torchmetrics saves only persistent states.
 """
 
 from collections.abc import Iterator
@@ -16,26 +16,36 @@ from torchmetrics.wrappers import MetricTracker
 from softmax_regression.engine.callback import results_of_epoch
 from softmax_regression.metrics import EpochScores
 
-# What `self.log` was told of a value, by the names of its arguments; and how it reduces values to one.
-ARGUMENTS = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx",
-             "metric_attribute")  # fmt: skip
+# Arguments of Lightning's `log` that are attributes of a result.
+ARGUMENTS = (
+    "add_dataloader_idx",
+    "enable_graph",
+    "fx",
+    "logger",
+    "metric_attribute",
+    "name",
+    "on_epoch",
+    "on_step",
+    "prog_bar",
+)
+# The values that its argument `reduce_fx` can have; a checkpoint holds the index.
 REDUCTIONS: tuple[Any, ...] = (torch.mean, torch.sum, torch.max, torch.min, sum, max, min)
 
 
 class RunningMetrics:
-    """What was logged before a run was interrupted, until training goes on.
+    """The metrics that were logged before an interruption, until the training is resumed.
 
     Attributes:
-        logged: What was given to `self.log`, and the sums of it.
+        logged: For each metric, the arguments of `self.log` and the sums.
     """
 
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
 
     def state_dict(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        """Return what was logged in this process, and the states of the metrics that the module has.
+        """Return what was logged in this process, and the states of the module's metrics.
 
-        Those that Lightning is about to reset, after a validation or an epoch, are left out.
+        Metrics that Lightning resets next, after the current validation or epoch, are left out.
         """
         results = results_of_epoch(trainer)
         about_to_be_reset = _logged_metrics(results_of_epoch(trainer, of_validation=True))
@@ -55,7 +65,7 @@ class RunningMetrics:
         return {"logged": logged, "metrics": states, "trackers": trackers}
 
     def load_state_dict(self, state: dict[str, Any], module: LightningModule) -> None:
-        """Take up the states of the module's metrics, and keep what was logged for `go_on`."""
+        """Load the states of the module's metrics, and keep what was logged for `log_again`."""
         self.logged = state["logged"]
         for name, tracker in _parts(module, MetricTracker):
             for _ in range(len(tracker), state.get("trackers", {}).get(name, 0)):
@@ -63,8 +73,8 @@ class RunningMetrics:
         for name, metric in _parts(module, Metric):
             vars(metric).update(state["metrics"].get(name, {}))
 
-    def go_on(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log again what was logged in the epoch that was under way."""
+    def log_again(self, trainer: Trainer, module: LightningModule) -> None:
+        """Log again what was logged in the interrupted epoch."""
         results: Any = results_of_epoch(trainer)
         for saved in self.logged:
             arguments = saved["arguments"]
@@ -79,7 +89,7 @@ class RunningMetrics:
 
 
 def _logged(result: Any) -> dict[str, Any]:
-    """Return what was given to `self.log` under a name, and the sum of it, as plain data."""
+    """Return the arguments of `self.log` for one of Lightning's results, and its sums, as plain data."""
     meta = result.meta
     arguments = {"sync_dist": meta.sync.should, "rank_zero_only": meta.sync.rank_zero_only}
     for name in ARGUMENTS:
@@ -93,7 +103,7 @@ def _logged(result: Any) -> dict[str, Any]:
 
 
 def _logged_metrics(results: dict[str, Any]) -> list[Any]:
-    """Return the metrics that were given to `self.log` and not reset since, and those within them."""
+    """Return the metric objects that were logged and not reset since, and the metrics that they contain."""
     found: list[Any] = []
     for result in results.values():
         if not result.is_tensor and not result.has_reset:
@@ -102,7 +112,7 @@ def _logged_metrics(results: dict[str, Any]) -> list[Any]:
 
 
 def _parts(module: nn.Module, kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a module that are of a kind, by their names, but for the scores that a Classifier keeps."""
+    """Yield names and submodules of a class; not those of a Classifier's scores, which it saves itself."""
     for name, part in module.named_children():
         if isinstance(part, kind):
             yield prefix + name, part
@@ -111,7 +121,7 @@ def _parts(module: nn.Module, kind: type, prefix: str = "") -> Iterator[tuple[st
 
 
 def _state(metric: Metric) -> dict[str, Any]:
-    """Return the states of a metric, and what it counts beside them: updates, extremes, a place in a window."""
+    """Return the states of a metric and its other numbers, such as the count of updates or a position in a window."""
     kept = {}
     for name, value in vars(metric).items():
         if name in metric.metric_state or type(value) in (int, float) or isinstance(value, Tensor):

@@ -14,7 +14,6 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from softmax_regression.engine import Engine
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
 from softmax_regression.runs.checkpoint import plain
-from softmax_regression.runs.class_path import class_path_of
 
 TRAINER_SETTINGS = (
     "accumulate_grad_batches",
@@ -34,7 +33,7 @@ TRAINER_SETTINGS = (
     "reload_dataloaders_every_n_epochs",
     "val_check_interval",
 )
-# What a Trainer has of these where nothing was given; of the others, the defaults of its arguments.
+# The attributes of a Trainer that differ from the defaults of its arguments where nothing was given.
 DEFAULTS = {
     "limit_test_batches": 1.0,
     "limit_train_batches": 1.0,
@@ -44,24 +43,29 @@ DEFAULTS = {
     "val_check_interval": 1.0,
 }
 FINDERS = (BatchSizeFinder, LearningRateFinder)
-# Callbacks that change nothing, or whose findings are recorded instead.
+# Callbacks that do not change the training, or whose results are recorded instead.
 NOT_RECORDED = (callbacks.ModelSummary, callbacks.ProgressBar, *FINDERS, Engine)
-FOUND = ("lr", "learning_rate", "batch_size")  # the arguments that they choose
+FOUND = ("lr", "learning_rate", "batch_size")  # the arguments that the finders choose
+
+
+def class_path_of(kind: type) -> str:
+    """Return the module and the name of a class, such as `mine.Net`, as configurations and flags take it."""
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def init_args(kind: type, hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of a class that it takes: its parent saves its own, too, which need not be among them."""
+    """Return the saved hyperparameters that are arguments of the class itself; its parent class saves others, too."""
     parameters = inspect.signature(kind).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     found = {}
     for name, value in hparams.items():
-        if not name.startswith("_") and (takes_any or name in parameters):  # LightningCLI's own begin with _
+        if not name.startswith("_") and (takes_any or name in parameters):  # LightningCLI adds names with _
             found[name] = value
     return found
 
 
 def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, list[str]]:
-    """Return the configuration of a run as YAML, and what of the run it cannot say."""
+    """Return the configuration of a run as YAML, and descriptions of the parts that YAML cannot express."""
     config: dict[str, Any] = {"trainer": _trainer_settings(trainer), "early_stopping": {"patience": 0}}
     missing: list[str] = []
     described: list[dict[str, Any]] = []
@@ -92,7 +96,7 @@ def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, lis
 
 
 def _trainer_settings(trainer: Trainer) -> dict[str, Any]:
-    """Return what was given to the Trainer and is no default."""
+    """Return the settings of the Trainer that are not the defaults."""
     parameters = inspect.signature(Trainer.__init__).parameters
     settings: dict[str, Any] = {"max_epochs": trainer.max_epochs}
     for name in TRAINER_SETTINGS:
@@ -109,12 +113,12 @@ def _trainer_settings(trainer: Trainer) -> dict[str, Any]:
 
 
 def _seconds(duration: float | None) -> dict[str, int] | None:
-    """Return a duration in seconds as the configuration has it."""
+    """Return a duration in seconds in the form of a configuration."""
     return None if duration is None else {"seconds": int(duration)}
 
 
 def _is_plain_early_stopping(callback: callbacks.EarlyStopping) -> bool:
-    """Whether the options of `early_stopping` in a configuration say all of a callback."""
+    """Return whether the options of `early_stopping` in a configuration describe a callback completely."""
     thresholds = callback.stopping_threshold, callback.divergence_threshold
     return isinstance(callback, EarlyStopping) or thresholds == (None, None)
 
@@ -126,7 +130,10 @@ def _early_stopping(callback: callbacks.EarlyStopping) -> dict[str, Any]:
 
 
 def _described(callback: Callback, trainer: Trainer, missing: list[str]) -> list[dict[str, Any]]:
-    """Return a callback as the configuration has it, its arguments from attributes of the same names, or nothing."""
+    """Return a list with the configuration of a callback, its arguments read from attributes of the same names.
+
+    If that cannot be done, the list is empty and `missing` gets a description.
+    """
     kind = type(callback)
     arguments = {}
     for name, parameter in inspect.signature(kind).parameters.items():
@@ -150,7 +157,7 @@ def _described(callback: Callback, trainer: Trainer, missing: list[str]) -> list
 
 
 def _argument(callback: Callback, name: str) -> Any:
-    """Return what was given to a callback as an argument, as it keeps it: under the same name, or with _ before it."""
+    """Return the value of an argument of a callback: of the attribute of the same name, or of that with _ before it."""
     return getattr(callback, name) if hasattr(callback, name) else getattr(callback, f"_{name}")
 
 
@@ -172,5 +179,5 @@ def with_found(config: str, trainer: Trainer, pl_module: LightningModule) -> str
 
 
 def drop_finders(trainer: Trainer) -> None:
-    """Let a run that goes on keep what Lightning's finders have found as it began, instead of looking again."""
+    """Remove Lightning's finders from a resumed run, which keeps the values that they found at its start."""
     trainer.callbacks[:] = [each for each in trainer.callbacks if not isinstance(each, FINDERS)]  # type: ignore[attr-defined]

@@ -20,8 +20,8 @@ from softmax_regression.figures.drawings import PALETTE, learning_curves, split_
 from softmax_regression.figures.page import write_page
 from softmax_regression.files import write_csv
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.class_path import class_path_of
 from softmax_regression.runs.record import environment
+from softmax_regression.runs.settings import class_path_of
 from softmax_regression.studies.alone import parameters_of
 from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.sweep.results import Result, failures

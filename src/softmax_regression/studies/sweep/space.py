@@ -17,7 +17,7 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.files import reason
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.class_path import class_path_of
+from softmax_regression.runs.settings import class_path_of
 from softmax_regression.studies.alone import make, parameters_of
 from softmax_regression.studies.stacked import METRICS
 
