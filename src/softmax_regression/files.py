@@ -1,4 +1,4 @@
-"""Files that are whole or not there, folders that one process at a time works in, and why they cannot be had."""
+"""Files that are written as a whole or not at all, folders locked for one process, and reasons for failures."""
 
 import csv
 import errno
@@ -18,13 +18,13 @@ from softmax_regression.errors import InputError, StorageError
 
 
 def write(data: bytes, path: Path) -> None:
-    """Write a file so that at any moment, even when killed or out of space, it is the old one or the new one.
+    """Write a file so that at any moment, even if the process is killed, it is the old file or the new one.
 
-    A device, pipe or socket is written through, the target of a link is replaced instead of the link, and a
-    file that was there keeps its mode. Missing folders are made.
+    A device, pipe or socket is written to directly; of a link, the target is replaced. A file that is replaced keeps
+    its mode. Missing folders are made.
 
     Raises:
-        StorageError: The file could not be written; an old one is intact.
+        StorageError: The file could not be written; an old one is unchanged.
     """
     try:
         if path.exists() and not path.is_file():
@@ -63,7 +63,7 @@ def append(data: bytes, path: Path) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows under all names that any of them has; a cell that a row lacks is empty."""
+    """Write rows as CSV, with a column for each name in any row; the cell of a missing value is empty."""
     names = dict.fromkeys(chain.from_iterable(rows))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
@@ -73,36 +73,36 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def check_writable(path: Path, ours: bool = True) -> None:
-    """Refuse, before the work is done, a file, or the folder of a page, that could not be written in the end.
+    """Check before the work that a file, or files in a folder, can be written after it.
 
     Raises:
-        InputError: It cannot be written, or a file is there that is not `ours` to replace.
+        InputError: It cannot be written, or there is a file and `ours` is False.
     """
     try:
         if path.is_file() and not ours:
             raise InputError(f"{path}: exists and was not written by this project; give --force to replace it")
-        if path.is_file() or path.is_dir() or not path.exists():  # a device or pipe is written through
+        if path.is_file() or path.is_dir() or not path.exists():  # not for a device or pipe
             folders = [path] if path.is_dir() else path.resolve().parents
             tempfile.TemporaryFile(dir=next(folder for folder in folders if folder.exists())).close()
     except (OSError, RuntimeError) as error:
         raise InputError(f"{path}: cannot be written ({reason(error)}); choose another place") from error
 
 
-def remove_debris(folder: Path) -> None:
-    """Remove from a folder what a process that was killed inside `write` has left there."""
-    for debris in folder.rglob(".*.tmp"):
-        debris.unlink(missing_ok=True)
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files of `write` from a folder, which a killed process may have left."""
+    for temporary in folder.rglob(".*.tmp"):
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(folder: Path, remedy: str | None = None) -> Iterator[None]:
-    """Keep a folder, made if it is missing, for this process; the lock ends with the process, however that ends.
+    """Lock a folder for this process, and make it if it is missing; the lock ends with the process at the latest.
 
-    Where another process keeps it, wait for that one to end if `remedy`, what else one can do, is None.
+    Without a `remedy`, a text on what else the user can do, wait while another process has locked the folder.
 
     Raises:
-        InputError: Another process keeps it, and there is a remedy.
-        StorageError: It can be neither made nor locked.
+        InputError: Another process has locked it, and there is a remedy.
+        StorageError: It cannot be made or locked.
     """
     lock = FileLock(folder / ".lock")
     try:
@@ -120,6 +120,6 @@ def locked(folder: Path, remedy: str | None = None) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return what a failure says, in one line, without what only a programmer reads."""
+    """Return the message of an error as one line, without parts that only programmers understand."""
     text = " ".join((getattr(error, "strerror", None) or str(error)).split())
     return re.sub(r"^<urlopen error (?:\[Errno -?\d+\] )?(.*)>$", r"\1", text) or type(error).__name__

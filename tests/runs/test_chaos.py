@@ -26,7 +26,7 @@ from commands import SMALL, fit, only_run
 from softmax_regression.commands.train import main
 from softmax_regression.data.minibatches import Shuffle
 from softmax_regression.experiment.flags import CONF
-from softmax_regression.files import remove_debris
+from softmax_regression.files import remove_temporary_files
 from softmax_regression.runs import checkpoint
 
 N = int(os.environ.get("CHAOS", 5))
@@ -113,7 +113,7 @@ def test_a_save_that_is_killed_leaves_a_checkpoint_that_can_be_read(trained: Pat
         assert process.exitcode == -signal.SIGKILL
         assert_same(checkpoint.read(path)["state_dict"], expected)
         inside += len(list(tmp_path.glob(".*.tmp")))
-        remove_debris(tmp_path)
+        remove_temporary_files(tmp_path)
         assert [*tmp_path.iterdir()] == [path]
     print(f"\n{kills} kills while saving, {inside} with a half-written file beside it: 0 unreadable checkpoints")
 

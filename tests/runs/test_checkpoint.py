@@ -20,7 +20,7 @@ from marks import slow
 from softmax_regression import EarlyStopping, FashionMNISTDataModule, RunLogger, RunRecord, SoftmaxRegression
 from softmax_regression.commands.train import main
 from softmax_regression.errors import DivergedError, InputError, StorageError
-from softmax_regression.files import remove_debris, write
+from softmax_regression.files import remove_temporary_files, write
 from softmax_regression.runs.checkpoint import SafeCheckpointIO, dumps, read
 from softmax_regression.runs.rows import read_rows
 
@@ -98,7 +98,7 @@ def test_debris_of_killed_saves_is_removed_and_nothing_else(run: Path) -> None:
     others = [run / "keep.tmp", run / ".keep", run / "checkpoints" / ".keep.tmp.txt"]
     for path in (*debris, *others):
         path.write_bytes(b"half a f")
-    remove_debris(run)
+    remove_temporary_files(run)
     assert names(run) == sorted([*kept, *(str(path.relative_to(run)) for path in others)])
 
 

@@ -34,7 +34,7 @@ STUDIES = {
     "numerics": Study("studies.numerics.study.run", "Where softmax and cross-entropy break, and what mends them."),
     "sweep": Study("studies.sweep.study.run", "Exercise 1: search batch size, learning rate, epochs and more."),
     "overfit": Study("studies.overfit.study.run", "Exercise 2: train for long on few images, and what helps."),
-    "list": Study("reports.list.list_runs", "List runs: their state, data, scores, and what sets each apart."),
+    "list": Study("reports.list.list_runs", "List runs: their state, scores and unusual settings."),
     "curve": Study("reports.curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
     "report": Study("reports.report.report", "Show a run: curves, mistakes, weights, calibration.", "which"),
     "compare": Study("reports.compare.compare", "Show runs side by side.", "runs"),
@@ -44,9 +44,12 @@ STUDIES = {
 
 def _parser(name: str, study: Study) -> ArgumentParser:
     """Return the parser of a study, whose options are the parameters of its function."""
-    defaults = [str(CONF / f"{name}.yaml")]
-    parser = ArgumentParser(f"study.py {name}", default_config_files=defaults, exit_on_error=False)
-    parser.description = study.purpose
+    parser = ArgumentParser(
+        prog=f"study.py {name}",
+        description=study.purpose,
+        exit_on_error=False,
+        default_config_files=[str(CONF / f"{name}.yaml")],
+    )
     parser.add_argument("--config", action="config", help="YAML with any of the options below.")
     skip: set[str | int] = set()
     if study.positional == "runs":

@@ -23,7 +23,7 @@ from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import ExperimentCLI
 from softmax_regression.experiment.flags import find_command, flag_value
 from softmax_regression.experiment.opening import warn_of_other_data
-from softmax_regression.files import locked, remove_debris, write_csv
+from softmax_regression.files import locked, remove_temporary_files, write_csv
 from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint, open_checkpoint
 from softmax_regression.runs.processes import distributed_session, print_rank_zero
@@ -62,7 +62,7 @@ class TrainCLI(ExperimentCLI):
             if trainer.is_global_zero:
                 for folder in folders:
                     stack.enter_context(locked(folder, "start a new run without --resume"))
-                    remove_debris(folder)
+                    remove_temporary_files(folder)
             try:
                 self._fit_in(run, model, kwargs)
             finally:

@@ -180,7 +180,7 @@ def add_own_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help=text)
     parser.add_argument("--resume", help="Go on with the run in this folder, exactly where it stopped.")
     parser.add_argument("--output", help="Where `predict` writes its CSV; the default is in the run's folder.")
-    parser.add_argument("--force", action="store_true", help="Let --output replace a file of somebody else's.")
+    parser.add_argument("--force", action="store_true", help="Let --output replace a file not written by `predict`.")
 
 
 def _without_unserializable(config: Any) -> Any:

@@ -1,1 +1,1 @@
-"""Tensors -> matplotlib figures -> pages."""
+"""Figures from tensors, pages from figures, and the callbacks that draw."""

@@ -1,7 +1,7 @@
-"""The colours of all figures, and learning curves: tensors in, matplotlib figures out.
+"""The colours of all figures, and learning curves: functions from tensors to matplotlib figures.
 
-Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which the colour-blind can tell apart; no
-meaning hangs on colour alone.
+The colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/), which colour-blind people can tell apart;
+nothing is shown by colour alone.
 """
 
 import io
@@ -24,7 +24,7 @@ from torch import Tensor
 from softmax_regression.runs.rows import RESERVED
 
 Curves = Mapping[str, tuple[Tensor, Tensor]]  # metric -> epochs (t,) and values (t,), or (s, t) of s seeds
-PRODUCER = "softmax-regression"  # written into every picture and page, so that a newer one may replace it
+PRODUCER = "softmax-regression"  # written into every picture and page; only a file that has it may be replaced
 BLACK, BLUE, VERMILION, GREEN, ORANGE, SKY = "#000000", "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", BLACK)
 STAGES = ("train", "val", "test")
@@ -33,7 +33,7 @@ PANELS = {"loss": "loss", "acc": "accuracy"}  # these two come first
 
 
 def split_metric(name: str) -> tuple[str, str]:
-    """Return the stage, or the name of the validation set, and the quantity that the name of a metric says.
+    """Split the name of a metric into its stage, or the name of the validation set, and its quantity.
 
     >>> split_metric("val_loss"), split_metric("hard/acc"), split_metric("val/loss/dataloader_idx_1")
     (('val', 'loss'), ('hard', 'acc'), ('val, loader 1', 'loss'))
@@ -55,10 +55,9 @@ def split_metric(name: str) -> tuple[str, str]:
 
 
 def metrics_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Return the names of the metrics in rows of a run, in the order in which they come.
+    """Return the names of the metrics in rows of a run, in their order, without epoch, step and learning rate.
 
-    Left out are the epoch, the step and the learning rate. Of a metric that Lightning keeps under three names, such as
-    `loss`, `loss_step` and `loss_epoch`, the first is enough.
+    Lightning has some metrics under three names, such as `loss`, `loss_step` and `loss_epoch`; only the first is kept.
     """
     names: dict[str, Any] = {}
     for row in rows:
@@ -73,7 +72,7 @@ def metrics_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def curves(rows: Sequence[Mapping[str, float]]) -> Curves:
-    """Return each metric in rows of a run, at the epochs that were done when it was logged."""
+    """Return the curve of each metric in the rows of a run."""
     found = {}
     for name in metrics_of(rows):
         values = torch.tensor([row.get(name, math.nan) for row in rows])
@@ -83,26 +82,26 @@ def curves(rows: Sequence[Mapping[str, float]]) -> Curves:
 
 
 def epochs_done(rows: Sequence[Mapping[str, float]]) -> Tensor:
-    """Return how many epochs were done at each row: a fraction for a validation within an epoch."""
+    """Return the number of epochs done at each row, a fraction for a validation within an epoch."""
     ends: dict[float, float] = {0: 0}  # epoch -> the step at its last row
     for row in rows:
         ends[row["epoch"]] = row["step"]
     *_, before, last = sorted(ends)
-    if before > 0:  # the last epoch may not have come to its end; it is as long as those before
+    if before > 0:  # the last epoch may be unfinished; assume that it is as long as the others
         ends[last] = max(ends[last], ends[before] + (last - before) * ends[before] / before)
     steps = [row["step"] for row in rows]
     return torch.from_numpy(np.interp(steps, list(ends.values()), list(ends)))
 
 
 def learning_curves(runs: Mapping[str, Curves]) -> Figure:
-    """Loss, accuracy and whatever else was scored by epoch, after the figure in the book.
+    """Draw loss, accuracy and all other metrics by epoch, after the figure in the book.
 
-    A panel for each quantity, a stroke for each of train, val, test and further validation sets; of several runs, a
-    colour for each. Values of s seeds, (s, t), are drawn as their mean in a band from the lowest to the highest.
+    There is a panel for each quantity, and a line style for each of train, val, test and further validation sets; of
+    several runs, each has a colour. Values of s seeds, (s, t), are drawn as their mean and a band of their range.
     """
     parts = {metric: split_metric(metric) for metric in metrics_of(runs.values())}
     figure, panels = _panels([quantity for _, quantity in parts.values()])
-    used = dict(parts.values())  # the stages that occur
+    used = dict(parts.values())  # its keys are the stages that occur
     stages = list(dict.fromkeys([*STAGES, *used]))
     strokes = dict(zip(stages, itertools.chain(STROKES, itertools.repeat("-.")), strict=False))
     several = len(runs) > 1
@@ -142,7 +141,7 @@ def _panels(quantities: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
 
 
 def _colours(n: int) -> Sequence[str]:
-    """Return n colours: of the palette or, if they are more than it has, of a scale."""
+    """Return n colours, of the palette if it has as many, else of a colour map."""
     if n <= len(PALETTE):
         return PALETTE[:n]
     scale = mpl.colormaps["viridis"](np.linspace(0, 0.9, n))
@@ -150,7 +149,7 @@ def _colours(n: int) -> Sequence[str]:
 
 
 def _draw(axes: Axes, epochs: Tensor, values: Tensor, colour: str, stroke: Any) -> None:
-    """Draw a line and, of several seeds, the band around it; points are marked where they are few."""
+    """Draw a line with a marker for each of few points and, for several seeds, a band around it."""
     x = epochs.cpu()
     seeds = np.atleast_2d(values.detach().cpu())  # (s, t)
     marker = "o" if len(x) <= 20 else ""
@@ -160,7 +159,7 @@ def _draw(axes: Axes, epochs: Tensor, values: Tensor, colour: str, stroke: Any) 
 
 
 def _add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """Put the legend below the panels, in as many columns as its words leave room for."""
+    """Put the legend below the panels, in as many columns as fit."""
     longest = 0
     for handle in handles:
         longest = max(longest, len(str(handle.get_label())))
@@ -171,7 +170,7 @@ def _add_legend(figure: Figure, handles: Sequence[Line2D]) -> None:
 
 
 def to_png(figure: Figure, dpi: int = 100) -> bytes:
-    """Render as a PNG file, which says who wrote it."""
+    """Return the bytes of a PNG file, with `PRODUCER` in its metadata."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": PRODUCER})
     return buffer.getvalue()

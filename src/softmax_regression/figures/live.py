@@ -14,7 +14,7 @@ class LiveCurve(RowCallback):
     """Draw loss, accuracy and other metrics in a notebook while the model trains, as the book's `Animator` does."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin anew; outside a notebook, say what draws the curves there."""
+        """Find out whether this is a notebook; if not, print what shows the curves instead."""
         ipython: Any = sys.modules.get("IPython")
         self._in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
         self._display: Any = None
@@ -22,14 +22,14 @@ class LiveCurve(RowCallback):
             print("LiveCurve draws in notebooks; here, look with: tensorboard --logdir logs", file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw what was logged in the epochs that have ended."""
+        """Draw the metrics of the epochs so far."""
         if not self.rows or not self._in_notebook or not trainer.is_global_zero:
             return
         if self.at_row(trainer):
             self.update_row(trainer)
         figure = learning_curves({"": curves(self.rows)})
         notebook: Any = import_module("IPython.display")
-        picture = notebook.Image(to_png(figure))  # a PNG, whatever backend matplotlib has there
+        picture = notebook.Image(to_png(figure))  # independent of matplotlib's backend
         if self._display:
             self._display.update(picture)
         else:

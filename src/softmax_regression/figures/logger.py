@@ -21,38 +21,38 @@ from softmax_regression.files import reason
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-VALIDATION_FIGURES = ("confusion_matrix", "predictions", "weights")  # of the validation images, in training
+VALIDATION_FIGURES = ("confusion_matrix", "predictions", "weights")  # drawn in training
 
 
 class FigureLogger(Callback):
     """Draw the confusion matrix, a grid of predictions and the weights for TensorBoard's page IMAGES.
 
-    Of the validation images at the end of training, `val/...`, and of the best checkpoint, `val_best/...`;
-    after `test`, all figures of the test images. All processes score, one draws. The weights are drawn where
-    the module is linear in the pixels; the data module's `class_names` are the names of the classes. Like
-    scalars, figures stand at the last step, counted from 0.
+    They show the validation images at the end of training, as `val/...`, and with the best checkpoint, as
+    `val_best/...`; after `test`, all figures of the test images. All processes score, one draws. The weights are drawn
+    if the module is linear in the pixels. The names of the classes are the data module's `class_names`. The step of a
+    figure is the last one, counted from 0, as for scalars.
 
     Args:
-        every_n_epochs: Draw after every so many epochs as well; 0 to draw nothing at all.
-        histograms: Also keep histograms of the weights and the last gradients of every epoch, at the cost of
-            a call at each step.
+        every_n_epochs: Draw after every so many epochs as well; 0 to draw nothing.
+        histograms: Also log histograms of the weights and the last gradients of every epoch; this costs a call at each
+            step.
     """
 
     def __init__(self, every_n_epochs: int | None = None, histograms: bool = False) -> None:
         if every_n_epochs is not None and every_n_epochs < 0:
             raise InputError(f"every_n_epochs={every_n_epochs}: must be at least 0; change figures")
         self.every_n_epochs = every_n_epochs
-        self.run: Path | None = None  # where to write what a Trainer without a logger has tested
+        self.run: Path | None = None  # the folder to write to after `test`, where the Trainer has no logger
         self._drawn = -1  # the step of the newest figures
         self._loaded = 0  # the step of the loaded checkpoint
-        self._reasons: set[str] = set()  # why figures were left out, each said once
-        if histograms:  # a method of the class would cost every run a call at each step
+        self._reasons: set[str] = set()  # why figures were left out; each is printed once
+        if histograms:  # a method of the class would be called at each step of every run
             self.on_train_batch_end = self._keep_histograms  # type: ignore[method-assign]
 
     def _keep_histograms(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep those of an epoch at its last step: validation forgets the gradients."""
+        """Log the histograms at the last step of an epoch; validation removes the gradients."""
         if not trainer.is_last_batch:
             return
         with self._left_out_on_error(trainer, "histograms"):
@@ -65,7 +65,7 @@ class FigureLogger(Callback):
                     writer.add_histogram(f"gradients/{name}", parameter.grad, step)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any) -> None:
-        """Keep the step of the weights that `test` loads."""
+        """Keep the step of the checkpoint that `test` loads."""
         self._loaded = checkpoint.get("global_step", 0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -75,7 +75,7 @@ class FigureLogger(Callback):
             self._drawn = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw what has been trained, and the best of it as its checkpoint has kept it."""
+        """Draw the figures of the trained model and those of the best checkpoint."""
         if self.every_n_epochs == 0:
             return
         if self._drawn != trainer.global_step:
@@ -85,11 +85,11 @@ class FigureLogger(Callback):
                 self._draw_best(trainer, pl_module, callback.best_model_path)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw everything of the test images."""
+        """Draw all figures of the test images."""
         self._draw(trainer, pl_module, "test", trainer.global_step or self._loaded)
 
     def _draw(self, trainer: Trainer, module: LightningModule, tag: str, step: int) -> None:
-        """Draw what can be drawn of the module, as it is at this step."""
+        """Draw the figures of a module, all of them or those of the validation images."""
         if self.every_n_epochs == 0:
             return
         with self._left_out_on_error(trainer, f"figures {tag}/..."):
@@ -108,7 +108,7 @@ class FigureLogger(Callback):
             writer.flush()
 
     def _draw_best(self, trainer: Trainer, module: LightningModule, checkpoint: str) -> None:
-        """Draw what can be drawn of the best checkpoint; the module has its own weights again afterwards."""
+        """Draw the figures of the best checkpoint; afterwards the module has its own weights again."""
         with self._left_out_on_error(trainer, "figures val_best/..."):
             saved = trainer.strategy.checkpoint_io.load_checkpoint(checkpoint, weights_only=True)
             trained = copy.deepcopy(module.state_dict())
@@ -120,17 +120,17 @@ class FigureLogger(Callback):
 
     @contextmanager
     def _left_out_on_error(self, trainer: Trainer, what: str) -> Iterator[None]:
-        """Say in one line, once, why something is not drawn: a figure must not end anybody's run."""
+        """Print an error once, in one line: a figure must not end a run."""
         try:
             yield
-        except Exception as error:  # of anybody's module, loader or classes
+        except Exception as error:  # of the user's module, loader or classes
             why = reason(error)
             if trainer.is_global_zero and why not in self._reasons:
                 print(f"{what} are left out: {why}", file=sys.stderr)
             self._reasons.add(why)
 
     def _writer(self, trainer: Trainer) -> "SummaryWriter | None":
-        """Return where to draw, if anywhere; on all processes, for they score together."""
+        """Return the TensorBoard writer, None if there is none; on all processes, because they score together."""
         boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
         if self.run:
             boards.append(TensorBoardLogger(self.run, name="", version=""))
@@ -138,7 +138,7 @@ class FigureLogger(Callback):
 
 
 def _choose(trainer: Trainer, stage: str) -> tuple[Iterable[Any], int | None] | None:
-    """Return the loader that figures show, in `test` or validation, and how many of its batches are used."""
+    """Return the loader of a stage that figures show, and the limit of its batches; None if there is no loader."""
     limits = getattr(trainer, f"num_{stage}_batches")
     chosen = choose_loader(getattr(trainer, f"{stage}_dataloaders"), stage)
     if chosen is None:

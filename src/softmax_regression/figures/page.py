@@ -1,4 +1,4 @@
-"""One self-contained HTML page a study: text, equations (MathML), tables and figures, readable from file://."""
+"""Self-contained HTML pages with text, equations (MathML), tables and figures, which a browser opens from a file."""
 
 from base64 import b64encode
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ def write_page(folder: Path, template: Path, figures: Mapping[str, Figure], **va
 
     Args:
         folder: Of the page; it is made if it is missing.
-        template: Sets `title` and fills the block `content` of page.html, which says how. All values are escaped.
-        figures: Embedded by name, and on phones with their panels below one another.
+        template: It sets `title` and fills the block `content` of page.html, see there. All values are escaped.
+        figures: By the name in the template; phones show a version with the panels below one another.
         values: For the template.
     """
     images = {}
@@ -40,12 +40,12 @@ def write_page(folder: Path, template: Path, figures: Mapping[str, Figure], **va
 
 
 def check_output(path: Path, force: bool = False) -> None:
-    """Refuse, before the work, to write a page or picture where `check_writable` says no, or another's is."""
+    """Refuse, before the work, a path that cannot be written, or has a file that this project did not write."""
     check_writable(path, ours=force or not path.is_file() or PRODUCER.encode() in path.read_bytes()[:2000])
 
 
 def _stack(figure: Figure) -> bool:
-    """Place the panels of a figure below one another, if there are any side by side."""
+    """Place the panels of a figure below one another; return False if they are so already."""
     panels = [axes for axes in figure.axes if axes.get_subplotspec()]
     if not panels:
         return False

@@ -1,4 +1,4 @@
-"""What a classifier of k classes has learned, drawn: tensors in, matplotlib figures out."""
+"""Figures of the predictions and weights of a classifier of k classes: functions from tensors to matplotlib."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,12 +16,12 @@ from torchmetrics.functional import classification as scores
 
 from softmax_regression.figures.drawings import BLACK, SKY, VERMILION
 
-CENTRED: dict[str, Any] = {"ha": "center", "in_layout": False}  # texts within axes need not be measured
+CENTRED: dict[str, Any] = {"ha": "center", "in_layout": False}  # of texts; the layout need not measure them
 DIVERGING = "RdBu_r"  # negative blue, zero white, positive red; of ColorBrewer
 
 
 def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> Figure:
-    """Counts (k, k), a row for each true class, and shares of it; no text in an empty cell, or of k > 20."""
+    """Draw counts (k, k), a row for each true class, and their shares of the row; texts only if k is at most 20."""
     counts = counts.cpu()
     k = len(counts)
     shares = counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
@@ -43,10 +43,11 @@ def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> Figure:
 def prediction_grid(
     images: Tensor, labels: Tensor, probs: Tensor, class_names: Sequence[str], limit: int = 30
 ) -> Figure:
-    """Images (n, h, w), each with its true class, the predicted one and its probability; wrong ones framed.
+    """Draw images (n, h, w), each with its true and predicted class and the probability; wrong ones have a frame.
 
-    Mistakes, the most confident first, in half of `limit` places, then right ones in the order given; where
-    one kind is short, more of the other. Pixels are in [0, 1] unless they are normalized; probs are (n, k).
+    Half of the `limit` places are for mistakes, the most confident first, the others for right predictions in the
+    given order; if there are too few of one kind, more of the other are drawn. Pixels are in [0, 1] unless they are
+    normalized; probs are (n, k).
     """
     confidence, predicted = probs.max(dim=1)
     wrong = predicted != labels
@@ -68,7 +69,7 @@ def prediction_grid(
 
 
 def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
-    """The weights (k, h * h) of each class as an image, all on one scale: red pixels raise its logit."""
+    """Draw the weights (k, h * h) of each class as an image, all on one scale: red pixels raise its logit."""
     weight = weight.detach().cpu().float()
     limit = float(weight.abs().max())
     side = math.isqrt(weight.shape[1])
@@ -79,9 +80,9 @@ def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
 
 
 def reliability_diagram(probs: Tensor, labels: Tensor, bins: int = 15) -> Figure:
-    """Accuracy against confidence in equal bins of it; below, how often each occurs.
+    """Draw the accuracy in equal bins of the confidence and, below, the share of images in each bin.
 
-    Probabilities are (n, k), labels (n,); error: Guo et al. (2017), arXiv:1706.04599, section 2.
+    Probabilities are (n, k), labels (n,). Calibration error: Guo et al. (2017), arXiv:1706.04599, section 2.
     """
     error = scores.multiclass_calibration_error(probs, labels, probs.shape[1], bins, "l1")
     confidence, predicted = probs.max(dim=1)
@@ -104,7 +105,7 @@ def reliability_diagram(probs: Tensor, labels: Tensor, bins: int = 15) -> Figure
 
 
 def class_scores(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Return precision, recall and F1 (k, 3) of n predictions; 0 for a class never predicted or there."""
+    """Return precision, recall and F1 (k, 3) of n predictions; 0 for a class that does not occur in them."""
     precision = scores.multiclass_precision(predicted, labels, num_classes, average=None)
     recall = scores.multiclass_recall(predicted, labels, num_classes, average=None)
     f1 = scores.multiclass_f1_score(predicted, labels, num_classes, average=None)
@@ -112,10 +113,10 @@ def class_scores(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
 
 def pixel_contributions(image: Tensor, weight: Tensor, bias: Tensor, label: int, class_names: Sequence[str]) -> Figure:
-    """What each pixel adds to a logit, pixel times weight, for the true and the predicted class.
+    """Draw what each pixel adds to the logits of the true and the predicted class: pixel times weight, on one scale.
 
-    Of an image (h, w) in [0, 1], weights (k, h * w) and biases (k,); of a right prediction, the second map is
-    the runner-up's. Both are on one scale.
+    If the prediction is right, the second map is that of the class with the second highest logit. The image is (h, w)
+    in [0, 1], weights are (k, h * w), biases (k,).
     """
     parts = weight * image.flatten()  # (k, h * w)
     logits = parts.sum(dim=1) + bias
@@ -144,9 +145,9 @@ def figures_of(
 ) -> dict[str, Callable[[], Figure]]:
     """Return functions that draw the figures of a model on n inputs, by the name of the figure.
 
-    Images are (n, h, w) or (n, channels, h, w), uint8 or float, labels (n,), logits (n, k). Other inputs are not
-    shown. `weights` and `worst_mistake` are there if the parameters are weights (k, h * h), and biases, that make
-    these logits.
+    Images are (n, h, w) or (n, channels, h, w), uint8 or float; inputs of other shapes are not drawn. Labels are (n,),
+    logits (n, k). There are `weights` and `worst_mistake` if the logits are a linear function of the pixels, with the
+    weights (k, h * h) and biases in `parameters`.
     """
     labels = labels.cpu()
     logits = logits.detach().cpu().float()
@@ -171,13 +172,13 @@ def figures_of(
 
 
 def grey(images: Tensor) -> Tensor:
-    """Return images (n, h, w) or (n, channels, h, w) as (n, h, w) float32, the mean of their channels."""
+    """Return the mean over the channels of images (n, h, w) or (n, channels, h, w), as (n, h, w) float32."""
     scale = 1 if images.is_floating_point() else 255
     return images.cpu().float().reshape(len(images), -1, *images.shape[-2:]).mean(dim=1) / scale
 
 
 def names_of_classes(class_names: Sequence[object], k: int) -> list[str]:
-    """Return the names of k classes: those given, or 0, 1, 2 where they are not of so many."""
+    """Return the names of k classes; 0, 1, 2, ... unless k names are given."""
     if len(class_names) != k:
         class_names = range(k)
     return [str(name) for name in class_names]
@@ -201,11 +202,11 @@ def _linear_layer(pixels: Tensor, logits: Tensor, parameters: Sequence[Tensor]) 
 def _mosaic(
     tiles: Tensor, captions: Sequence[str], columns: int, cmap: str, low: float, high: float, framed: int = 0
 ) -> tuple[Figure, Axes]:
-    """Draw tiles (n, h, w), each with its caption below; frame so many of the first ones."""
+    """Draw tiles (n, h, w) with captions below them, and a frame around the first `framed` ones."""
     _, h, w = tiles.shape
     rows = math.ceil(len(tiles) / columns)
-    down, right = round(1.43 * h), round(1.4 * w)  # from one tile to the next
-    canvas = torch.full((rows * down, columns * right), math.nan)  # one picture is drawn faster than n
+    down, right = round(1.43 * h), round(1.4 * w)  # distance from one tile to the next
+    canvas = torch.full((rows * down, columns * right), math.nan)  # one large picture is drawn faster than n
     figure = Figure(figsize=(1.56 * columns, 1.6 * rows + 0.5), layout="constrained")
     axes = figure.add_subplot()
     for i, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):

@@ -1,4 +1,4 @@
-"""The inputs, classes and logits of a loader: what the drawings of a classifier are made from."""
+"""The inputs, labels and logits of a loader, from which the figures of a classifier are drawn."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,7 +21,7 @@ Scored = tuple[Tensor, Tensor, Tensor]  # inputs (n, ...), labels (n,) and logit
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, without gradients; then restore the mode of each of its parts."""
+    """Put a module into evaluation mode, without gradients; afterwards restore the mode of each of its parts."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -33,9 +33,9 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def choose_loader(loaders: Any, stage: str) -> tuple[int, Any] | None:
-    """Return the loader that the figures of a stage show, after its position; None if there is none.
+    """Return the position of the loader that the figures of a stage show, and the loader; None if there is none.
 
-    Of several it is the one that is named after the stage, or else the first that is not of another stage.
+    Of several it is the one that has the name of the stage, or else the first that has no name of a stage.
     """
     named = loaders_by_name(loaders)
     names = list(named)
@@ -46,7 +46,7 @@ def choose_loader(loaders: Any, stage: str) -> tuple[int, Any] | None:
 
 
 def loaders_by_name(loaders: Any) -> Mapping[Any, Any]:
-    """Return what a hook such as `val_dataloader` gave, one loader, several or none, by their names or numbers."""
+    """Return the loaders that a hook such as `val_dataloader` has returned, by their names or positions."""
     if isinstance(loaders, CombinedLoader):
         loaders = loaders.iterables
     if isinstance(loaders, Mapping):
@@ -57,16 +57,16 @@ def loaders_by_name(loaders: Any) -> Mapping[Any, Any]:
 
 
 def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limit: int | None = None) -> Scored:
-    """Score a loader, or its first `limit` batches.
+    """Return the inputs, labels and logits of a loader, or of its first `limit` batches.
 
-    Each process scores its share, and all get all shares. Random numbers and modes stay as they are.
+    Each process scores its share, and gets the shares of all. Random states and modes are restored afterwards.
 
     Raises:
-        InputError: The batches are not of inputs and their classes, or the module does not return logits.
+        InputError: The batches do not consist of inputs and labels, or the module does not return logits.
     """
     scored = []
     with isolate_rng(), trainer.precision_plugin.val_step_context(), evaluation_mode(module):
-        for batch in islice(loader, limit):  # of which a DataLoader's iterator draws a random number
+        for batch in islice(loader, limit):  # the iterator of a DataLoader draws a random number
             moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
             inputs, labels = inputs_and_labels(moved)
             if labels is None:
@@ -88,10 +88,10 @@ def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limi
 
 
 def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """Return the inputs (n, ...) of a batch and their classes (n,), or None where it has none.
+    """Return the inputs (n, ...) and the labels (n,) of a batch; None for labels if it has none.
 
     Raises:
-        InputError: It is not clear which part is the one or the other.
+        InputError: It is not clear which tensors these are.
     """
     if isinstance(batch, Mapping):
         batch = list(batch.values())
@@ -109,7 +109,7 @@ def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def is_logits(output: Any, inputs: Tensor) -> bool:
-    """Whether a module has returned logits (n, k) of inputs (n, ...); what has the size of the input is no logits."""
+    """Return whether an output is logits (n, k) of inputs (n, ...); a reconstruction of the inputs is not."""
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(inputs):
         return False
     k = output.shape[1]

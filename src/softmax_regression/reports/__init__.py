@@ -1,1 +1,1 @@
-"""What is made of runs: a page of one, several compared, a list, curves, an export."""
+"""Reports on runs: a page of one run, several runs side by side, a list, curves, an export."""

@@ -1,4 +1,4 @@
-"""Several runs on one page: their scores, their curves, and the settings in which they differ.
+"""A page of several runs: their scores, their curves, and the settings in which they differ.
 
 Command: python study.py compare RUN RUN ...
 """
@@ -20,7 +20,7 @@ def compare(runs: Sequence[Path], out: Path = Path("logs/compare"), force: bool 
     Args:
         runs: The folders of runs; one that diverged or cannot be read is left out.
         out: Folder of the page.
-        force: Let it replace a page of somebody else's.
+        force: Replace a page that this project did not write.
     """
     check_output(out / "index.html", force)
     found = read_runs(runs)

@@ -16,12 +16,12 @@ from softmax_regression.reports.reading import Run, labels_of, read_runs
 
 
 def run(runs: Sequence[Path], output: Path = Path("logs/curve.png"), force: bool = False) -> Path:
-    """Draw the metrics of runs over one another; an InputError says that none has any, or where nothing is written.
+    """Draw the metrics of runs in one figure; an InputError says that no run has any, or that it cannot be written.
 
     Args:
         runs: Folders of runs.
         output: The PNG file to write.
-        force: Let it replace a file of somebody else's.
+        force: Replace a file that this project did not write.
     """
     check_output(output, force)
     write(to_png(curves_of_runs(read_runs(runs)), dpi=160), output)
@@ -29,6 +29,6 @@ def run(runs: Sequence[Path], output: Path = Path("logs/curve.png"), force: bool
 
 
 def curves_of_runs(runs: Sequence[Run]) -> Figure:
-    """Draw the rows of runs over one another, each under what sets it apart."""
+    """Draw the rows of runs in one figure; the label of a run is what distinguishes it from the others."""
     labels = labels_of(runs)
     return learning_curves({label: curves(run.rows) for label, run in zip(labels, runs, strict=True)})

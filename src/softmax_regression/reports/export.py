@@ -1,4 +1,4 @@
-"""A checkpoint as ONNX, and as a web page that runs it in the browser.
+"""Export a checkpoint to ONNX, and to a web page that runs the model in the browser.
 
 Source: torch.onnx, https://docs.pytorch.org/docs/stable/onnx.html.
 Command: python study.py export RUN
@@ -28,19 +28,19 @@ from softmax_regression.runs.folder import open_checkpoint
 
 try:
     import onnxruntime
-    import onnxscript  # noqa: F401 (torch.onnx needs it)
+    import onnxscript  # noqa: F401 (torch.onnx imports it)
     from onnx import helper
 except ImportError as error:
     raise InputError(f'export: {error}; install it with `pip install -e ".[export]"`') from error
 
 FILES = ("model.onnx", "model-float.onnx", "index.html")
 BATCH = 1000  # images that are compared at a time
-TOLERANCE = 1e-5  # of a probability
+TOLERANCE = 1e-5  # largest difference of a probability
 EXAMPLES = 2  # test images of each class on the page
 
 
 class _Exported(nn.Module):
-    """Inputs (n, ...) as a model takes them -> its probabilities and logits, (n, k) each.
+    """The exported module: it returns the probabilities and logits, (n, k) each, of inputs (n, ...).
 
     With `grey`, inputs are images (n, 28, 28), uint8 or float32 in [0, 1], and the model takes (n, 1, 28, 28).
     """
@@ -60,18 +60,18 @@ class _Exported(nn.Module):
 
 
 def run(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, force: bool = False) -> Path:
-    """Write a classifier as ONNX, compared with its checkpoint on the test images of its data.
+    """Export a classifier to ONNX, and compare the result with its checkpoint on test images.
 
-    Of this project's data, model.onnx takes uint8 images and model-float.onnx float32 in [0, 1], and linear layers
-    have a page; of other data, model.onnx takes what the test batches hold.
+    With this project's data, model.onnx takes uint8 images and model-float.onnx float32 images in [0, 1], and there is
+    a page if the model consists of linear layers. With other data, model.onnx takes the inputs of the test batches.
 
-    An InputError says that there is no such checkpoint, that its data cannot be had, or why it cannot be exported.
+    An InputError says that there is no such checkpoint, that its data cannot be loaded, or why it cannot be exported.
 
     Args:
         which: A run's folder, a .ckpt file, or `best` or `last` of the newest run.
         out: Folder to write into; None for `export` in the run's folder.
         dirs: Folders to look for the data in; None for those of the run.
-        force: Let it replace files of somebody else's.
+        force: Replace files that this project did not write.
     """
     path, _, folder = open_checkpoint(which)
     out = out or Path(folder or "logs", "export")
@@ -79,12 +79,12 @@ def run(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, 
         check_output(out / file, force)
     opened = open_run(str(path), dirs=dirs)
     checkpoint = str(path.relative_to(folder.parent)) if folder else path.name
-    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # what is compiled cannot be exported
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):  # a compiled model cannot be exported
         return _export(opened, out, checkpoint)
 
 
 def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
-    """Write the files, and return the path of the page or, if there is none, of the model."""
+    """Write the files; return the path of the page or, if there is none, of the ONNX file."""
     model = opened.model.cpu()
     kind = type(model).__name__
     data = _own_images(opened)
@@ -99,7 +99,7 @@ def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
             raise InputError(f"it returns {tuple(expected.shape)} of {tuple(images.shape)}")
         names = names_of_classes(class_names_of(opened.data), expected.shape[1])
         contents = {file: to_onnx(exported, each[:2], names, checkpoint) for file, each in inputs.items()}
-    except Exception as error:  # of anybody's model
+    except Exception as error:  # the model may be any module
         why = reason(error)[:200]
         raise InputError(f"{kind}: no classifier of images that torch.onnx can export ({why})") from error
     for file, content in contents.items():
@@ -116,7 +116,7 @@ def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
 
 
 def _own_images(opened: OpenedRun) -> Dataset | None:
-    """Return the images of this project's data module, unless a subclass makes test batches of its own."""
+    """Return the images of this project's data module; None if a subclass overrides `test_dataloader`."""
     data = opened.data
     if not isinstance(data, FashionMNISTDataModule) or is_overridden("test_dataloader", data, FashionMNISTDataModule):
         return None
@@ -124,7 +124,7 @@ def _own_images(opened: OpenedRun) -> Dataset | None:
 
 
 def _test_inputs(opened: OpenedRun) -> Tensor:
-    """Return inputs (n, ...) of the first test batches, or of validation batches where there are no others."""
+    """Return inputs (n, ...) of the first test batches or, if there are none, of validation batches."""
     parts: list[Tensor] = []
     try:
         loader = held_out_loader(opened, "test")
@@ -138,28 +138,37 @@ def _test_inputs(opened: OpenedRun) -> Tensor:
             if sum(map(len, parts)) >= BATCH:
                 break
         return torch.cat(parts)[:BATCH]
-    except Exception as error:  # of anybody's data
+    except Exception as error:  # the data module may be any
         why = reason(error)[:200]
         raise InputError(f"{opened.checkpoint.path}: has no test batches to compare the export with ({why})") from error
 
 
 def to_onnx(exported: nn.Module, images: Tensor, names: Sequence[str], checkpoint: str) -> bytes:
-    """Return ONNX: `images` (n, 28, 28), of the type of those given -> `probabilities`, `logits` (n, k)."""
-    with warnings.catch_warnings(action="ignore"):  # of torch about itself
+    """Return the bytes of an ONNX file: `images` (n, 28, 28), of the dtype of `images` -> `probabilities`, `logits`."""
+    with warnings.catch_warnings(action="ignore"):  # torch warns about its own code
         program = torch.onnx.export(
-            exported, (images,), dynamo=True, verbose=False, input_names=["images"],
-            output_names=["probabilities", "logits"], dynamic_shapes=({0: torch.export.Dim("n")},),
-        )  # fmt: skip
+            exported,
+            (images,),
+            dynamo=True,
+            verbose=False,
+            input_names=["images"],
+            output_names=["probabilities", "logits"],
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+        )
     proto = program.model_proto  # type: ignore[union-attr]
     for node in proto.graph.node:
-        node.ClearField("metadata_props")  # lines of source, and where they lie on this machine
+        node.ClearField("metadata_props")  # source lines, with paths of this machine
     proto.producer_name = PRODUCER
     helper.set_model_props(proto, {"class_names": json.dumps(names), "checkpoint": checkpoint})
     return bytes(proto.SerializeToString())
 
 
 def compare(name: str, content: bytes, images: Tensor, expected: Tensor) -> None:
-    """Print how far ONNX is from the expected probabilities (n, k) of images (n, 28, 28), if not far."""
+    """Compare the probabilities of an ONNX file with those of the checkpoint, (n, k), and print the difference.
+
+    Raises:
+        InputError: It is larger than `TOLERANCE`.
+    """
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     parts = [session.run(["probabilities"], {"images": part.numpy()})[0] for part in images.split(BATCH)]
     found = torch.cat(list(map(torch.from_numpy, parts)))
@@ -172,7 +181,7 @@ def compare(name: str, content: bytes, images: Tensor, expected: Tensor) -> None
 
 
 def layers_of(model: nn.Module, images: Tensor, expected: Tensor) -> list[nn.Linear]:
-    """Return the layers of a model that predicts as they alone do, with ReLU between; of another one none."""
+    """Return the linear layers of a model if, with ReLU between them, they alone give its predictions; else []."""
     layers = [module for module in model.modules() if isinstance(module, nn.Linear) and module.bias is not None]
     logits = x = images.flatten(1)
     for layer in layers:
@@ -185,7 +194,7 @@ def layers_of(model: nn.Module, images: Tensor, expected: Tensor) -> list[nn.Lin
 
 
 def to_page(out: Path, layers: Sequence[nn.Linear], data: Dataset, names: Sequence[str], checkpoint: str) -> Path:
-    """Write the page, with the weights and some test images of each class in it."""
+    """Write the page, which contains the weights and some test images of each class."""
     labels = data.test_labels
     chosen = torch.cat([(labels == k).nonzero()[:EXAMPLES, 0] for k in labels.unique()])
     weights = [[_base64(layer.weight, "<f4"), _base64(layer.bias, "<f4")] for layer in layers]

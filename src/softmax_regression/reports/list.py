@@ -19,9 +19,9 @@ WRAPPER = TextWrapper(WIDTH, "    ", "    ", break_long_words=False, break_on_hy
 
 
 def list_runs(logs: Path = Path("logs")) -> str:
-    """Return a table of all runs in the order of their start: state, scores, and what sets each apart.
+    """Return a table of all runs, the oldest first: state, scores, and the settings that most runs have otherwise.
 
-    An InputError says that there are none.
+    An InputError says that there are no runs.
 
     Args:
         logs: The folder of all experiments.
@@ -33,13 +33,13 @@ def list_runs(logs: Path = Path("logs")) -> str:
     runs.sort(key=lambda run: str(run.manifest.get("started", "")))
     place = Path(os.path.commonpath([run.folder.parent for run in runs]))
     columns = [["run"], ["state"], ["best epoch"]]
-    counts: Counter[str] = Counter()  # in how many runs a metric is
+    counts: Counter[str] = Counter()  # metric -> the number of runs that have it
     for run in runs:
         columns[0].append(str(run.folder.relative_to(place)))
         columns[1].append(state_of(run.folder, run.manifest))
         columns[2].append(str(run.best.get("epoch", "")))
         counts.update(held_out_metrics([run.scores]))
-    details = _what_sets_apart(runs)
+    details = _unusual_settings(runs)
     for metric in sorted(counts, key=lambda metric: (split_metric(metric)[0] == "", -counts[metric])):
         column = [metric]
         for run in runs:
@@ -59,15 +59,15 @@ def list_runs(logs: Path = Path("logs")) -> str:
 
 
 def _read(folder: Path) -> Run:
-    """Read a run; one whose files hold something else is damaged."""
+    """Read a run; its state is `damaged` if its files cannot be read."""
     try:
         return read_run(folder)
     except InputError:
         return Run(folder, {"status": "damaged"}, [], {})
 
 
-def _what_sets_apart(runs: Sequence[Run]) -> list[list[str]]:
-    """Return for each run the settings that most runs have otherwise, and whether its images are generated."""
+def _unusual_settings(runs: Sequence[Run]) -> list[list[str]]:
+    """Return for each run the settings that differ from those of most runs, and other facts worth knowing."""
     values: dict[str, Counter[str]] = {}
     for run in runs:
         for name, value in run.settings.items():
@@ -98,7 +98,7 @@ def _format(value: float | None) -> str:
 
 
 def _lines(columns: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table: words begin, and numbers end, below one another."""
+    """Return the rows of a table: the first two columns are aligned on the left, the others on the right."""
     padded = []
     for i, column in enumerate(columns):
         width = max(map(len, column))

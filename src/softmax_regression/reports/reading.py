@@ -1,4 +1,4 @@
-"""What a run's folder says of it: how it ended, its settings, its rows of metrics, and what was best."""
+"""Read the folder of a run: how it ended, its settings, its rows of metrics, and the best row."""
 
 import json
 import sys
@@ -20,7 +20,7 @@ HIDDEN = ("trainer.callbacks", "trainer.logger", "trainer.enable_", "figures", "
 
 
 class Run(NamedTuple):
-    """A run as its folder has recorded it."""
+    """The content of the folder of a run."""
 
     folder: Path
     manifest: Mapping[str, Any]  # run.json
@@ -29,12 +29,12 @@ class Run(NamedTuple):
 
     @property
     def last(self) -> Row:
-        """The last row, empty where there is none."""
+        """The last row, empty if there is none."""
         return self.rows[-1] if self.rows else {}
 
     @property
     def best(self) -> Row:
-        """What best.ckpt holds: its epoch, step and metrics; empty where there is none."""
+        """The row of the step that best.ckpt holds, empty if there is none."""
         recorded = self.manifest.get("best") or {}
         for row in self.rows:
             if row["step"] == recorded.get("step"):
@@ -43,14 +43,14 @@ class Run(NamedTuple):
 
     @property
     def scores(self) -> dict[str, Any]:
-        """The metrics of the best checkpoint, or of the last row where there is none, and of the test."""
+        """The best row or, if there is none, the last one, and the test metrics."""
         return {**(self.best or self.last), **self.manifest.get("test", {})}
 
 
 def read_run(folder: Path) -> Run:
-    """Read run.json and metrics.csv, and of a run that has not ended what best.ckpt says.
+    """Read run.json and metrics.csv and, if the run has not ended, best.ckpt.
 
-    An InputError says that one of them holds something else, a StorageError that the system cannot read it.
+    An InputError says that one of them is damaged, a StorageError that the system cannot read it.
     """
     manifest = read_manifest(folder)
     best = folder / "checkpoints" / "best.ckpt"
@@ -60,9 +60,9 @@ def read_run(folder: Path) -> Run:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read runs; one that diverged, cannot be read or has no metrics is left out, which stderr says.
+    """Read runs; those that diverged, cannot be read or have no metrics are left out, with a line on stderr.
 
-    An InputError says that none is left.
+    An InputError says that no run is left.
     """
     found = []
     for folder in folders:
@@ -81,7 +81,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def state_of(folder: Path, manifest: Mapping[str, Any]) -> str:
-    """Return how a run ended; one without an end is running as long as a process keeps its folder."""
+    """Return how a run ended; if no end is recorded, it is running while a process has locked its folder."""
     status = str(manifest.get("status", "running"))
     if status != "running":
         return status
@@ -95,7 +95,7 @@ def state_of(folder: Path, manifest: Mapping[str, Any]) -> str:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return settings by their names on the command line, `model.lr`; a class by that of its group, `model`."""
+    """Return settings by the names of their flags, such as `model.lr`; a class by its group, such as `model`."""
     found: dict[str, str] = {}
     for name, value in options_of(config).items():
         if name.startswith(HIDDEN):
@@ -110,7 +110,7 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Return the names of the settings that are not the same in all runs, those of model and data first."""
+    """Return the names of the settings in which runs differ, those of model and data first."""
     values: dict[str, set[str]] = {}
     for run in runs:
         for name, value in run.settings.items():
@@ -121,7 +121,7 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:
-    """Name each run by what sets it apart, `lr=0.5`, and by its folder where that is not enough."""
+    """Return a label for each run: the settings in which the runs differ, with its folder if they are not unique."""
     names = differing(runs)
     last_words = Counter(name.rpartition(".")[2] for name in names)
     labels = []
@@ -144,5 +144,5 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
 
 
 def held_out_metrics(scores: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the metrics that are not of the training images."""
+    """Return the names of the validation and test metrics."""
     return [name for name in metrics_of(scores) if split_metric(name)[0] != "train"]

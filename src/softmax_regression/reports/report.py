@@ -1,4 +1,4 @@
-"""A page of one run: its scores and curves, and what its best model makes of images that it was not trained on.
+"""A page of one run: its scores and curves, and the predictions of its best model for held-out images.
 
 Command: python study.py report RUN
 """
@@ -27,16 +27,16 @@ ON_TOP = ("seed_everything", "model", "data", "trainer.max_epochs", "early_stopp
 
 
 def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, force: bool = False) -> Path:
-    """Write the page of a run: its scores and curves, and what its best model makes of images.
+    """Write the page of a run: its scores and curves, and the predictions of its best model.
 
-    These are the validation images, and the test images once `train.py test` has scored them. An InputError says that
-    there is no such run, that its data cannot be had, or that the page cannot be written.
+    The predictions are for the validation images or, after `train.py test`, for the test images. An InputError says
+    that there is no such run, that its data cannot be loaded, or that the page cannot be written.
 
     Args:
         which: A run's folder, a .ckpt file, or `best` or `last` of the newest run.
         out: Folder of the page; None for `report` in the run's folder.
         dirs: Folders to look for the data in; None for those of the run.
-        force: Let it replace a page of somebody else's.
+        force: Replace a page that this project did not write.
     """
     opened = open_run(which, dirs=dirs)
     path, _, folder = opened.checkpoint
@@ -47,7 +47,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     try:
         with torch.compiler.set_stance("force_eager"):  # compiling takes longer than it saves here
             page |= _predictions(opened, "test" if "test" in run.manifest else "val")
-    except Exception as error:  # of anybody's model and data
+    except Exception as error:  # model and data may be any
         page["failure"] = reason(error)
     if run.rows:
         page["figures"]["curves"] = learning_curves({"": curves(run.rows)})
@@ -57,7 +57,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     settings = settings_of(opened.config).items()
     num_classes = 1
     if isinstance(opened.model, Classifier) and type(opened.model).loss in (Classifier.loss, SoftmaxRegression.loss):
-        num_classes = opened.model.num_classes  # of which the loss is the mean cross-entropy
+        num_classes = opened.model.num_classes  # the loss is a mean cross-entropy, so that guessing has a loss
     return write_page(
         out,
         Path(__file__).with_name("report.html"),
@@ -79,7 +79,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
 
 
 def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:
-    """Return what the page shows of validation or test images: how many, and the figures that can be drawn."""
+    """Return the values of the page for validation or test images: their number, scores by class, and figures."""
     loader = held_out_loader(opened, stage)
     if loader is None:
         return {}

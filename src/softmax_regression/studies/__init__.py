@@ -1,1 +1,1 @@
-"""The section's text and exercises as measurements, and pages about runs."""
+"""Measurements for the text and the exercises of the section, each with a page."""

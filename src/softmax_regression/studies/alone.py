@@ -1,4 +1,4 @@
-"""Trains any LightningModule as `fit` does, one at a time; its scores are the metrics that it logs."""
+"""Train any LightningModule as `fit` does, one at a time; its scores are the metrics that it logs."""
 
 import logging
 import math
@@ -16,24 +16,24 @@ from softmax_regression.errors import InputError
 from softmax_regression.runs.rows import RESERVED
 from softmax_regression.studies.learning import Scores, Watcher
 
-Kind = type[Any]  # of a model or of data
+Kind = type[Any]  # the class of a model or of a data module
 
 
 def parser_of(kind: Kind) -> ArgumentParser:
-    """Return a parser of what a class is made with, in the group `space`; parameters of `**kwargs` are known, too."""
+    """Return a parser for the parameters of a class, in the group `space`; it also finds those behind `**kwargs`."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "space", fail_untyped=False)
     return parser
 
 
 def parameters_of(kind: Kind) -> dict[str, Any]:
-    """Return the parameters of a class with their defaults; None where one has none."""
+    """Return the parameters of a class with their defaults, None for a parameter without one."""
     found: dict[str, Any] = parser_of(kind).get_defaults().as_dict().get("space", {})
     return found
 
 
 def make(kind: Kind, params: Mapping[str, Any]) -> Any:
-    """Make an object with those of the parameters that its class has, parsed as on a command line."""
+    """Make an object with the parameters that its class has, parsed as on a command line; others are ignored."""
     known = parameters_of(kind)
     if not known:
         return kind()
@@ -43,7 +43,7 @@ def make(kind: Kind, params: Mapping[str, Any]) -> Any:
 
 
 def make_model(model: type[LightningModule], params: Mapping[str, Any], seed: int) -> LightningModule:
-    """Make a model with the initial weights of a seed, which seeds every generator of the process."""
+    """Seed all generators of the process, and make a model."""
     seed_everything(seed, verbose=False)
     module: LightningModule = make(model, params)
     return module
@@ -52,12 +52,12 @@ def make_model(model: type[LightningModule], params: Mapping[str, Any], seed: in
 def train(
     module: LightningModule, data: Any, epochs: int, watch: Watcher | None = None, val: Any = None, **options: Any
 ) -> tuple[Trainer, Scores]:
-    """Train a module on one device, on a data module or on a loader and `val`.
+    """Train a module on one device, with a data module, or with a training loader and the validation loader `val`.
 
     Returns:
-        The Trainer, and what the module had logged at the end of each epoch: metric -> epochs.
+        The Trainer, and metric -> its value at the end of each epoch.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # it names the devices each time
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # each Trainer would print the devices
     recorder = ScoreRecorder(watch)
     trainer = Trainer(
         max_epochs=epochs,
@@ -74,16 +74,16 @@ def train(
 
 
 def check_monitor(monitor: str, build: Callable[[], tuple[LightningModule, LightningDataModule]]) -> None:
-    """Refuse a monitor that the module which `build` makes does not log in one minibatch each of its data.
+    """Train the module and data that `build` makes for one minibatch, and check that the monitor is logged.
 
     Raises:
-        InputError: It logs no such metric.
+        InputError: The module does not log it.
     """
     try:
         with isolate_rng():
             module, data = build()
             _, scores = train(module, data, 1, limit_train_batches=1, limit_val_batches=1)
-    except Exception:  # in the user's module; the trials will report it
+    except Exception:  # an error in the user's module; the trials will report it
         return
     if monitor not in scores:
         logged = ", ".join(sorted(scores)) or "nothing"
@@ -91,19 +91,19 @@ def check_monitor(monitor: str, build: Callable[[], tuple[LightningModule, Light
 
 
 class ScoreRecorder(Checkpoint):
-    """Keeps what was logged in each epoch. Lightning calls a `Checkpoint` after other callbacks, which may log, too."""
+    """Keep the metrics of each epoch. It is a `Checkpoint` because Lightning calls these after all other callbacks."""
 
     def __init__(self, watch: Watcher | None = None) -> None:
         self.watch = watch
         self.scores: Scores = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Let the watcher end the training."""
+        """Call the watcher, which may end the training."""
         if self.watch:
             self.watch(trainer.current_epoch, {})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record every metric that has a value since the first epoch."""
+        """Record the metrics that were logged in the first epoch."""
         row = numbers_of(trainer.callback_metrics)
         epoch = trainer.current_epoch + 1
         if epoch == 1:
@@ -115,5 +115,5 @@ class ScoreRecorder(Checkpoint):
 
 
 def numbers_of(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Return metrics as numbers, without those that count the steps or are what a sweep chooses."""
+    """Return metrics as numbers, without `epoch`, `step` and `lr`."""
     return {name: float(value) for name, value in metrics.items() if name not in RESERVED}

@@ -1,6 +1,6 @@
-"""The folder of a study: one for each model, data set and size, so that no study replaces the page of another.
+"""The names of the folders of studies, different for each model, data set and size, so that no page is replaced.
 
-It is not in logs/, where TensorBoard would show a sweep's configurations among the runs.
+They are not in logs/, where TensorBoard would show the configurations of a sweep as runs.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ def own_name(
     source: str = "files",
     quick: bool = False,
 ) -> str:
-    """Return a name that ends with what is not the default: the model, the data, their source, `quick`.
+    """Return a name with endings for everything that is not the default: model, data, source of the data, `quick`.
 
     >>> own_name("overfit", source="synthetic", quick=True)
     'overfit-synthetic-quick'

@@ -1,4 +1,4 @@
-"""Means with 95 % intervals, from a few seeds."""
+"""Means of a few seeds, with 95 % intervals."""
 
 from collections.abc import Sequence
 from math import inf, sqrt
@@ -15,14 +15,14 @@ T_QUANTILES = (
 
 
 class Interval(NamedTuple):
-    """A mean and half the width of its 95 % interval, infinite if there is only one value."""
+    """A mean and half the width of its 95 % interval, which is infinite for a single value."""
 
     mean: float
     half: float
 
     @classmethod
     def of(cls, values: Sequence[float] | Tensor) -> "Interval":
-        """Return the mean of independent values (n,) and Student's interval, a little wide beyond 21 values."""
+        """Return the mean of independent values (n,) and Student's interval, slightly too wide for n > 21."""
         values = torch.as_tensor(values, dtype=torch.float64)
         n = len(values)
         if n == 1:
@@ -31,11 +31,11 @@ class Interval(NamedTuple):
 
     @property
     def has_zero(self) -> bool:
-        """Whether the data do not tell the mean from zero."""
+        """Whether zero lies in the interval."""
         return abs(self.mean) <= self.half
 
     def __format__(self, sign: str) -> str:
-        """Give four digits, `+` also the sign; of one value no interval."""
+        """Return mean and interval with four digits; the format `+` adds the sign of the mean."""
         if self.half == inf:
             return f"{self.mean:{sign}.4f} (one seed)"
         return f"{self.mean:{sign}.4f} ± {self.half:.4f}"

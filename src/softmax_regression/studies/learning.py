@@ -1,4 +1,4 @@
-"""Softmax regressions trained in a stack, from the initial weights and with the minibatches of `fit`."""
+"""Train softmax regressions in a stack, with the initial weights and the minibatches of `fit`."""
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -12,13 +12,11 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.studies.stacked import Stack
 
-Scores = dict[str, list[float]]  # metric -> its values, one scoring after another
+Scores = dict[str, list[float]]  # metric -> its value each time the model was scored
 Labelled = tuple[Tensor, Tensor]  # images (n, 28, 28) uint8, labels (n,) int64
-_GENERATOR_LOCK = threading.Lock()  # torch's global generator, one for all threads
-
-
-# Is called while models are trained, with the epochs that are done and the scores after the last of them, which are
-# metric -> (m,) of m models, or empty within an epoch. It may raise an error, which ends the training.
+_GENERATOR_LOCK = threading.Lock()  # all threads share torch's global generator
+# A function that is called during training, with the number of epochs done, and metric -> (m,) of m models after an
+# epoch that was scored, or nothing during an epoch. It may raise an error to end the training.
 Watcher = Callable[[int, Mapping[str, Tensor]], None]
 
 
@@ -42,11 +40,11 @@ def learn(
 
     Args:
         variants: Hyperparameters of each model, see `Stack`; equal models are trained once.
-        loader: The minibatches that all of them see.
+        loader: The minibatches of all models.
         epochs: Number of epochs.
         seed: Of the initial weights and the dropped pixels.
-        sets: What to score, by its stage; of `train`, if it is missing, the means over the epoch's minibatches.
-        every: The models are scored after every so many epochs.
+        sets: Stage -> images to score; without `train`, its scores are means over the minibatches of the epoch.
+        every: Score the models after every so many epochs.
         watch: See `Watcher`.
     """
     distinct: list[Mapping[str, Any]] = []
@@ -54,7 +52,7 @@ def learn(
     for variant in variants:
         if variant not in distinct:
             distinct.append(variant)
-            with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):  # torch's generator is left as it was
+            with _GENERATOR_LOCK, torch.random.fork_rng(devices=[]):  # it restores torch's generator
                 torch.manual_seed(seed)
                 models.append(SoftmaxRegression(**variant))
     place = [distinct.index(variant) for variant in variants]

@@ -1,8 +1,8 @@
-"""Softmax regressions that see the same minibatches, trained at once: one wide matrix product a step.
+"""Softmax regressions with the same minibatches, trained at once: one wide matrix product a step.
 
-The models differ in learning rate, weight decay, momentum and initial weights, and each ends as it would on
-its own, within float32 rounding. The gradient is written out: with respect to the logits it is the softmax
-minus the one-hot label (Dive into Deep Learning, classic edition, section 3.4).
+The models differ in learning rate, weight decay, momentum and initial weights. Each ends as if it were trained alone,
+up to rounding in float32. The gradient is computed by hand: with respect to the logits it is the softmax minus the
+one-hot label (Dive into Deep Learning, classic edition, section 3.4).
 """
 
 from collections.abc import Sequence
@@ -15,12 +15,12 @@ from softmax_regression.data.minibatches import Minibatches, Shuffle, to_float_i
 from softmax_regression.errors import InputError
 from softmax_regression.model import SoftmaxRegression, cosine
 
-SHARED = ("dropout", "schedule", "num_classes", "loss")  # what all models of a stack have in common
-CHUNK = 4096  # images gathered, and scored, at a time
+SHARED = ("dropout", "schedule", "num_classes", "loss")  # hyperparameters that are equal in all models of a stack
+CHUNK = 4096  # images that are gathered or scored at a time
 
 
 class Scores(NamedTuple):
-    """Exact means over a data set, (models,) float64: cross-entropy in nats, share classified right."""
+    """Exact means over a data set, (models,) float64: cross-entropy in nats, and accuracy."""
 
     loss: Tensor
     acc: Tensor
@@ -32,20 +32,20 @@ METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/
 class Stack:
     """Models with their weights in one tensor, trained together by minibatch SGD.
 
-    With dropout all models lose the same pixels. The stack draws them by a generator of its own: they are not those
-    that `fit` drops with this seed.
+    With dropout, the same pixels are dropped for all models. They are drawn by a generator of the stack, and are not
+    those that `fit` drops with this seed.
 
     Args:
-        models: They give their hyperparameters and initial weights.
+        models: Their hyperparameters and initial weights are taken.
         loader: Its images are on the device to train on.
-        epochs: Number of epochs to come, which a cosine schedule needs to know.
+        epochs: Number of epochs to train, for a cosine schedule.
         seed: Of the dropped pixels.
 
     Attributes:
         weight, bias: (models * k, 784) and (models * k, 1), k consecutive rows for each model.
 
     Raises:
-        InputError: The models differ in one of `SHARED`, or want the naive loss.
+        InputError: The models differ in one of `SHARED`, or have the naive loss.
     """
 
     def __init__(self, models: Sequence[SoftmaxRegression], loader: Minibatches, epochs: int, seed: int = 0) -> None:
@@ -72,7 +72,7 @@ class Stack:
         self.generator = torch.Generator(device).manual_seed(seed)
 
     def _column(self, models: Sequence[SoftmaxRegression], name: str) -> Tensor:
-        """Return a hyperparameter of each row of the weights, (models * k, 1)."""
+        """Return a hyperparameter for each row of the weights, (models * k, 1)."""
         values = torch.tensor([float(model.hparams[name]) for model in models], device=self.weight.device)
         return values.repeat_interleave(self.k)[:, None]
 
@@ -95,18 +95,18 @@ class Stack:
 
     @torch.no_grad()
     def score(self, images: Tensor, labels: Tensor) -> Scores:
-        """Score n images, (n, 28, 28) uint8, with labels (n,) int64, by every model."""
+        """Score every model on n images (n, 28, 28) uint8 with labels (n,) int64."""
         sums = []
         for x, y in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
             sums.append(_sums(self._log_probs(to_float_images(x).flatten(1)), y))
         return Scores(*torch.stack(sums).sum(0) / len(labels))
 
     def _log_probs(self, x: Tensor) -> Tensor:
-        """Turn x (b, 784) into log-probabilities (models, k, b)."""
+        """Return log-probabilities (models, k, b) of x (b, 784)."""
         return torch.addmm(self.bias, self.weight, x.T).view(-1, self.k, len(x)).log_softmax(1)
 
     def _update(self, x: Tensor, onehot: Tensor) -> Tensor:
-        """Make one step on x (b, 784) and onehot (k, b); return the log-probabilities from before it."""
+        """Make one step on x (b, 784) and onehot (k, b); return the log-probabilities before the step."""
         p = self.shared["dropout"]
         if p:
             x = x * torch.empty_like(x).bernoulli_(1 - p, generator=self.generator).div_(1 - p)
@@ -114,7 +114,7 @@ class Stack:
         lr = self.lr
         if self.shared["schedule"] == "cosine":
             lr = lr * cosine(self.step / self.total)
-        delta = (log_probs.exp() - onehot).view(len(lr), -1)  # gradient of the summed loss by the logits
+        delta = (log_probs.exp() - onehot).view(len(lr), -1)  # gradient of the summed loss with respect to the logits
         if self.has_momentum:
             self._step_with_momentum(delta.mul_(1 / len(x)), x, lr)
         else:
@@ -123,14 +123,14 @@ class Stack:
         return log_probs
 
     def _step_with_momentum(self, delta: Tensor, x: Tensor, lr: Tensor) -> None:
-        """Update by the gradient of the mean loss, `delta` (models * k, b) by the logits."""
+        """Update the weights; `delta` (models * k, b) is the gradient of the mean loss with respect to the logits."""
         gradients = (delta @ x, delta.sum(1, keepdim=True))
         for values, velocity, gradient in zip((self.weight, self.bias), self.velocity, gradients, strict=True):
             velocity.mul_(self.momentum).add_(gradient).addcmul_(values, self.weight_decay)
             values.addcmul_(velocity, lr, value=-1)
 
     def _step(self, delta: Tensor, x: Tensor, lr: Tensor) -> None:
-        """Update by the gradient times the learning rate: one product computes it and subtracts it."""
+        """Update the weights by one matrix product; `delta` is the gradient for the logits times the learning rate."""
         if self.has_decay:
             self.weight.mul_(1 - lr * self.weight_decay)
             self.bias.mul_(1 - lr * self.weight_decay)
@@ -139,7 +139,10 @@ class Stack:
 
 
 def _sums(log_probs: Tensor, labels: Tensor) -> Tensor:
-    """log_probs (models, k, n), labels (n,) -> summed losses and numbers of hits, (2, models) float64."""
+    """Return the summed losses and the numbers of right predictions, (2, models) float64.
+
+    log_probs are (models, k, n), labels (n,).
+    """
     of_label = log_probs.gather(1, labels.expand(len(log_probs), 1, -1))[:, 0]
     hits = of_label >= log_probs.amax(1)  # argmax along this axis takes 25 times as long
     return torch.stack((-of_label.sum(1), hits.sum(1).float())).cpu().double()  # MPS has no float64

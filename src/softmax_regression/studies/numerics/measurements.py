@@ -1,4 +1,4 @@
-"""Measured on the forms in `numerics`: where they fail, how far they err, and how training with them goes."""
+"""Measurements of the forms in `numerics`: where they fail, how large their errors are, and how they train."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ Form = Callable[[Tensor], Tensor]
 
 
 def naive_log_softmax(x: Tensor) -> Tensor:
-    """The logarithm of softmax as defined."""
+    """Return the logarithm of the naive softmax."""
     return naive_softmax(x).log()
 
 
@@ -27,11 +27,11 @@ FORMS: dict[str, dict[str, Form]] = {
 }
 LOSSES = {"stable": numerics.cross_entropy, "naive": numerics.naive_cross_entropy}
 TRAININGS = (("float32", 0.01), ("float32", 2.0), ("bfloat16", 0.01), ("float16", 0.01))
-STEP = 0.5  # of the grid of logits; bfloat16 holds no finer one near 100
+STEP = 0.5  # of the grid of logits, the spacing of bfloat16 near 100
 
 
 def limits(info: torch.finfo) -> dict[str, float]:
-    """Return the scales of logits at which something goes wrong, from the range and the precision of a type."""
+    """Return the scales of logits at which a form fails, from the range and the precision of a number type."""
     return {
         "log(largest)": math.log(info.max),
         "log(largest / 10)": math.log(info.max / 10),
@@ -41,8 +41,11 @@ def limits(info: torch.finfo) -> dict[str, float]:
     }
 
 
-ONE, TEN, PAIR = (1.0, *[0.0] * 9), (1.0,) * 10, (0.0, -1.0)  # logits, to be multiplied by a scale s
-# What fails, from which limit on, for s times which logits, and whether it has failed.
+# Logits, which are multiplied by a scale s.
+ONE = (1.0, *[0.0] * 9)
+TEN = (1.0,) * 10
+PAIR = (0.0, -1.0)
+# A description of a failure, the limit of s from which it occurs, the logits, and a function that tests for it.
 CASES: tuple[tuple[str, str, Sequence[float], Form], ...] = (
     ("softmax(s, 0, …, 0) is nan", "log(largest)", ONE, lambda x: naive_softmax(x).isnan()),
     ("sum of ten exp(s) is inf", "log(largest / 10)", TEN, lambda x: x.exp().sum(1, keepdim=True).isinf()),
@@ -60,7 +63,7 @@ CASES: tuple[tuple[str, str, Sequence[float], Form], ...] = (
 
 
 class Failure(NamedTuple):
-    """The scale of the logits at which something first fails, predicted from finfo and measured on a grid."""
+    """The lowest scale of the logits at which a form fails, predicted from finfo and measured on a grid."""
 
     what: str
     limit: str
@@ -73,7 +76,7 @@ class Failure(NamedTuple):
 
 
 class Error(NamedTuple):
-    """The worst error at a scale of the logits, in units in the last place; inf where the form fails."""
+    """The largest error at a scale of the logits, in units in the last place; inf if the form fails."""
 
     quantity: str
     dtype: str
@@ -84,7 +87,7 @@ class Error(NamedTuple):
 
 
 class Training(NamedTuple):
-    """The losses of a run, one for each step."""
+    """The loss of each step of a training run."""
 
     dtype: str
     init_std: float
@@ -101,7 +104,7 @@ class Training(NamedTuple):
 
 
 def failures() -> list[Failure]:
-    """Return each case in each dtype, with the lowest scale of the grid at which it fails."""
+    """Return the lowest scale of the grid at which each case fails, for each dtype."""
     found = []
     for what, limit, case, fails in CASES:
         for name, dtype in DTYPES.items():
@@ -113,7 +116,7 @@ def failures() -> list[Failure]:
 
 
 def errors(rows: int, points: int, seed: int) -> list[Error]:
-    """Measure errors over rows of 10 logits, uniform in [-scale, scale], for scales from 0.1 to 10,000."""
+    """Measure the errors on rows of 10 logits, uniform in [-scale, scale], for scales from 0.1 to 10,000."""
     generator = torch.Generator().manual_seed(seed)
     measured = []
     for dtype in DTYPES:
@@ -125,7 +128,7 @@ def errors(rows: int, points: int, seed: int) -> list[Error]:
 
 
 def _errors_at(x: Tensor, dtype: str, scale: float) -> list[Error]:
-    """Return the worst error of each form over the rows of x (n, 10)."""
+    """Return the largest error of each form over the rows of x (n, 10)."""
     info = torch.finfo(x.dtype)
     gap = min(2 * scale, -math.log(info.tiny))
     bounds = {"softmax": 10 + 4 + math.log(10) + gap, "log-softmax": 10 + 3 + gap}
@@ -148,14 +151,14 @@ def exact(row: Sequence[float]) -> dict[str, list[Decimal]]:
         for gap in sorted(gaps)[:-1]:
             others += gap.exp()
         rest = others
-        if others > Decimal("1e-25"):  # else log(1 + others) is others, to half of the digits at least
+        if others > Decimal("1e-25"):  # otherwise log(1 + others) = others in 25 digits or more
             rest = (1 + others).ln()
         log_p = [gap - rest for gap in gaps]
         return {"softmax": [y.exp() for y in log_p], "log-softmax": log_p}
 
 
 def ulps(got: float, true: Decimal, info: torch.finfo) -> float:
-    """Return the error in spacings of the dtype's numbers at the true value; inf if `got` is inf or nan."""
+    """Return the error in units in the last place of the true value; inf if `got` is inf or nan."""
     if not math.isfinite(got):
         return math.inf
     _, exponent = math.frexp(max(abs(float(true)), info.tiny))
@@ -172,7 +175,7 @@ def trainings(x: Tensor, y: Tensor, steps: int, seed: int) -> list[Training]:
 
 
 def _train(x: Tensor, y: Tensor, steps: int, seed: int, dtype: str, init_std: float, form: str) -> Training:
-    """Train by minibatches of 256 and learning rate 0.1."""
+    """Train with minibatches of 256 and a learning rate of 0.1."""
     generator = torch.Generator().manual_seed(seed)
     w = (init_std * torch.randn(x.shape[1], 10, generator=generator)).to(DTYPES[dtype]).requires_grad_()
     b = torch.zeros(10, dtype=w.dtype, requires_grad=True)

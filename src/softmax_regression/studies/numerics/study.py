@@ -1,4 +1,4 @@
-"""Where softmax and cross-entropy break in floating point, and what the stable forms mend, on one page.
+"""The study `numerics`: where softmax and cross-entropy fail in floating point, and how the stable forms avoid it.
 
 Source: the section of the book that model.py names, text and exercises.
 Command: python study.py numerics
@@ -39,18 +39,18 @@ def run(
     quick: bool = False,
     force: bool = False,
 ) -> Path:
-    """Measure where softmax and cross-entropy break in floating point, and what the stable forms mend.
+    """Measure where softmax and cross-entropy fail in floating point, and how the stable forms avoid it.
 
     Args:
         out: Folder of the page; the default is studies/numerics, with an ending such as `-quick` for another study.
-        source: What to train on: `files`, or `synthetic` for generated images that need no files.
-        dirs: Folders to look for the data in.
-        seed: Decides random logits, initial weights and minibatches.
+        source: Images to train on: `files`, or `synthetic` for generated images that need no files.
+        dirs: Folders to search for the data.
+        seed: Of the random logits, the initial weights and the minibatches.
         quick: Measure at fewer points, and train for fewer steps on 2,000 generated images.
-        force: Let it replace a page of somebody else's.
+        force: Replace a page that this project did not write.
 
     Raises:
-        InputError: The page cannot be written, or the data cannot be had.
+        InputError: The page cannot be written, or the data cannot be loaded.
     """
     out = out or STUDIES / own_name("numerics", source=source, quick=quick)
     check_output(out / "index.html", force)
@@ -73,7 +73,7 @@ def run(
 def _write(
     out: Path, failing: Sequence[Failure], erring: Sequence[Error], training: Sequence[Training], measured: str
 ) -> Path:
-    """Write everything that was measured as CSV and as a page, and return the path of the page."""
+    """Write the measurements as CSV files and as a page; return the path of the page."""
     write_csv(out / "failures.csv", [failure._asdict() for failure in failing])
     write_csv(out / "errors.csv", [error._asdict() for error in erring])
     losses = {f"{run.form} {run.dtype} {run.init_std:g}": run.losses for run in training}
@@ -102,7 +102,7 @@ def _write(
 
 
 def _curve_figures() -> dict[str, Figure]:
-    """Draw what needs no measuring: a loss that vanishes, LogSumExp as a soft maximum, softmax as a soft argmax."""
+    """Draw the vanishing loss, LogSumExp as a soft maximum, and softmax as a soft argmax."""
     gaps = torch.arange(0, 110, 0.25)
     pair = torch.stack((torch.zeros_like(gaps), -gaps), dim=1)
     losses = {form: -FORMS["log-softmax"][form](pair)[:, 0] for form in ("stable", "torch", "naive")}
@@ -122,7 +122,7 @@ def _curve_figures() -> dict[str, Figure]:
 
 
 def _curves(title: str, x_label: str, y_label: str, x: Tensor, ys: dict[str, Tensor]) -> Figure:
-    """Lines over the same x, told apart by colour and stroke; marked where they are few points."""
+    """Draw lines over the same x, with different colours and line styles, and markers if there are few points."""
     fig = Figure(figsize=(5.6, 3.6), layout="constrained")
     ax = fig.subplots()
     ax.set_prop_cycle(color=[BLUE, GREEN, ORANGE, VERMILION], linestyle=["-", "-.", "--", ":"])
@@ -134,7 +134,7 @@ def _curves(title: str, x_label: str, y_label: str, x: Tensor, ys: dict[str, Ten
 
 
 def _error_figure(rows: Sequence[Error]) -> Figure:
-    """Draw the worst error against the scale, a panel a dtype; a cross where a form ceases to be finite."""
+    """Draw the largest error against the scale, a panel for each dtype; a cross is the last finite point of a form."""
     fig = _panels(f"Worst error of {rows[0].quantity} (ulp)", "scale s of the logits")
     for ax, dtype in zip(fig.axes, DTYPES, strict=True):
         for form, style in STYLES.items():
@@ -151,7 +151,7 @@ def _error_figure(rows: Sequence[Error]) -> Figure:
 
 
 def _training_figure(runs: Sequence[Training]) -> Figure:
-    """Loss against step, a panel a configuration; a vertical line where a form's loss is no longer finite."""
+    """Draw the loss by step, a panel for each configuration; a vertical line is the first loss that is not finite."""
     fig = _panels("Training loss (nats)", "step")
     for i, run in enumerate(runs):
         ax, style = fig.axes[i // 2], STYLES[run.form]
@@ -164,7 +164,7 @@ def _training_figure(runs: Sequence[Training]) -> Figure:
 
 
 def _panels(y_label: str, x_label: str) -> Figure:
-    """Two by two panels, 5.6 inches wide, so that 10-point text is readable at half a page's width."""
+    """Make two by two panels, 5.6 inches wide: text of 10 points is still readable at half the width of a page."""
     fig = Figure(figsize=(5.6, 5.4), layout="constrained")
     fig.supxlabel(x_label, fontsize="medium")
     fig.supylabel(y_label, fontsize="medium")

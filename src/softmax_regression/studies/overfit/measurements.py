@@ -1,7 +1,7 @@
 """Long training on few images, and remedies against overfitting: a sweep over sizes, dropouts and weight decays.
 
-Exercise 2 of the book, see model.py: why does the test accuracy fall after a while, and what helps? Each remedy is
-a choice among the same runs, made with validation data.
+Exercise 2 of the book, see model.py: why does the test accuracy fall after a while, and what helps? Each remedy
+chooses among the same runs, by the validation loss.
 """
 
 import math
@@ -27,12 +27,12 @@ from softmax_regression.studies.sweep.training import hyperparameters
 
 BATCH_SIZE = 256  # the book's
 LR = 0.1  # the book's
-PATIENCE = 5  # scorings without a lower validation loss, then early stopping ends the training
+PATIENCE = 5  # of early stopping: how many times the models are scored without a lower validation loss
 MONITOR = "val/loss"
 
 
 class Size(NamedTuple):
-    """A number of training images, how long they are trained on, and how often the models are scored."""
+    """A number of training images, the number of epochs, and after how many epochs each the models are scored."""
 
     images: int
     epochs: int
@@ -40,7 +40,7 @@ class Size(NamedTuple):
 
 
 class Design(NamedTuple):
-    """What is run: every size with every dropout, weight decay and seed."""
+    """The design of the study: every size with every dropout, weight decay and seed."""
 
     sizes: tuple[Size, ...]
     dropouts: tuple[float, ...]
@@ -48,7 +48,7 @@ class Design(NamedTuple):
     seeds: int
 
     def size_of(self, params: Params) -> Size:
-        """Return the size that a configuration has."""
+        """Return the size of a configuration."""
         return {size.images: size for size in self.sizes}[count(params, "train_size")]
 
 
@@ -63,11 +63,11 @@ QUICK_SIZES = {"synthetic_size": 1000, "val_size": 500}
 
 
 class Remedy(NamedTuple):
-    """A remedy with the strength that the validation data chose.
+    """A remedy against overfitting, with the strength that has the lowest validation loss.
 
     Attributes:
-        result: What came of it, for s seeds and t scorings; dropout is off in scoring.
-        stop: (s,) int64, the scoring at which the model of each seed was taken.
+        result: Its scores, for s seeds and t times of scoring; dropout is off in scoring.
+        stop: (s,) int64, for each seed the index of the time at which its model is taken.
     """
 
     name: str
@@ -75,12 +75,12 @@ class Remedy(NamedTuple):
     stop: Tensor
 
     def taken(self, metric: str) -> Tensor:
-        """Return a metric of the models that were taken, (s,)."""
+        """Return a metric of the model taken for each seed, (s,)."""
         return self.result.history[metric].gather(1, self.stop[:, None])[:, 0]
 
     @property
     def lowest(self) -> int:
-        """The scoring with the lowest validation loss, the mean over the seeds, counted from 0."""
+        """The index of the time with the lowest validation loss, as a mean over the seeds."""
         return int(self.result.history[MONITOR].mean(0).argmin())
 
     def __str__(self) -> str:
@@ -93,7 +93,7 @@ class Remedy(NamedTuple):
 
 
 def plan(design: Design, model: type[LightningModule], identity: str, monitor: str = MONITOR) -> Plan:
-    """Return the plan: every size with every strength of the remedies that the model has parameters for."""
+    """Return the plan of a design: dropout and weight decay are left out if the model has no such parameter."""
     known = alone.parameters_of(model)
     space: dict[str, Any] = {"train_size": [size.images for size in design.sizes]}
     if "dropout" in known:
@@ -105,15 +105,15 @@ def plan(design: Design, model: type[LightningModule], identity: str, monitor: s
 
 @dataclass(frozen=True)
 class OverfitTraining:
-    """Trains on images that the seed chooses, and scores training, validation and test images every few epochs."""
+    """Train on images chosen by the seed, and score training, validation and test images every few epochs."""
 
     design: Design
     plan: Plan
-    data: FashionMNISTDataModule  # has the images
-    monitor: str  # the loss as the model logs it in validation; the accuracy is called the same with `acc`
+    data: FashionMNISTDataModule
+    monitor: str  # the name of the validation loss; that of the accuracy has `acc` in the place of `loss`
 
     def check_monitor(self) -> None:
-        """Refuse, before anything is trained, a monitor that the model does not log."""
+        """Check, before anything is trained, that the model logs the monitor."""
         params = {"lr": LR, **hyperparameters(self.plan.first)}
         alone.check_monitor(self.monitor, lambda: (alone.make_model(self.plan.model, params, 0), self.data))
 
@@ -139,7 +139,7 @@ class OverfitTraining:
         sets: Mapping[str, Labelled],
         watch: Watcher | None,
     ) -> Scores:
-        """Train one model by Lightning, then score the weights that it had by its own validation step."""
+        """Train one model by Lightning, keep its weights every few epochs, and score these by its validation step."""
         loaders = {}
         for stage, (images, labels) in sets.items():
             loaders[stage] = Minibatches(images, labels, torch.arange(len(labels)), CHUNK)
@@ -160,20 +160,20 @@ class OverfitTraining:
                 for stage, images_of_stage in loaders.items():
                     trainer.validate(module, images_of_stage, verbose=False)
                     logged = alone.numbers_of(trainer.callback_metrics)
-                    accuracy = logged.get(self.monitor.replace("loss", "acc"), math.nan)  # if it is logged
+                    accuracy = logged.get(self.monitor.replace("loss", "acc"), math.nan)  # it may not be logged
                     scores.setdefault(f"{stage}/loss", []).append(logged[self.monitor])
                     scores.setdefault(f"{stage}/acc", []).append(accuracy)
         return scores
 
 
 def strength(result: Result) -> tuple[float, float]:
-    """Return the dropout and the weight decay of a configuration, 0 for what its model does not have."""
+    """Return the dropout and the weight decay of a configuration, 0 if its model has no such parameter."""
     params: Mapping[str, Any] = result.params
     return params.get("dropout", 0.0), params.get("weight_decay", 0.0)
 
 
 def choose_remedies(results: Sequence[Result]) -> list[Remedy]:
-    """Choose the strength of each remedy by the validation loss, the mean over the seeds; the first remedy is none."""
+    """Return the remedies, the first of which is none; for each, the strength with the lowest validation loss."""
     kinds: dict[tuple[bool, bool], list[Result]] = {}
     for result in results:
         dropout, decay = strength(result)
@@ -202,7 +202,7 @@ def _choose(name: str, results: Sequence[Result], stops_early: bool = False) -> 
 
 
 def early_stop(losses: Sequence[float], patience: int = PATIENCE) -> int:
-    """Return where early stopping takes the model: the lowest loss before `patience` losses that are not lower."""
+    """Return the index of the model that early stopping keeps: the lowest loss before `patience` higher losses."""
     best = 0
     for i, loss in enumerate(losses):
         if loss < losses[best]:

@@ -44,17 +44,17 @@ def run(
     force: bool = False,
     quick: bool = False,
 ) -> Path:
-    """Train with and without remedies, on few images and on all, or go on with it; return the page.
+    """Train with and without remedies, on few images and on all; return the page. An interrupted study is resumed.
 
     Args:
         out: Folder of the page; the default is studies/overfit, with an ending such as `-quick` for another study.
-        model: Class of what is trained, with the remedies that it has parameters for.
-        data: Class of the data set, a subclass of FashionMNISTDataModule, which can take few of its images.
-        monitor: The loss that the model logs in validation; its accuracy is called the same with `acc`.
+        model: Class of the model; remedies for which it has no parameter are left out.
+        data: Class of the data module, a subclass of FashionMNISTDataModule, which can train on few of its images.
+        monitor: Name of the validation loss; that of the accuracy has `acc` in the place of `loss`.
         source: `files`, or `synthetic` for generated images.
-        dirs: Folders to look for the files in.
-        workers: Trials trained at the same time, at most one a core; None for one a core.
-        force: Let it replace a page of somebody else's.
+        dirs: Folders to search for the files.
+        workers: Number of trials trained at the same time, at most one for each core; None for one for each core.
+        force: Replace a page that this project did not write.
         quick: 50 and 100 images for a few epochs, to see that it works.
 
     Raises:
@@ -84,7 +84,7 @@ def run(
 
 
 def _train(out: Path, training: OverfitTraining, workers: int) -> Path:
-    """Run what is left of a plan, then write the table and the page; the database goes when these are there."""
+    """Run the unfinished trials of a plan, then write the table and the page, and remove the database."""
     plan, design = training.plan, training.design
     unfinished = out / "unfinished" / hashlib.sha256(plan.to_json().encode()).hexdigest()[:12]
     unfinished.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ def _train(out: Path, training: OverfitTraining, workers: int) -> Path:
 
 
 def write(folder: Path, remedies: Mapping[Size, Sequence[Remedy]], plan: Plan, manifest: Mapping[str, object]) -> Path:
-    """Write the page of the remedies of each size and its figures, and return the path of the page."""
+    """Write the page of the remedies for each size; return its path."""
     figures = {}
     sizes = []
     for size, of_size in remedies.items():
@@ -136,7 +136,7 @@ def write(folder: Path, remedies: Mapping[Size, Sequence[Remedy]], plan: Plan, m
 
 
 def _remedies_figure(size: Size, remedies: Sequence[Remedy], tested: Sequence[str]) -> Figure:
-    """Draw test loss and accuracy, a column of panels for each remedy, against those of no remedy."""
+    """Draw test loss and accuracy of each remedy, a column of panels, together with those of no remedy."""
     none = remedies[0]
     drawn = [remedy for remedy in remedies if remedy.result is not none.result]
     columns = max(1, len(drawn))

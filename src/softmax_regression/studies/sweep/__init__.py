@@ -1,1 +1,1 @@
-"""Exercise 1, a search for batch size, epochs and learning rate: the study `sweep`."""
+"""The study `sweep`, exercise 1: a search for batch size, number of epochs and learning rate."""

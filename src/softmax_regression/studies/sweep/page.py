@@ -1,4 +1,4 @@
-"""What a sweep found: a page, a CSV with all epochs, and the configurations in TensorBoard's HPARAMS."""
+"""The results of a sweep: a page, a CSV with all epochs, and the configurations in TensorBoard's HPARAMS."""
 
 import itertools
 import json
@@ -33,14 +33,14 @@ COLUMNS = 3  # panels in a row
 
 
 def write(folder: Path, search: Search, test: Mapping[str, Sequence[float]], training: Training, command: str) -> Path:
-    """Write everything about a search that has ended, and return the path of the page.
+    """Write the results of a finished search; return the path of the page.
 
     Args:
         folder: Of the sweep.
-        search: At least one of its configurations came to its end.
-        test: Metrics of the best configuration on the test set, a value for each seed.
-        training: How it was trained, and on what.
-        command: Repeats the search.
+        search: It has at least one result.
+        test: Metric -> the test scores of the best configuration, one for each seed.
+        training: Trains the models of the search.
+        command: The command that repeats the search.
     """
     plan = search.plan
     results = search.results()
@@ -49,7 +49,7 @@ def write(folder: Path, search: Search, test: Mapping[str, Sequence[float]], tra
         table.extend(rows(plan.seeds, result))
     write_csv(folder / "trials.csv", table)
     _write_hparams(folder / "tensorboard", results)
-    usual = {**parameters_of(SoftmaxRegression), **BOOK}  # of which a space may leave out any part
+    usual = {**parameters_of(SoftmaxRegression), **BOOK}  # a configuration is the book's if it has no other values
     book = {}
     for rank, result in enumerate(results, 1):
         if rank > 1 and result.params.items() <= usual.items():
@@ -80,7 +80,7 @@ def write(folder: Path, search: Search, test: Mapping[str, Sequence[float]], tra
 
 
 def _figures(plan: Plan, results: Sequence[Result], book: Sequence[Result]) -> dict[str, Figure]:
-    """Draw the best configuration, and the book's, by epoch, and all of them by hyperparameter."""
+    """Draw the curves of the best and the book's configurations, and the scores of all by hyperparameter."""
     labelled = {f"best: {results[0]}": results[0].curves()}
     for result in book:
         labelled[f"book: {result}"] = result.curves()
@@ -88,7 +88,7 @@ def _figures(plan: Plan, results: Sequence[Result], book: Sequence[Result]) -> d
     counts = {}
     for name in plan.space:
         counts[name] = len({result.params[name] for result in results})
-    varied = sorted(counts, key=lambda name: -counts[name])  # those with most values first
+    varied = sorted(counts, key=lambda name: -counts[name])  # the hyperparameter with most values first
     while varied and counts[varied[-1]] == 1:
         varied.pop()
     if varied:
@@ -97,7 +97,7 @@ def _figures(plan: Plan, results: Sequence[Result], book: Sequence[Result]) -> d
 
 
 def rows(seeds: Sequence[int], result: Result, every: int = 1) -> Iterator[dict[str, object]]:
-    """Yield the rows of a CSV: one for each seed and each scored epoch; every `every`th epoch was scored."""
+    """Yield the rows of a CSV, one for each seed and each scoring; models were scored after every `every` epochs."""
     for i, seed in enumerate(seeds):
         of_seed = {name: values[i].tolist() for name, values in result.history.items()}
         for number, values in enumerate(zip(*of_seed.values(), strict=True), 1):
@@ -106,7 +106,7 @@ def rows(seeds: Sequence[int], result: Result, every: int = 1) -> Iterator[dict[
 
 
 def _scores_by_hyperparameter(names: Sequence[str], results: Sequence[Result], plan: Plan) -> Figure:
-    """Draw the score against each hyperparameter; of a grid in a line for each value of another one."""
+    """Draw the score against each hyperparameter; for a grid, with a line for each value of another one."""
     rows = math.ceil(len(names) / COLUMNS)
     figure = Figure(figsize=(9, 4.2 * rows), layout="constrained")
     first = None
@@ -126,7 +126,7 @@ def _scores_by_hyperparameter(names: Sequence[str], results: Sequence[Result], p
 
 
 def _draw_scores(axes: Axes, name: str, colour: str, results: Sequence[Result], plan: Plan) -> None:
-    """Draw mean and range over the seeds; of a grid, for each value of `name` and `colour` the best result."""
+    """Draw mean and range over the seeds; for a grid, the best result for each value of `name` and `colour`."""
     lines: dict[Value, dict[object, Result]] = {}
     for number, result in enumerate(results):
         place: object = number
@@ -146,13 +146,13 @@ def _draw_scores(axes: Axes, name: str, colour: str, results: Sequence[Result], 
 
 
 def error_bars(axes: Axes, x: Any, values: Tensor, **style: Any) -> None:
-    """Draw the mean over the seeds of values (n, seeds), in bars to the lowest and the highest."""
+    """Draw the mean over the seeds of values (n, seeds), with bars from the lowest to the highest value."""
     mean = values.mean(1)
     axes.errorbar(x, mean, (mean - values.amin(1), values.amax(1) - mean), **style)
 
 
 def _set_ticks(axes: Axes, values: Sequence[Any], is_grid: bool) -> None:
-    """Let the axis of a hyperparameter be logarithmic where its values span more than a factor of ten."""
+    """Make the axis of a hyperparameter logarithmic if its values span more than a factor of ten."""
     if not all(isinstance(value, int | float) for value in values):
         return
     if 0 < 10 * values[0] < values[-1]:
@@ -163,7 +163,7 @@ def _set_ticks(axes: Axes, values: Sequence[Any], is_grid: bool) -> None:
 
 
 def _fit_command(plan: Plan, best: Result, training: Training) -> str:
-    """Return the command that trains the best configuration alone, with the first seed."""
+    """Return the `fit` command that trains the best configuration with the first seed."""
     options: dict[str, object] = {"seed_everything": plan.seeds[0]}
     if plan.model is not SoftmaxRegression:
         options["model"] = class_path_of(plan.model)
@@ -183,7 +183,7 @@ def _fit_command(plan: Plan, best: Result, training: Training) -> str:
 
 
 def _write_hparams(folder: Path, results: Sequence[Result]) -> None:
-    """List every configuration in TensorBoard's HPARAMS, with its last metrics, the means over the seeds."""
+    """Write every configuration to TensorBoard's HPARAMS, with its last metrics as means over the seeds."""
     shutil.rmtree(folder, ignore_errors=True)
     for number, result in enumerate(results, 1):
         last = {name: result.interval(name).mean for name in result.history}

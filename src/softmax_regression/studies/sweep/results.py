@@ -1,4 +1,4 @@
-"""What came of the configurations of a search, the best one first."""
+"""The results of the configurations of a search, sorted by their score."""
 
 import json
 import math
@@ -16,34 +16,34 @@ from softmax_regression.studies.sweep.space import Params, Plan, describe
 
 
 class Result(NamedTuple):
-    """What came of a configuration: metric -> (s, t) float64, of s seeds and t scorings."""
+    """The scores of a configuration."""
 
     params: Params
-    history: dict[str, Tensor]
+    history: dict[str, Tensor]  # metric -> (s, t) float64, for s seeds and t times of scoring
 
     def __str__(self) -> str:
         return describe(self.params)
 
     def curves(self, every: int = 1) -> Curves:
-        """Return each metric by epoch, if every `every`th epoch was scored."""
+        """Return each metric by epoch, if it was scored after every `every` epochs."""
         found = {}
         for name, values in self.history.items():
             found[name] = every * torch.arange(1, values.shape[1] + 1), values
         return found
 
     def last(self, metric: str) -> Tensor:
-        """Return a metric at the end, (s,)."""
+        """Return the last value of a metric for each seed, (s,)."""
         return self.history[metric][:, -1]
 
     def interval(self, metric: str) -> Interval:
-        """Return the mean of a metric at the end, with its interval."""
+        """Return the mean of the last values of a metric, with its interval."""
         return Interval.of(self.last(metric))
 
 
 def ranked(runs: Iterable[Mapping[str, Any]], seeds: Sequence[int], plan: Plan) -> list[Result]:
-    """Return the configurations that were trained with all seeds and did not diverge, the best one first.
+    """Return the results of the configurations that were trained with all seeds and did not diverge, the best first.
 
-    `runs` are `params`, `seed` and `scores` of each model that was trained.
+    A run is a dictionary with the `params`, `seed` and `scores` of a trained model.
     """
     found: dict[str, dict[int, Scores]] = {}
     for run in runs:
@@ -62,7 +62,7 @@ def ranked(runs: Iterable[Mapping[str, Any]], seeds: Sequence[int], plan: Plan) 
 
 
 def failures(trials: Sequence[FrozenTrial], plan: Plan) -> list[tuple[str, str]]:
-    """Return what came to nothing, and why."""
+    """Return the configurations that failed or diverged, and the reasons."""
     failed = []
     for trial in trials:
         if "error" in trial.user_attrs:

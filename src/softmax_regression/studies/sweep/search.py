@@ -1,8 +1,8 @@
-"""A search, kept as a study of Optuna: it goes on after it was killed, on one machine or several.
+"""A search as a study of Optuna: it can be resumed after it was killed, and run on one machine or several.
 
 A trial of a grid trains, with one seed, all models that can share its minibatches (see `stacked`); a trial of
-another sampler trains one model with every seed. The value of a trial is its best model's. What each model
-scored is in the trial's attribute `models`.
+another sampler trains one model with every seed. The value of a trial is that of its best model. The trial's attribute
+`models` has the scores of all its models.
 """
 
 import copy
@@ -34,20 +34,20 @@ from softmax_regression.runs.processes import choose_threads, cores
 from softmax_regression.studies.learning import Scores, Watcher
 from softmax_regression.studies.sweep.results import Result, failures, ranked
 from softmax_regression.studies.sweep.space import Params, Plan
-from softmax_regression.studies.sweep.storage import loss_is_a_storage_error, one_machine, open_storage
+from softmax_regression.studies.sweep.storage import lost_database_is_a_storage_error, one_machine, open_storage
 from softmax_regression.studies.sweep.training import longest
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-Train = Callable[[Sequence[Params], int, Watcher], list[Scores]]  # configurations and seed -> scores of each
+Train = Callable[[Sequence[Params], int, Watcher], list[Scores]]  # (configurations, seed, watch) -> scores of each
 
 
 class Search:
-    """The study of a plan, in a database in a folder that is locked for this process, or in one that machines share.
+    """The Optuna study of a plan, in a database in the folder, or in a database that several machines share.
 
     Args:
         plan: What to search.
-        folder: Of the study, which has its name.
-        train: Trains configurations together with a seed.
+        folder: Of the study; its name is the name of the study.
+        train: A function that trains configurations together, with one seed.
         storage: URL of a database that several machines share.
 
     Raises:
@@ -73,9 +73,9 @@ class Search:
             raise InputError(f"{folder}: has a sweep with another plan; choose another --name, or delete it")
         self.study.set_user_attr("plan", plan.to_json())
         if self.study.get_trials(deepcopy=False):
-            self.study.sampler.reseed_rng()  # or it would propose what it has proposed before
+            self.study.sampler.reseed_rng()  # otherwise it would propose the same configurations again
         self.stop = threading.Event()
-        self.best = ""  # what was best when it was last said
+        self.best = ""  # the text about the best trial that was printed last
 
     def close(self) -> None:
         """Close the connections to the database, so that its file can be removed."""
@@ -83,7 +83,7 @@ class Search:
 
     @property
     def finished(self) -> list[FrozenTrial]:
-        """The finished trials that count: of a grid the first of each point, otherwise the first `plan.size`."""
+        """The finished trials that count: for a grid the first of each point, otherwise the first `plan.size`."""
         trials = self.study.get_trials(deepcopy=False, states=FINISHED)
         trials.sort(key=attrgetter("datetime_complete", "number"))
         if not self.plan.is_grid:
@@ -94,17 +94,17 @@ class Search:
         return list(first.values())
 
     def run(self, workers: int = 1) -> None:
-        """Run the trials that are left, so many of them at a time.
+        """Run the unfinished trials, `workers` of them at a time.
 
         Raises:
-            Interrupted: A signal came; the same command goes on.
-            StorageError: The database was lost.
+            Interrupted: A signal was received; the same command resumes the search.
+            StorageError: The connection to the database was lost.
         """
         if self.plan.is_stackable:
-            torch.set_num_threads(1)  # for each worker; with another number sums are rounded in another order
+            torch.set_num_threads(1)  # for each worker; another number would change the rounding of sums
         else:
             choose_threads(None, processes=1)  # as `fit` does
-        background = ThreadPoolExecutor(1)  # so that a signal finds this thread waiting
+        background = ThreadPoolExecutor(1)  # so that a signal interrupts this thread, which only waits
         columns = TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), TimeElapsedColumn()
         bar = Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty())
         bar.add_task("trials", total=self.plan.size)
@@ -112,10 +112,10 @@ class Search:
         if not self.plan.is_grid:  # GridSampler itself ends a study
             callbacks.append(MaxTrialsCallback(self.plan.size, FINISHED))
         options: dict[str, Any] = {"n_jobs": workers, "catch": (Exception,), "callbacks": callbacks}
-        with bar, loss_is_a_storage_error():
+        with bar, lost_database_is_a_storage_error():
             try:
                 while len(self.finished) < self.plan.size:
-                    left = None if self.is_shared else self.plan.size - len(self.finished)  # no more on one machine
+                    left = None if self.is_shared else self.plan.size - len(self.finished)  # others may finish some
                     background.submit(self.study.optimize, self._objective, left, **options).result()
             except Interrupted as error:
                 raise Interrupted(error.exit_code - 128, "the same command goes on where it was") from error
@@ -124,7 +124,7 @@ class Search:
                 background.shutdown()
 
     def _objective(self, trial: Trial) -> float:
-        """Train the models of a trial and keep their scores; return the score of the best."""
+        """Train the models of a trial and store their scores; return the score of the best one."""
         trial.set_user_attr("machine", socket.gethostname())
         try:
             runs = self._train(trial, self.plan.suggest(trial))
@@ -133,7 +133,7 @@ class Search:
                 raise DivergedError(f"{self.plan.monitor}={runs[0]['scores'][self.plan.monitor][-1]}; lower lr")
         except optuna.TrialPruned:
             raise
-        except Exception as error:  # in the user's model; the other trials may still work
+        except Exception as error:  # of the user's model; other trials may still work
             trial.set_user_attr("error", format_error(error))
             raise
         trial.set_user_attr("models", runs)
@@ -141,7 +141,7 @@ class Search:
         return results[0].interval(self.plan.monitor).mean
 
     def _train(self, trial: Trial, params: Params) -> list[dict[str, Any]]:
-        """Train what belongs to a trial; return `params`, `seed` and `scores` of each model."""
+        """Train the models of a trial; return `params`, `seed` and `scores` of each."""
         seeds = list(self.plan.seeds)
         if self.plan.is_grid:
             seeds = [cast(int, params.pop("seed"))]
@@ -156,14 +156,14 @@ class Search:
         return runs
 
     def _prune_like_first_seed(self, params: Params, seed: int) -> None:
-        """Prune a point of the grid that was pruned with the first seed."""
+        """Prune a configuration of the grid that was pruned with the first seed."""
         first = {**params, "seed": self.plan.seeds[0]}
         for other in self.study.get_trials(deepcopy=False, states=(TrialState.PRUNED,)):
             if other.params == first and seed != first["seed"]:
                 raise optuna.TrialPruned
 
     def results(self) -> list[Result]:
-        """Return what came of each configuration that was trained with every seed, the best one first.
+        """Return the results of the configurations that were trained with every seed, the best one first.
 
         Raises:
             DivergedError: All of them diverged.
@@ -182,8 +182,8 @@ class Search:
         return results
 
     def test(self, test: Callable[[Params, int], dict[str, float]]) -> dict[str, list[float]]:
-        """Test the best configuration once and for all; return each metric's value for each seed."""
-        with loss_is_a_storage_error(), one_machine(self.storage.engine, self.study.study_name):
+        """Test the best configuration, once in the whole search; return each metric's value for each seed."""
+        with lost_database_is_a_storage_error(), one_machine(self.storage.engine, self.study.study_name):
             if "test" not in self.study.user_attrs:
                 scores: dict[str, list[float]] = {}
                 for seed in self.plan.seeds:
@@ -195,12 +195,12 @@ class Search:
 
 
 def _watcher(search: Search, trial: Trial, epochs: int, is_first_seed: bool) -> Watcher:
-    """Return what ends a training if the search is stopped, or with the first seed if the pruner says so."""
+    """Return a function that ends a training if the search is stopped or, with the first seed, if it is pruned."""
     plan = search.plan
 
     def watch(epoch: int, scores: Mapping[str, Tensor]) -> None:
         if search.stop.is_set():
-            raise SystemExit  # the trial stays unfinished and is run again later
+            raise SystemExit  # unlike an error, this leaves the trial unfinished, and it is run again later
         if plan.pruner is None or not is_first_seed or epoch >= epochs or plan.monitor not in scores:
             return
         finite = [value for value in scores[plan.monitor].tolist() if math.isfinite(value)]
@@ -213,7 +213,7 @@ def _watcher(search: Search, trial: Trial, epochs: int, is_first_seed: bool) -> 
 
 
 def _show_progress(search: Search, bar: Progress, study: optuna.Study, trial: FrozenTrial) -> None:
-    """Say after a trial how far the search is and what is best so far; on a terminal only if that is new."""
+    """After a trial, print the progress and the best trial so far; on a terminal only if another one is best."""
     done = len(search.finished)
     bar.update(bar.task_ids[0], completed=done)
     best = ""
@@ -227,10 +227,10 @@ def _show_progress(search: Search, bar: Progress, study: optuna.Study, trial: Fr
 
 
 def check_sampler(plan: Plan) -> None:
-    """Refuse, before anything is trained, a sampler that cannot choose from a space, or lacks a package.
+    """Try a sampler on the space before anything is trained; it may not fit the space, or lack a package.
 
     Raises:
-        InputError: It fails in one of twelve trials; after ten of them samplers begin to learn.
+        InputError: It fails in one of twelve trials; many samplers choose at random in the first ten.
     """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)
 
@@ -240,14 +240,14 @@ def check_sampler(plan: Plan) -> None:
 
     try:
         optuna.create_study(sampler=copy.deepcopy(plan.sampler)).optimize(objective, n_trials=12)
-    except Exception as error:  # of anybody's sampler
+    except Exception as error:  # the sampler may be any class of Optuna's
         raise InputError(f"sampler={type(plan.sampler).__name__}: cannot be used ({reason(error)})") from error
 
 
 def number_of_workers(asked: int | None, is_stackable: bool) -> int:
-    """Return how many trials run at a time: at most one for each core, and one if they cannot be stacked."""
+    """Return the number of trials to run at a time: at most one for each core; one if models are trained alone."""
     if asked is not None and asked < 1:
         raise InputError(f"workers={asked}: must be at least 1; leave it out for one a core")
-    if not is_stackable:  # Lightning's Trainer and torch's global generator are one for all threads
+    if not is_stackable:  # threads would share torch's global generator
         return 1
     return min(asked or cores(), cores())

@@ -1,4 +1,4 @@
-"""What a sweep searches: values or ranges of hyperparameters, and which configurations can be trained together."""
+"""The plan of a sweep: values or ranges of hyperparameters, and which configurations are trained together."""
 
 import itertools
 import json
@@ -24,21 +24,21 @@ from softmax_regression.studies.stacked import METRICS
 Value = bool | int | float | str | None
 Params = dict[str, Value]
 
-BOOK: Params = {"lr": 0.1, "batch_size": 256, "epochs": 10}  # its recipe; a space may leave out any of them
-COUNTS = ("batch_size", "epochs", "train_size")  # these are whole numbers, and no parameters of the model
-STACKED = ("lr", "weight_decay", "momentum", "init_std")  # in which the models of one stack may differ
+BOOK: Params = {"lr": 0.1, "batch_size": 256, "epochs": 10}  # the book's values
+COUNTS = ("batch_size", "epochs", "train_size")  # whole numbers, which are not parameters of the model
+STACKED = ("lr", "weight_decay", "momentum", "init_std")  # hyperparameters in which the models of a stack may differ
 
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, integers if both are; with `log`, uniform in their logarithm."""
+    """A range of numbers, integers if both ends are integers; with `log`, the logarithm is uniformly distributed."""
 
     low: int | float
     high: int | float
     log: bool = False
 
     def suggest(self, trial: Trial, name: str) -> int | float:
-        """Let Optuna choose a number."""
+        """Return a number that Optuna chooses."""
         if isinstance(self.low, int) and isinstance(self.high, int):
             return trial.suggest_int(name, self.low, self.high, log=self.log)
         return trial.suggest_float(name, self.low, self.high, log=self.log)
@@ -48,7 +48,7 @@ Choices = Sequence[Value] | Range
 
 
 def values_of(choices: Choices) -> list[Value]:
-    """Return the different values of a list, or the ends of a range."""
+    """Return the values of a list without repetitions, or the two ends of a range."""
     if isinstance(choices, Range):
         return [choices.low, choices.high]
     return list(dict.fromkeys(choices))
@@ -56,22 +56,22 @@ def values_of(choices: Choices) -> list[Value]:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is searched; a sweep that goes on must have the plan that it began with.
+    """What to search; a sweep that is resumed must have the same plan.
 
     Raises:
-        InputError: It cannot be searched; of values, whatever the model refuses.
+        InputError: It cannot be searched, or the model refuses a value.
     """
 
-    space: Mapping[str, Choices]  # by the names of hyperparameters
+    space: Mapping[str, Choices]  # hyperparameter -> values or range
     seeds: Sequence[int]  # each configuration is trained with each of them
     identity: str = ""  # of the training data
-    sampler: BaseSampler | None = None  # Optuna's; None for the grid of all combinations
-    pruner: BasePruner | None = None  # Optuna's; None to finish every trial
-    trials: int = 100  # unless all combinations are tried
+    sampler: BaseSampler | None = None  # None for the grid of all combinations
+    pruner: BasePruner | None = None  # None to finish every trial
+    trials: int = 100  # number of trials of a sampler
     model: type[LightningModule] = SoftmaxRegression
     data: type[LightningDataModule] = FashionMNISTDataModule
-    monitor: str = "val/loss"  # the metric to search by; that of the last epoch counts
-    mode: Literal["min", "max"] = "min"  # whether less or more of it is better
+    monitor: str = "val/loss"  # the metric to search by, after the last epoch
+    mode: Literal["min", "max"] = "min"  # `min` if less of it is better
 
     def __post_init__(self) -> None:
         if not self.space or not self.seeds or self.trials < 1:
@@ -82,7 +82,7 @@ class Plan:
         for name, choices in self.space.items():
             try:
                 self._check(name, choices)
-            except Exception as error:  # of jsonargparse, or of the user's model
+            except Exception as error:  # jsonargparse and the user's model raise errors of many types
                 raise InputError(f"space.{name}: {reason(error)}") from error
         if self.is_stackable and self.monitor not in METRICS[:4]:
             raise InputError(f"monitor={self.monitor}: expected one of {', '.join(METRICS[:4])}")
@@ -94,7 +94,7 @@ class Plan:
         if isinstance(choices, Range):
             if self.is_grid:
                 raise ValueError("a range has no grid; give a list, or sampler random or tpe")
-            FloatDistribution(choices.low, choices.high, log=choices.log)  # Optuna's ValueError, if it has no number
+            FloatDistribution(choices.low, choices.high, log=choices.log)  # raises a ValueError for an empty range
         if not values_of(choices):
             raise ValueError("has no values; give at least one")
         for value in values_of(choices):
@@ -115,7 +115,7 @@ class Plan:
 
     @property
     def is_stackable(self) -> bool:
-        """Whether all models can be trained in a `Stack`, on minibatches that are those of the data module."""
+        """Whether all models can be trained in a `Stack`, on the minibatches of the data module."""
         if self.model is not SoftmaxRegression or not issubclass(self.data, FashionMNISTDataModule):
             return False
         if self.data.train_dataloader is not FashionMNISTDataModule.train_dataloader:
@@ -126,17 +126,17 @@ class Plan:
 
     @property
     def stacked(self) -> list[str]:
-        """The hyperparameters whose values are trained together, in one trial of a grid."""
+        """The hyperparameters of which a trial of a grid trains all values together."""
         if not self.is_grid or not self.is_stackable:
             return []
         names = list(STACKED)
-        if "schedule" not in self.space:  # with a constant learning rate a short run is the beginning of a long one
+        if "schedule" not in self.space:  # with a constant learning rate, a long run contains the shorter ones
             names.append("epochs")
         return [name for name in self.space if name in names]
 
     @property
     def grid(self) -> dict[str, list[Value]]:
-        """What the trials of a grid differ in: what is not stacked, and the seed."""
+        """The values by which the trials of a grid differ: hyperparameters that are not stacked, and the seed."""
         stacked = self.stacked
         apart = {name: values_of(choices) for name, choices in self.space.items() if name not in stacked}
         return {**apart, "seed": list(self.seeds)}
@@ -150,13 +150,13 @@ class Plan:
 
     @property
     def configurations(self) -> int:
-        """Number of different models, each of which is trained with every seed."""
+        """Number of different configurations, each of which is trained with every seed."""
         if not self.is_grid:
             return self.trials
         return self.size // len(self.seeds) * len(self.together({}))
 
     def suggest(self, trial: Trial) -> Params:
-        """Let Optuna's sampler choose what a trial is of."""
+        """Return the hyperparameters that Optuna's sampler chooses for a trial; for a grid also the seed."""
         space: Mapping[str, Choices] = self.space
         if self.is_grid:
             space = self.grid
@@ -169,7 +169,7 @@ class Plan:
         return params
 
     def together(self, params: Params) -> list[Params]:
-        """Return the configurations that a trial trains together: every value of what is stacked."""
+        """Return the configurations that a trial trains together: all values of the stacked hyperparameters."""
         stacked = self.stacked
         found = []
         for chosen in itertools.product(*(values_of(self.space[name]) for name in stacked)):
@@ -178,7 +178,7 @@ class Plan:
         return found
 
     def to_json(self) -> str:
-        """Return the plan as JSON, without the number of trials where it is not chosen."""
+        """Return the plan as JSON; for a grid without the number of trials."""
         entries = dict(vars(self))
         if self.is_grid:
             del entries["trials"]
@@ -187,7 +187,7 @@ class Plan:
 
 
 def _plain(value: object) -> object:
-    """Return a range as a dictionary, a class by its name, and another object by that of its class."""
+    """Return a range as a dictionary, a class as its name, and any other object as the name of its class."""
     if isinstance(value, Range):
         return vars(value)
     if isinstance(value, type):
@@ -196,14 +196,14 @@ def _plain(value: object) -> object:
 
 
 def count(params: Params, name: str) -> int:
-    """Return a configuration's batch size or number of epochs, the book's if it is not searched."""
+    """Return an integer of a configuration, such as its batch size; the book's if the configuration has none."""
     value = {**BOOK, **params}[name]
     assert isinstance(value, int)
     return value
 
 
 def describe(params: Mapping[str, Value]) -> str:
-    """Return hyperparameters as people write them: `batch_size=256, lr=0.1`."""
+    """Return hyperparameters as text, such as `batch_size=256, lr=0.1`."""
     words = []
     for name, value in params.items():
         if isinstance(value, float):
@@ -214,7 +214,7 @@ def describe(params: Mapping[str, Value]) -> str:
 
 
 def sorted_values(values: Iterable[Value]) -> list[Value]:
-    """Return the different values in their order: numbers by size, then anything else by name."""
+    """Return the values without repetitions, sorted: numbers by size, then all others by their text."""
     different = set(values)
     numbers = {value for value in different if isinstance(value, int | float)}
     return [*sorted(numbers), *sorted(different - numbers, key=str)]

@@ -1,4 +1,4 @@
-"""The database of a study: a file in the folder of the sweep, or a server that several machines share."""
+"""The database of a study: a file in the folder of the sweep, or on a server that several machines share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from softmax_regression.errors import InputError, StorageError, format_error
 
 
 def open_storage(url: str | None, folder: Path) -> RDBStorage:
-    """Open the database that machines share, or without a URL a file in the folder.
+    """Open the database of a URL or, without one, a file in the folder.
 
     Raises:
         InputError: It cannot be opened; the message shows no password.
@@ -22,7 +22,7 @@ def open_storage(url: str | None, folder: Path) -> RDBStorage:
         return RDBStorage(f"sqlite:///{folder.resolve() / 'trials.db'}")
     parsed = _parse(url)
     try:
-        # Machines that start at once would all make the tables.
+        # Machines that start at the same time would all make the tables.
         with one_machine(create_engine(parsed, poolclass=NullPool), "tables"):
             return RDBStorage(parsed.render_as_string(hide_password=False), {"pool_pre_ping": True})
     except (ImportError, ArgumentError) as error:
@@ -34,7 +34,7 @@ def open_storage(url: str | None, folder: Path) -> RDBStorage:
 
 @contextmanager
 def one_machine(engine: Engine, name: str) -> Iterator[None]:
-    """Let the machines that share a PostgreSQL database into a block one by one; the server ends a lost one's turn."""
+    """Run a block on one machine at a time of those that share a PostgreSQL database; a lost connection ends it."""
     with engine.connect() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
@@ -42,8 +42,8 @@ def one_machine(engine: Engine, name: str) -> Iterator[None]:
 
 
 @contextmanager
-def loss_is_a_storage_error() -> Iterator[None]:
-    """Turn what Optuna and SQLAlchemy raise when a database does not answer any more into one line."""
+def lost_database_is_a_storage_error() -> Iterator[None]:
+    """Raise a StorageError when a database does not answer any more."""
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
@@ -56,10 +56,10 @@ def without_password(url: str) -> str:
 
 
 def _parse(url: str) -> URL:
-    """Return a database's URL; psycopg talks to PostgreSQL unless it says something else."""
+    """Return the URL of a database; for PostgreSQL, the driver is psycopg unless the URL has another one."""
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # it may hold a password, so that neither is shown
+    except (ArgumentError, ValueError):  # URL and error may contain a password, and are not shown
         raise InputError("storage: not a URL such as postgresql://user@host/database") from None
     if parsed.drivername == "postgresql":
         return parsed.set(drivername="postgresql+psycopg")

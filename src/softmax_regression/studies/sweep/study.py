@@ -27,7 +27,7 @@ from softmax_regression.studies.sweep.storage import without_password
 from softmax_regression.studies.sweep.training import LightningTraining, StackTraining, Training
 
 QUICK_SIZES = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
-QUICK_LIMITS = {"limit_train_batches": 10, "limit_val_batches": 10, "limit_test_batches": 10}  # for data of others
+QUICK_LIMITS = {"limit_train_batches": 10, "limit_val_batches": 10, "limit_test_batches": 10}  # for other data modules
 
 
 def run(
@@ -48,30 +48,30 @@ def run(
     pruner: BasePruner | None = None,
     quick: bool = False,
 ) -> Path:
-    """Search, or go on with a search that was interrupted; then test the winner and return its page.
+    """Search, then test the best configuration; return the page. An interrupted search is resumed.
 
     Args:
         space: What to try: `epochs`, and parameters of the model and the data. In YAML `lr: [0.1, 0.3]` for values,
-            `lr: {low: 0.001, high: 1.0, log: true}` for a range, which a grid does not take. As flags
+            `lr: {low: 0.001, high: 1.0, log: true}` for a range, which a grid cannot have. As flags
             `--space '{"lr": [0.1, 0.3], "epochs": [10]}'`, or `--space.lr '[0.1, 0.3]'` to change one of them.
         sampler: `grid` for all combinations, `random`, `tpe`, or a class of Optuna's: `TPESampler --sampler.seed 5`.
         trials: Number of trials, if the sampler is not `grid`.
         seeds: Each configuration is trained with all of them.
-        name: Everything is kept in studies/sweep/NAME.
-        workers: Trials trained at the same time, at most one a core; None for one a core.
+        name: The folder is studies/sweep/NAME.
+        workers: Number of trials trained at the same time, at most one for each core; None for one for each core.
         storage: URL of a PostgreSQL database that several machines share; its password may be in PGPASSWORD.
-        model: Class of what is trained; what cannot be stacked is trained alone, as `fit` does it.
+        model: Class of the model; models that cannot be stacked are trained one at a time, as `fit` does.
         data: Class of the data module.
-        monitor: What to search by: a metric that the model logs, after the last epoch.
+        monitor: The metric to search by, which the model logs, after the last epoch.
         mode: `min` if less of it is better, `max` if more is.
         source: `files`, or `synthetic` for generated images.
-        dirs: Folders to look for the files in.
+        dirs: Folders to search for the files.
         prune: End trials early whose first seed is worse than the median of the finished trials at that epoch.
-        pruner: A class of Optuna's that decides otherwise which trials end early.
+        pruner: A class of Optuna's that decides which trials end early.
         quick: The first and the middle of the values, two epochs, two seeds and few images, to see that it works.
 
     Raises:
-        InputError: The space cannot be searched, the folder has or does another sweep, or every trial failed.
+        InputError: The space cannot be searched, the folder has another sweep, or every trial failed.
     """
     if quick:
         space = _quick_space(space)
@@ -87,7 +87,7 @@ def run(
 def _search(
     plan: Plan, name: str | None, options: dict[str, Any], quick: bool, workers: int | None, storage: str | None
 ) -> Path:
-    """Search by a plan, test the winner and return the page; `options` are those of the data module."""
+    """Run the search of a plan, test the best configuration and return the page; `options` are for the data module."""
     workers = number_of_workers(workers, plan.is_stackable)
     if plan.sampler:
         check_sampler(plan)
@@ -127,7 +127,7 @@ def _sampler(sampler: BaseSampler | str) -> BaseSampler | None:
 
 
 def _options(data: type[LightningDataModule], source: str, dirs: Sequence[str] | None, quick: bool) -> dict[str, Any]:
-    """Return what the data module is made with, beside what is searched."""
+    """Return the parameters of the data module that are not searched."""
     options: dict[str, Any] = {}
     if source != "files":
         options["source"] = source
@@ -142,7 +142,7 @@ def _options(data: type[LightningDataModule], source: str, dirs: Sequence[str] |
 
 
 def _training(plan: Plan, options: dict[str, Any], quick: bool) -> Training:
-    """Load the data, and choose how to train on them."""
+    """Load the data, and return the object that trains on them."""
     if not issubclass(plan.data, FashionMNISTDataModule):
         training = LightningTraining(plan, options)
         if quick:
@@ -158,8 +158,8 @@ def _training(plan: Plan, options: dict[str, Any], quick: bool) -> Training:
 
 
 def _command(storage: str | None) -> str:
-    """Return the command that was typed, without the password of a database."""
+    """Return the command that was typed, without a password."""
     command = str(environment()["command"])
-    if storage:  # a quotation mark stands there as a shell takes it
+    if storage:  # the command has quotation marks in the form of a shell
         command = command.replace(storage.replace("'", "'\"'\"'"), without_password(storage))
     return command

@@ -1,4 +1,4 @@
-"""How the configurations of a sweep are trained and tested: in a stack, or alone by Lightning."""
+"""Train and test the configurations of a sweep: in a stack, or one at a time by Lightning."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,13 +22,13 @@ def longest(configurations: Sequence[Params]) -> int:
 
 
 def hyperparameters(params: Params) -> Params:
-    """Return those of a configuration that the model takes."""
+    """Return the hyperparameters of a configuration that are parameters of the model."""
     return {name: value for name, value in params.items() if name not in COUNTS}
 
 
 @dataclass(frozen=True)
 class StackTraining:
-    """Trains softmax regressions together on the images that `fit` trains on."""
+    """Train softmax regressions together, on the training images of `fit`."""
 
     plan: Plan
     options: Mapping[str, Any]  # parameters of the data module that are not searched
@@ -64,24 +64,24 @@ class StackTraining:
 
 @dataclass(frozen=True)
 class LightningTraining:
-    """Trains any LightningModule on any LightningDataModule, as `fit` does."""
+    """Train any LightningModule on any LightningDataModule, as `fit` does."""
 
     plan: Plan
     options: Mapping[str, Any]  # parameters of the data module that are not searched
-    images: FashionMNISTDataModule | None = None  # such a data module, if it is one of ours
+    images: FashionMNISTDataModule | None = None  # the data module, if it is one of this project
     limits: Mapping[str, Any] = field(default_factory=dict)  # options of the Trainer, such as `limit_train_batches`
 
     def _make(self, params: Params, seed: int) -> tuple[LightningModule, LightningDataModule]:
-        """Make both as `fit --seed_everything SEED` does; call it where the generators are isolated."""
+        """Make model and data as `fit --seed_everything SEED` does; the caller isolates the generators."""
         module = alone.make_model(self.plan.model, params, seed)
         return module, alone.make(self.plan.data, {**self.options, **params})
 
     def check_monitor(self) -> None:
-        """Refuse, before anything is trained, a monitor that the model does not log."""
+        """Check, before anything is trained, that the model logs the monitor."""
         alone.check_monitor(self.plan.monitor, lambda: self._make(self.plan.first, 0))
 
     def train(self, configurations: Sequence[Params], seed: int, watch: Watcher | None = None) -> list[Scores]:
-        """Return what each configuration logged, after every epoch."""
+        """Return the metrics that each configuration logged, after every epoch."""
         scores = []
         for params in configurations:
             with isolate_rng():
@@ -90,7 +90,7 @@ class LightningTraining:
         return scores
 
     def test(self, params: Params, seed: int) -> dict[str, float]:
-        """Train a configuration again and test it once; return what it logs, nothing if it has no test."""
+        """Train a configuration again and test it; return the metrics, empty if model or data have no test."""
         with isolate_rng():
             module, data = self._make(params, seed)
             trainer, _ = alone.train(module, data, count(params, "epochs"), **self.limits)
