@@ -1,4 +1,4 @@
-"""What every image classifier shares: the four steps, and exact scores over an epoch.
+"""The base class of image classifiers: the four steps, and exact scores over an epoch.
 
 Source: "The Base Classification Model", Dive into Deep Learning, section 4.3 of the newer edition.
 """
@@ -20,8 +20,8 @@ from softmax_regression.metrics import EpochScores, learning_rate
 
 STAGES = ("train", "val", "test")
 Batch = tuple[Tensor, Tensor]  # images (n, ...), classes (n,)
-# From 2**24 on neighbours in float32 lie two nats apart, so that a mean cross-entropy says nothing any more. Far
-# beyond, for the loss of a subclass may be a sum, such as that of squares over the pixels of a minibatch.
+# Above 2**24, neighbouring float32 numbers differ by two nats, so that a mean cross-entropy has no meaning. The limit
+# is much higher, as the loss of a subclass may be a sum, for example of squares over the pixels of a minibatch.
 MAX_LOSS = 1e12
 
 
@@ -29,8 +29,8 @@ class Classifier(LightningModule):
     """A LightningModule whose `forward` returns logits (n, num_classes); a subclass adds net and optimizer.
 
     It logs `train/loss`, `train/acc`, `val/...` and `test/...`, means over the images of an epoch, by `self.log`.
-    Several validation or test loaders are scored one by one: those of a dictionary under their names, as
-    `hard/loss`, those of a list as Lightning names them, `val/loss/dataloader_idx_1`.
+    Each of several validation or test loaders has its own metrics: `hard/loss` for the loader `hard` of a dictionary,
+    `val/loss/dataloader_idx_1` for a loader of a list.
 
     Args:
         num_classes: Number of classes.
@@ -40,10 +40,10 @@ class Classifier(LightningModule):
         super().__init__()
         self.num_classes = num_classes
         self.train_scores = EpochScores(self.metrics())
-        self.loader_scores = nn.ModuleList()  # of each validation or test loader
+        self.loader_scores = nn.ModuleList()  # one for each validation or test loader
 
     def metrics(self) -> dict[str, Metric]:
-        """Return the metrics of logits (n, k) and classes (n,) beside the loss; a subclass may add some."""
+        """Return the metrics besides the loss, which take logits (n, k) and classes (n,); a subclass may add some."""
         return {"acc": MulticlassAccuracy(self.num_classes, average="micro", validate_args=False)}
 
     def loss(self, logits: Tensor, y: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ class Classifier(LightningModule):
         return F.cross_entropy(logits, y)
 
     def setup(self, stage: str) -> None:
-        """Begin anew, also if the module was trained before.
+        """Reset the scores, as the module may have been trained before.
 
         Raises:
             InputError: A metric is not one number.
@@ -84,14 +84,14 @@ class Classifier(LightningModule):
         return {"class": predicted, "probability": probability, "probabilities": probabilities}
 
     def _score_loader(self, batch: Batch, stage: str, loaders: Any, index: int) -> dict[str, Tensor]:
-        """Score a minibatch of one of the loaders: under its name, if it has one, instead of that of the stage."""
+        """Score a minibatch of one of the loaders; its metrics have the name of the loader or of the stage."""
         while len(self.loader_scores) <= index:
             self.loader_scores.append(EpochScores(self.metrics()).to(self.device))
         scores = cast(EpochScores, self.loader_scores[index])
         if not isinstance(loaders, Mapping):
             return self._score(batch, scores, stage)
         name = list(loaders)[index]
-        if name == "train":  # which is the name of what training itself scores
+        if name == "train":  # the metrics of the training have this name
             name = f"{stage}_train"
         return self._score(batch, scores, name, add_dataloader_idx=False)
 
@@ -111,14 +111,14 @@ class Classifier(LightningModule):
         return {"loss": loss, "logits": logits, "labels": y}
 
     def _log(self, scores: EpochScores, stage: str, **options: Any) -> None:
-        """Give Lightning the metrics of an epoch, of which it takes the values at its end; once is enough."""
+        """Log the metrics, once an epoch: Lightning computes their values at its end."""
         for name, metric in scores.metrics.items():
             self.log(
                 f"{stage}/{name}", cast(Metric, metric), on_step=False, on_epoch=True, metric_attribute=name, **options
             )
 
     def on_train_start(self) -> None:
-        """Let a schedule of the step, such as cosine, hold at once if a run resumes with another length."""
+        """Apply a schedule of the step, such as cosine, at once if a run is resumed with another length."""
         for config in self.trainer.lr_scheduler_configs:
             schedule = config.scheduler
             if isinstance(schedule, LambdaLR):
@@ -126,11 +126,11 @@ class Classifier(LightningModule):
                     group["lr"] = schedule.base_lrs[i] * schedule.lr_lambdas[i](schedule.last_epoch)
 
     def on_train_epoch_start(self) -> None:
-        """Begin anew, after a checkpoint of the end of an epoch, too."""
+        """Reset the scores; a resumed run may have loaded those of the last epoch."""
         self.train_scores.reset()
 
     def on_train_epoch_end(self) -> None:
-        """Look at the loss of the epoch before any checkpoint of it is saved, and log the learning rate.
+        """Check the loss of the epoch before a checkpoint is saved, and log the learning rate.
 
         Raises:
             DivergedError: The training loss is not below MAX_LOSS.
@@ -141,23 +141,23 @@ class Classifier(LightningModule):
                 f"train/loss={loss} in epoch {self.current_epoch + 1}, noticed at step {self.global_step}: the run "
                 "diverged; lower model.lr or model.init_std, or use model.loss torch instead of naive"
             )
-        self.train_scores.reset()  # so that a checkpoint of the end of an epoch has none of them
+        self.train_scores.reset()  # a checkpoint at the end of an epoch must not have them
         lr = learning_rate(self.trainer)
         if lr is not None:
             self.log("lr", lr, reduce_fx="max", sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the scores of an epoch that is under way, which an exact resume needs."""
+        """Add the scores of an unfinished epoch, for an exact resume."""
         checkpoint["softmax_regression.scores"] = self.train_scores.saved()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up what `on_save_checkpoint` added."""
+        """Load the scores that `on_save_checkpoint` has added."""
         if "softmax_regression.scores" in checkpoint:
             self.train_scores.load(checkpoint["softmax_regression.scores"], self.global_rank)
 
 
 def _check_scalars(metrics: Mapping[str, Metric], num_classes: int) -> None:
-    """Refuse a metric whose value is not one number: nothing could show or compare it."""
+    """Refuse a metric whose value is not one number, as it could be neither shown nor compared."""
     for name, metric in metrics.items():
         try:
             with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The ways a command can fail, each with its exit code (see docs/guarantees.md); commands that help."""
+"""Errors with their exit codes (see docs/guarantees.md), and the text of commands for messages."""
 
 import shlex
 import signal
@@ -13,7 +13,7 @@ class InputError(ValueError):
 
 
 class DivergedError(RuntimeError):
-    """The loss or a weight is not finite any more, or means nothing: one line, exit code 3."""
+    """The loss or a weight is not finite or too large: one line, exit code 3."""
 
     exit_code = 3
 
@@ -25,7 +25,7 @@ class StorageError(OSError):
 
 
 class LostProcessError(RuntimeError):
-    """Another process of a run on several has ended, or never came: one line, exit code 5."""
+    """Another process of a run has ended or has not started: one line, exit code 5."""
 
     exit_code = 5
 
@@ -39,14 +39,14 @@ class Interrupted(SystemExit):
 
 
 def format_error(error: BaseException) -> str:
-    """Return an error with its kind, as one line."""
+    """Return the type and the message of an error as one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def shell_command(script: str, *words: str) -> str:
-    """Return a command of train.py or study.py as it is typed here.
+    """Return a command of train.py or study.py as the user can type it in the current folder.
 
-    Both scripts lie in this folder, or beside the one that runs, or the package is installed without them.
+    The scripts are in this folder, or in that of the running script, or the package is installed without them.
     """
     beside = Path(sys.argv[0]).with_name(script)
     if Path(script).is_file():

@@ -1,4 +1,4 @@
-"""Exact metrics over the images of an epoch, at next to no cost for a step."""
+"""Exact metrics over the images of an epoch, at almost no cost for a step."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -12,11 +12,11 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassStatScores
 from torchmetrics.wrappers.abstract import WrapperMetric
 
-BATCHES_PER_UPDATE = 64  # minibatches that are scored at a time; so many scores are computed once, not 64 times
+BATCHES_PER_UPDATE = 64  # minibatches that are scored at a time, which is much faster than one at a time
 
 
 def learning_rate(trainer: Trainer) -> float | None:
-    """Return the learning rate of the first parameters, None where the Trainer knows no optimizer."""
+    """Return the learning rate of the first parameter group; None if the Trainer has no optimizer."""
     for optimizer in trainer.optimizers:
         for group in optimizer.param_groups:
             return float(group["lr"])
@@ -24,35 +24,35 @@ def learning_rate(trainer: Trainer) -> float | None:
 
 
 class MeanLoss(MeanMetric):
-    """The mean of the losses of single images, summed in float64 whatever the weights of the model become.
+    """The mean of the losses of images, summed in float64 whatever the dtype of the model.
 
-    That is exact for float32 losses, so that neither the grouping of the minibatches nor a checkpoint in the
-    midst of an epoch changes a bit.
+    The sum of float32 losses is exact, so that it depends neither on the grouping of minibatches nor on checkpoints
+    within an epoch.
     """
 
     def __init__(self) -> None:
-        super().__init__(nan_strategy="disable")  # the others wait for the device at each update
+        super().__init__(nan_strategy="disable")  # the other strategies wait for the device at each update
 
     def update(self, value: Tensor) -> None:  # type: ignore[override]
-        """Take the losses (n,) of n images."""
-        self.set_dtype(_widest(self.device))  # torchmetrics forgets it when it goes to a device
+        """Add the losses (n,) of n images."""
+        self.set_dtype(_widest(self.device))  # torchmetrics resets it when the metric is moved to a device
         super().update(value)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Merge the sums of all processes, which must have the same type, also on one that had no image."""
+        """Merge the sums of all processes; they must have the same dtype, also if a process had no image."""
         self.set_dtype(_widest(self.device))
         super().sync(*args, **kwargs)
 
     def reset(self) -> None:
-        """Begin anew, in a type that may go to any device."""
+        """Reset the sum, with a dtype that every device has."""
         self.set_dtype(torch.float32)
         super().reset()
 
 
 class Buffered(WrapperMetric):
-    """A metric that is updated for many minibatches at a time, or sooner if somebody asks for its value.
+    """A metric that is updated with many minibatches at a time, or when its value is computed.
 
-    Only for metrics that are sums over images, so that the grouping does not matter.
+    It is only for metrics that are sums over images, for which the grouping does not matter.
 
     Args:
         metric: The metric to update.
@@ -65,7 +65,7 @@ class Buffered(WrapperMetric):
         super().__init__()
         self.metric = metric
         self._waiting: list[tuple[Tensor, ...]] = []
-        self._flushed = False  # whether it was updated since `reset`; a metric's attributes are slow to set
+        self._flushed = False  # whether `metric` was updated since `reset`
 
     @property
     def started(self) -> bool:
@@ -73,13 +73,13 @@ class Buffered(WrapperMetric):
         return self._flushed or bool(self._waiting)
 
     def update(self, *batch: Tensor) -> None:
-        """Take what the metric takes of a minibatch of n images: tensors (n, ...) without a gradient."""
+        """Keep the arguments of the metric's `update` for a minibatch: tensors (n, ...) without a gradient."""
         self._waiting.append(batch)
         if len(self._waiting) == BATCHES_PER_UPDATE:
             self.flush()
 
     def flush(self) -> None:
-        """Update the metric with the minibatches that wait."""
+        """Update the metric with the minibatches that have been kept."""
         if not self._waiting:
             return
         joined = self.join(self._waiting)
@@ -88,7 +88,7 @@ class Buffered(WrapperMetric):
         self.metric.update(*joined)
 
     def join(self, batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-        """Return what the metric takes of several minibatches."""
+        """Return the arguments of the metric's `update` for several minibatches."""
         return [torch.cat(parts) for parts in zip(*batches, strict=True)]
 
     def compute(self) -> Tensor:
@@ -105,13 +105,13 @@ class Buffered(WrapperMetric):
 
 
 class BufferedLoss(Buffered):
-    """The mean loss of images, of which `update` takes the mean over a minibatch and its classes (n,)."""
+    """The mean loss of images; `update` takes the mean loss of a minibatch and its classes (n,)."""
 
     def __init__(self) -> None:
         super().__init__(MeanLoss())
 
     def join(self, batches: Sequence[tuple[Tensor, ...]]) -> list[Tensor]:
-        """Return the loss of each image, (n,), for which that of its minibatch stands."""
+        """Return a loss for each image, (n,), which is the mean loss of its minibatch."""
         losses, classes = zip(*batches, strict=True)
         sizes = {y.shape[0] for y in classes}
         if len(sizes) == 1:
@@ -126,7 +126,7 @@ class EpochScores(nn.Module):
         metrics: Name -> a metric of logits (n, k) and classes (n,).
 
     Attributes:
-        metrics: `loss` and the metrics that were given, each of torchmetrics, as Lightning logs them.
+        metrics: `loss` and the given metrics, as torchmetrics' modules, which Lightning can log.
     """
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
@@ -135,7 +135,7 @@ class EpochScores(nn.Module):
         self._others: list[Metric] = []
         self.metrics = nn.ModuleDict({"loss": self._loss})
         for name, metric in metrics.items():
-            # Counts of images add up in any grouping; what another metric makes of a minibatch is its own.
+            # Only for counts of images the grouping of minibatches certainly does not matter.
             scored = Buffered(metric) if isinstance(metric, MulticlassStatScores) else metric
             self._others.append(scored)
             self.metrics[name] = scored
@@ -146,7 +146,7 @@ class EpochScores(nn.Module):
         return self._loss.started
 
     def update(self, logits: Tensor, y: Tensor, loss: Tensor) -> None:
-        """Take the logits (n, k), classes (n,) and mean loss of a minibatch, without a gradient."""
+        """Add the logits (n, k), classes (n,) and mean loss of a minibatch, without a gradient."""
         self._loss.update(loss, y)
         if y.shape[0] == 0:  # a process may have no share of a small minibatch
             return
@@ -159,9 +159,9 @@ class EpochScores(nn.Module):
             metric.reset()
 
     def saved(self) -> dict[str, Any]:
-        """Return the state of all metrics for a checkpoint, merged over all processes, which take part together.
+        """Return the states of all metrics for a checkpoint, merged over all processes, which must all call this.
 
-        There is none if no minibatch was scored since `reset`, before or after `load`.
+        They are empty if there was no minibatch since `reset`, neither before nor after `load`.
         """
         if not self.started and not self._loss.metric.update_called:
             return {}
@@ -176,12 +176,12 @@ class EpochScores(nn.Module):
             states = dict(self.metrics.state_dict())
         for metric in metrics:
             metric.persistent(False)
-        # Metrics also count, outside their states: updates, or the next place in a window.
+        # Metrics have integers outside their states: the number of updates, or a position in a window.
         counts = [{name: n for name, n in vars(metric).items() if type(n) is int} for metric in metrics]
         return {"states": states, "counts": counts}
 
     def load(self, saved: Mapping[str, Any], rank: int) -> None:
-        """Take up what `saved` returned; the first process takes it all, whatever the number of processes."""
+        """Load what `saved` returned; rank 0 takes all of it, whatever the number of processes."""
         if not saved:
             return
         metrics = [each for each in self.modules() if isinstance(each, Metric)]

@@ -28,7 +28,7 @@ MAX = torch.finfo(torch.float32).max
 
 
 class NarrowLinear(nn.Linear):
-    """nn.Linear as W xᵀ instead of x Wᵀ, which takes half the time where the rows of W are few."""
+    """nn.Linear computed as W xᵀ instead of x Wᵀ, which takes half the time if W has few rows."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x Wᵀ + b, (n, in_features) -> (n, out_features)."""
@@ -125,7 +125,7 @@ class SoftmaxRegression(Classifier):
 
 
 def cosine(done: float) -> float:
-    """Return the part of the first learning rate that is left when a part of the run, from 0, is done."""
+    """Return the factor of the learning rate, from 1 to 0, when a fraction `done` of the run, from 0 to 1, is over."""
     return (1 + math.cos(math.pi * min(done, 1))) / 2
 
 

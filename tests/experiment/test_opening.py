@@ -80,7 +80,7 @@ def test_an_injected_module_layers_of_configure_model_and_data_of_ones_own_come_
     from softmax_regression.commands.train import main
 
     assert main(["fit", *options, "--trainer.max_epochs=1", "--figures.every_n_epochs=0"]) == 0
-    opened = open_run(str(only_run()), prefer="last")
+    opened = open_run(str(only_run() / "checkpoints" / "last.ckpt"))
     assert opened.checkpoint.run == only_run()
     assert opened.checkpoint.path.name == "last.ckpt"
     assert opened.config["model"]["init_args"]["hidden"] == 6
@@ -106,13 +106,12 @@ def test_a_module_that_logs_no_val_loss_trains_without_what_watches_it(capsys: p
     assert [path.name for path in (only_run() / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
-def test_flags_win_over_the_configuration_of_the_run() -> None:
-    assert fit("--trainer.max_epochs=1") == 0
-    opened = open_run("best", flags=["--data.eval_batch_size=7"])
+def test_folders_for_the_data_win_over_the_configuration_of_the_run() -> None:
+    assert fit("--trainer.max_epochs=1", "--data.dirs=['before']") == 0
+    opened = open_run("best", dirs=["elsewhere"])
+    assert opened.config["data"]["init_args"]["dirs"] == ["elsewhere"]
     assert opened.data is not None
-    (loader,) = opened.data.val_dataloader().values()
-    x, _ = next(iter(loader))
-    assert len(x) == 7
+    assert opened.data.hparams["dirs"] == ["elsewhere"]
 
 
 def test_opening_a_run_evaluates_nothing_and_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:

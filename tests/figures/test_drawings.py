@@ -23,7 +23,6 @@ from softmax_regression.figures.drawings import (
     curves,
     learning_curves,
     metrics_of,
-    split_metric,
     to_png,
 )
 from softmax_regression.figures.predictions import (
@@ -35,6 +34,7 @@ from softmax_regression.figures.predictions import (
     reliability_diagram,
     weight_templates,
 )
+from softmax_regression.runs.rows import split_metric
 
 NAMES = ["t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 

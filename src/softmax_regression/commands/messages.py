@@ -89,7 +89,6 @@ def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
 
 
 def _unknown_option(option: str, known: Iterable[str]) -> str:
-    """Return the message for an unknown option."""
     if not option.startswith("-"):
         return f"{option}: one word too many; drop it, or write a list as '[a, b]'"
     near = _near_options(option.lstrip("-"), list(known))

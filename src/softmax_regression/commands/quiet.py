@@ -19,7 +19,7 @@ HIDDEN_WARNINGS = (
     "The `srun` command is available on your system",  # nobody has to use it
     LOGGING_INTERVAL,
     "You're using the WeightAveraging callback, but loading a checkpoint outside",  # it has the averaged weights
-    r"You are trying to `self.log\(\)` but `Trainer\(barebones=True\)` is configured",  # as was asked for
+    r"You are trying to `self.log\(\)` but `Trainer\(barebones=True\)` is configured",  # the user asked for this
     "Trainer already configured with model summary callbacks",
     "The '(train|val|test|predict)_dataloader' does not have many workers",  # the images are in memory
     r"\s*Unable to serialize instance",  # a default of a class, which YAML cannot hold

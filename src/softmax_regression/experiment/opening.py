@@ -50,22 +50,18 @@ class _Opener(ExperimentCLI):
             trainer.predict(model, **options)
 
 
-def open_run(
-    which: str, prefer: str = "best", flags: Sequence[str] = (), dirs: Sequence[str] | None = None
-) -> OpenedRun:
+def open_run(which: str, dirs: Sequence[str] | None = None) -> OpenedRun:
     """Open a run as `train.py test` does: from its configuration, with the weights loaded by a Trainer.
 
     Args:
         which: A run's folder, a .ckpt file, or `best` or `last` of the newest run, see `open_checkpoint`.
-        prefer: The checkpoint of a folder to open, `best` or `last`.
-        flags: Flags that change the configuration of the run, such as `--data.eval_batch_size=100`.
         dirs: Folders to look for the data in; None for those of the run.
 
     Raises:
         InputError: There is no such run, or its configuration does not fit the checkpoint.
     """
-    checkpoint = open_checkpoint(which, prefer)
-    flags = [*flags, *(f"--trainer.{name}=false" for name in SWITCHED_OFF)]
+    checkpoint = open_checkpoint(which)
+    flags = [f"--trainer.{name}=false" for name in SWITCHED_OFF]
     if dirs is not None:
         flags.append(f"--data.dirs={json.dumps(dirs)}")
     cli = _Opener("validate", flags, checkpoint)

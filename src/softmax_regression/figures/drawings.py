@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from softmax_regression.runs.rows import RESERVED
+from softmax_regression.runs.rows import RESERVED, split_metric
 
 Curves = Mapping[str, tuple[Tensor, Tensor]]  # metric -> epochs (t,) and values (t,), or (s, t) of s seeds
 PRODUCER = "softmax-regression"  # written into every picture and page; only a file that has it may be replaced
@@ -30,28 +30,6 @@ PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", BLACK)
 STAGES = ("train", "val", "test")
 STROKES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))  # of train, val, test, and others
 PANELS = {"loss": "loss", "acc": "accuracy"}  # these two come first
-
-
-def split_metric(name: str) -> tuple[str, str]:
-    """Split the name of a metric into its stage, or the name of the validation set, and its quantity.
-
-    >>> split_metric("val_loss"), split_metric("hard/acc"), split_metric("val/loss/dataloader_idx_1")
-    (('val', 'loss'), ('hard', 'acc'), ('val, loader 1', 'loss'))
-    """
-    name, _, loader = name.partition("/dataloader_idx_")
-    stage_first = re.fullmatch(r"(train|val|valid|test)[/_](.+)", name)
-    stage_last = re.fullmatch(r"(.+)[/_](train|val|valid|test)", name)
-    if stage_first:
-        stage, quantity = stage_first.groups()
-    elif stage_last:
-        quantity, stage = stage_last.groups()
-    elif "/" in name:
-        stage, quantity = name.split("/", 1)
-    else:
-        stage, quantity = "", name
-    if loader:
-        stage = f"{stage}, loader {loader}"
-    return stage, quantity
 
 
 def metrics_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:

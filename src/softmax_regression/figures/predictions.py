@@ -185,7 +185,7 @@ def names_of_classes(class_names: Sequence[object], k: int) -> list[str]:
 
 
 def _linear_layer(pixels: Tensor, logits: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Return weights (k, h * h) and biases (k,) if these parameters are that and make the logits, or else None."""
+    """Return the parameters, weights (k, h * h) and biases (k,), of a linear model with these logits; else None."""
     _, high, wide = pixels.shape
     k = logits.shape[1]
     shapes = [tuple(parameter.shape) for parameter in parameters]

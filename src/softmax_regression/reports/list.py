@@ -10,9 +10,8 @@ from pathlib import Path
 from textwrap import TextWrapper
 
 from softmax_regression.errors import InputError
-from softmax_regression.figures.drawings import split_metric
 from softmax_regression.reports.reading import Run, held_out_metrics, read_run, state_of
-from softmax_regression.runs.rows import ROWS_FILE
+from softmax_regression.runs.rows import ROWS_FILE, split_metric
 
 WIDTH = 80
 WRAPPER = TextWrapper(WIDTH, "    ", "    ", break_long_words=False, break_on_hyphens=False)

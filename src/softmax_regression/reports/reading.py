@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.experiment.flags import options_of
-from softmax_regression.figures.drawings import metrics_of, split_metric
+from softmax_regression.figures.drawings import metrics_of
 from softmax_regression.files import locked
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.record import read_manifest, saved_best
-from softmax_regression.runs.rows import ROWS_FILE, Row, read_rows
+from softmax_regression.runs.rows import ROWS_FILE, Row, read_rows, split_metric
 
 HIDDEN = ("trainer.callbacks", "trainer.logger", "trainer.enable_", "figures", "ckpt_path", "resume", "output", "force")
 

@@ -1,1 +1,1 @@
-"""A run's folder: its name, manifest, checkpoints, and how it is interrupted and goes on."""
+"""The folder of a run: its name, record and checkpoints; how a run is interrupted and resumed."""

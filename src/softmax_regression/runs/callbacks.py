@@ -174,7 +174,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         """Switch off and print a line if nothing logs the default metric.
 
         Raises:
-            InputError: Nothing logs the metric at the end of an epoch, and it was asked for.
+            InputError: At the end of an epoch, nothing has logged a metric that is not the default one.
         """
         if self.monitor in (None, *trainer.callback_metrics, "epoch", "step"):
             return

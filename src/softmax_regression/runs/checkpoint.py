@@ -137,7 +137,7 @@ def read(path: Path | str) -> dict[str, Any]:
             raise InputError(f"{path}: no such checkpoint file; {REMEDY}")
         with Path(path).open("rb") as file:
             data = file.read(len(ZIP_START))
-            if data == ZIP_START:  # a device file may have no end
+            if data == ZIP_START:  # do not read a large file of another kind
                 data += file.read()
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error}); {REMEDY}") from error

@@ -50,7 +50,7 @@ class RunLogger(TensorBoardLogger):
 
     @property
     def version(self) -> str:
-        """The name of the run, which no other run has; asked for the first time, it makes the folder."""
+        """The name of the run, which no other run has; the first access makes the folder."""
         if self._version is None:
             is_first = getattr(rank_zero_only, "rank", 0) == 0
             self._version = self._make_folder() if is_first else "of-rank-zero"
@@ -131,7 +131,7 @@ class RunLogger(TensorBoardLogger):
             warnings.simplefilter("ignore")  # SummaryWriter traces it with torch.jit, which is deprecated
             try:
                 super().log_graph(model, input_array)
-            except Exception as error:  # of anybody's module: a page of TensorBoard must not end a run
+            except Exception as error:  # a page of TensorBoard must not end a run
                 print(f"no page GRAPHS: {reason(error)}", file=sys.stderr)
 
     @rank_zero_only

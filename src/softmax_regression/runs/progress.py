@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from softmax_regression.data.module import origin_of
 from softmax_regression.engine import Engine
-from softmax_regression.runs.rows import RESERVED, RowCallback
+from softmax_regression.runs.rows import RESERVED, RowCallback, split_metric
 
 WIDTH = 79  # of a line in a terminal
 NO_METRICS = (*RESERVED, "monitor", "score")
@@ -26,12 +26,9 @@ def metrics_text(row: Mapping[str, Any]) -> str:
     """
     stages: dict[str, str] = {}
     for name, value in row.items():
-        if name in NO_METRICS or value is None:
-            continue
-        stage, slash, metric = name.partition("/")
-        if not slash and name.startswith(("train_", "val_", "test_")):
-            stage, _, metric = name.partition("_")
-        stages[stage] = f"{stages.get(stage, stage)} {metric} {value:.4f}".replace("  ", " ")
+        if name not in NO_METRICS and value is not None:
+            stage, metric = split_metric(name)
+            stages[stage] = f"{stages.get(stage, stage)} {metric} {value:.4f}".strip()
     return "  ".join(stages.values())
 
 

@@ -169,10 +169,10 @@ class RunRecord(RowCallback):
     def __init__(self, config: str | None = None, seed: int | None = None) -> None:
         super().__init__()
         self.config, self.seed = config, seed
-        self._describes_itself = config is None  # by model, data and Trainer, anew for each run
+        self._describes_itself = config is None  # take the configuration from model, data and Trainer, for each run
         self.run: Path | None = None  # on the first process, if there is a logger
-        self._unrecorded: list[str] = []  # what of a run from Python the configuration cannot say
-        self._saved: Mapping[str, Any] | None = None  # the checkpoint that the run goes on from
+        self._unrecorded: list[str] = []  # parts of a run from Python that its configuration lacks
+        self._saved: Mapping[str, Any] | None = None  # parts of the checkpoint of a resumed run
         self._file: RowsFile | None = None  # on the first process, if there is a logger
 
     def _update(self, **entries: Any) -> None:

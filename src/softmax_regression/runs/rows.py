@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +20,28 @@ Row = dict[str, float]  # `epoch`, from 1, `step`, the number of steps done, `lr
 ROWS_FILE = "metrics.csv"  # in a run's folder
 ROWS_FILE_BESIDE_CSV_LOGGER = "rows.csv"  # instead, where a CSVLogger writes its own metrics.csv
 RESERVED = ("epoch", "step", "lr")  # columns that are not metrics; what a module logs under these names is left out
+
+
+def split_metric(name: str) -> tuple[str, str]:
+    """Split the name of a metric into its stage, or the name of the validation set, and its quantity.
+
+    >>> split_metric("val_loss"), split_metric("hard/acc"), split_metric("val/loss/dataloader_idx_1")
+    (('val', 'loss'), ('hard', 'acc'), ('val, loader 1', 'loss'))
+    """
+    name, _, loader = name.partition("/dataloader_idx_")
+    stage_first = re.fullmatch(r"(train|val|valid|test)[/_](.+)", name)
+    stage_last = re.fullmatch(r"(.+)[/_](train|val|valid|test)", name)
+    if stage_first:
+        stage, quantity = stage_first.groups()
+    elif stage_last:
+        quantity, stage = stage_last.groups()
+    elif "/" in name:
+        stage, quantity = name.split("/", 1)
+    else:
+        stage, quantity = "", name
+    if loader:
+        stage = f"{stage}, loader {loader}"
+    return stage, quantity
 
 
 def steps_done(trainer: Trainer) -> int:

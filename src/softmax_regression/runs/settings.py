@@ -15,31 +15,22 @@ from softmax_regression.engine import Engine
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
 from softmax_regression.runs.checkpoint import plain
 
-TRAINER_SETTINGS = (
-    "accumulate_grad_batches",
-    "check_val_every_n_epoch",
-    "gradient_clip_algorithm",
-    "gradient_clip_val",
-    "limit_test_batches",
-    "limit_train_batches",
-    "limit_val_batches",
-    "log_every_n_steps",
-    "max_epochs",
-    "max_steps",
-    "min_epochs",
-    "min_steps",
-    "overfit_batches",
-    "precision",
-    "reload_dataloaders_every_n_epochs",
-    "val_check_interval",
-)
-# The attributes of a Trainer that differ from the defaults of its arguments where nothing was given.
-DEFAULTS = {
+# Attributes of a Trainer that are settings, and their values if the argument was not given.
+TRAINER_SETTINGS = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "gradient_clip_algorithm": None,
+    "gradient_clip_val": None,
     "limit_test_batches": 1.0,
     "limit_train_batches": 1.0,
     "limit_val_batches": 1.0,
     "log_every_n_steps": 50,
+    "max_steps": -1,
+    "min_epochs": None,
+    "min_steps": None,
+    "overfit_batches": 0.0,
     "precision": "32-true",
+    "reload_dataloaders_every_n_epochs": 0,
     "val_check_interval": 1.0,
 }
 FINDERS = (BatchSizeFinder, LearningRateFinder)
@@ -97,12 +88,10 @@ def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, lis
 
 def _trainer_settings(trainer: Trainer) -> dict[str, Any]:
     """Return the settings of the Trainer that are not the defaults."""
-    parameters = inspect.signature(Trainer.__init__).parameters
     settings: dict[str, Any] = {"max_epochs": trainer.max_epochs}
-    for name in TRAINER_SETTINGS:
-        usual: Any = DEFAULTS.get(name, parameters[name].default)
-        value = getattr(trainer, name, usual)
-        if value != usual:
+    for name, default in TRAINER_SETTINGS.items():
+        value = getattr(trainer, name, default)
+        if value != default:
             settings[name] = getattr(value, "value", value)  # of an Enum
     interval = getattr(trainer, "_val_check_time_interval", None)
     if interval is not None:

@@ -16,11 +16,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import shell_command
-from softmax_regression.figures.drawings import PALETTE, learning_curves, split_metric
+from softmax_regression.figures.drawings import PALETTE, learning_curves
 from softmax_regression.figures.page import write_page
 from softmax_regression.files import write_csv
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
+from softmax_regression.runs.rows import split_metric
 from softmax_regression.runs.settings import class_path_of
 from softmax_regression.studies.alone import parameters_of
 from softmax_regression.studies.intervals import Interval
