@@ -100,10 +100,6 @@ class PredictionTable(Callback):
         self.rows: list[dict[str, Any]] = []
         self._examples = 0  # in all batches so far
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Get the names of the classes, which some data modules know only after `setup`."""
-        self.names = class_names_of(self.data)
-
     def on_predict_batch_end(
         self,
         trainer: Trainer,
@@ -116,7 +112,8 @@ class PredictionTable(Callback):
         """Add the rows of a batch."""
         labels = _labels(batch)
         n = _batch_size(batch)
-        found = columns_of(outputs, self.names, n)
+        names = class_names_of(self.data)
+        found = columns_of(outputs, names, n)
         count = max(map(len, found.values()), default=0)
         first, end = self._examples, self._examples + count
         columns: Columns = {"index": list(range(first, end))}
@@ -126,7 +123,7 @@ class PredictionTable(Callback):
         if self.photos:
             columns["image"] = self.photos.paths[first:end]
         elif count == len(labels):
-            columns["label"] = _class_names(labels, self.names)
+            columns["label"] = _class_names(labels, names)
         columns |= found
         for cells in zip_longest(*columns.values(), fillvalue=""):
             self.rows.append(dict(zip(columns, cells, strict=True)))

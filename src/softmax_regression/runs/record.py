@@ -198,25 +198,33 @@ class RunRecord(RowCallback):
         if type(pl_module).__module__ == "__main__":
             note = "is in a script or notebook; no command opens its runs until it is in a module"
             print_rank_zero(f"note: class {class_path_of(type(pl_module))}: {note}", file=sys.stderr)
-        seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
-        data = loaded_images(trainer.datamodule)  # type: ignore[attr-defined]
-        known: dict[str, Any] = {"status": "running", "stopped": None, "seed": seed and int(seed)}
-        known["started"] = datetime.now(UTC).isoformat(timespec="seconds")
-        known["config"] = yaml.safe_load(str(self.config))
-        known["device"] = {"type": str(trainer.strategy.root_device), "count": trainer.world_size}
-        known["data"] = {"origin": "DataLoaders of a script"}
-        if trainer.datamodule:  # type: ignore[attr-defined]
-            known["data"] = {"origin": origin_of(trainer.datamodule)}  # type: ignore[attr-defined]
-        if data:
-            known["data"]["sha256"] = data.sha256
         self._file = None
         if self.run:
-            self._update(**known, threads=torch.get_num_threads(), **environment())
+            self._update(**self._facts(trainer), **environment())
             write(str(self.config).encode(), self.run / "config.yaml")
             self._file = RowsFile(rows_file(self.run, trainer.loggers))
         if folder and self._saved and trainer.ckpt_path:
             self._restore_rows(trainer, folder, self._saved)
         self._saved = None
+
+    def _facts(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the entries of run.json that are known as the training begins."""
+        seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
+        datamodule = trainer.datamodule  # type: ignore[attr-defined]
+        data = {"origin": origin_of(datamodule) if datamodule else "DataLoaders of a script"}
+        images = loaded_images(datamodule)
+        if images:
+            data["sha256"] = images.sha256
+        return {
+            "status": "running",
+            "stopped": None,
+            "seed": seed and int(seed),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "config": yaml.safe_load(str(self.config)),
+            "device": {"type": str(trainer.strategy.root_device), "count": trainer.world_size},
+            "data": data,
+            "threads": torch.get_num_threads(),
+        }
 
     def _restore_rows(self, trainer: Trainer, folder: Path, saved: Mapping[str, Any]) -> None:
         """Read the rows up to the checkpoint, from this run's folder or that of the run whose checkpoint it is."""
@@ -252,18 +260,17 @@ class RunRecord(RowCallback):
         if self.at_row(trainer):
             self.update_row(trainer)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
-        known: dict[str, Any] = {
+        checkpoint[RUN] = {
             "config": self.config,
             "threads": torch.get_num_threads(),
             "model": class_path_of(type(pl_module)),
+            "data": class_path_of(type(datamodule)) if datamodule else None,
+            "sha256": getattr(loaded_images(datamodule), "sha256", None),
+            "step": steps_done(trainer),
+            "unrecorded": self._unrecorded,
         }
-        known["data"] = class_path_of(type(datamodule)) if datamodule else None
-        known["sha256"] = getattr(loaded_images(datamodule), "sha256", None)
-        known["step"] = steps_done(trainer)
-        known["unrecorded"] = self._unrecorded
         if any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            known["frozen"] = _frozen(pl_module)
-        checkpoint[RUN] = known
+            checkpoint[RUN]["frozen"] = _frozen(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record that the run was interrupted or diverged."""
