@@ -220,7 +220,7 @@ def _untrusted_folder(checkpoint: SavedCheckpoint) -> Path | None:
 
 
 def _configuration_of(checkpoint: SavedCheckpoint) -> str | None:
-    """Return the path of a run's configuration, or its text in the checkpoint; None for a plain Trainer's checkpoint."""
+    """Return the path of a run's configuration, or its text in the checkpoint; None if a plain Trainer saved it."""
     if checkpoint.run:
         path = checkpoint.run / "config.yaml"
         if path.is_file():

@@ -11,7 +11,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import move_data_to_device
 from torch.nn.parameter import is_lazy
-from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression.errors import InputError
 from softmax_regression.runs.callbacks import folder_of
@@ -70,29 +69,24 @@ class LastCheckpoint(Checkpoint):
             make_loaders_resumable(trainer, self._position)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the states of the random numbers of all processes, and the place in the training data."""
-        device = trainer.strategy.root_device
-        gather = gather_all_tensors if trainer.world_size > 1 else lambda state: [state]  # torch deprecates Lightning's
-        states = random_state(device)
-        checkpoint["softmax_regression.random"] = {
-            name: [each.cpu() for each in gather(state.to(device))] for name, state in states.items()
-        }
+        """Add the random states and running metrics of all processes, and the position in the training data."""
+        checkpoint["softmax_regression.random"] = _of_all_processes(random_state(trainer.strategy.root_device), trainer)
         checkpoint["softmax_regression.position"] = position_of(trainer)
         # Lightning would write the next epoch if this one is over.
         checkpoint["epoch"] = max(trainer.fit_loop.epoch_progress.current.ready - 1, 0)
         running = self._running.state_dict(trainer, pl_module)
         if any(running.values()):
-            checkpoint["softmax_regression.running"] = _of_all(running, trainer)
+            on_cpu = move_data_to_device(running, torch.device("cpu"))
+            checkpoint["softmax_regression.running"] = _of_all_processes(on_cpu, trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep both until training goes on; with another number of processes new random numbers are drawn."""
+        """Keep them until training begins; with another number of processes, other random numbers are drawn."""
         if trainer.precision == "64-true":  # Lightning has loaded the weights before the module has their type
             trainer.precision_plugin.convert_module(pl_module)
             pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
-        states = checkpoint.get("softmax_regression.random", {})
-        if len(states.get("cpu", ())) == trainer.world_size:
-            mine = {name: ranks[trainer.global_rank] for name, ranks in states.items()}
-            self._position.set(checkpoint.get("softmax_regression.position", {}), mine)
+        states = checkpoint.get("softmax_regression.random", [])
+        if len(states) == trainer.world_size:
+            self._position.set(checkpoint.get("softmax_regression.position", {}), states[trainer.global_rank])
             if "softmax_regression.running" in checkpoint:
                 self._running.load_state_dict(checkpoint["softmax_regression.running"][trainer.global_rank], pl_module)
 
@@ -170,9 +164,9 @@ class LastCheckpoint(Checkpoint):
         self._interruption.end(exception)
 
 
-def _of_all(state: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
-    """Return the states of all processes, on the CPU."""
-    states = [move_data_to_device(state, torch.device("cpu"))] * trainer.world_size
+def _of_all_processes(state: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
+    """Return the states that the processes give, in the order of their ranks."""
+    states = [state] * trainer.world_size
     if trainer.world_size > 1:
-        torch.distributed.all_gather_object(states, states[0])
+        torch.distributed.all_gather_object(states, state)
     return states
