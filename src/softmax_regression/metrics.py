@@ -54,11 +54,8 @@ class Buffered(WrapperMetric):
 
     It is only for metrics that are sums over images, for which the grouping does not matter.
 
-    Args:
-        metric: The metric to update.
-
     Attributes:
-        metric: The same.
+        metric: The metric to update.
     """
 
     def __init__(self, metric: Metric) -> None:

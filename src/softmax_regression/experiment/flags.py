@@ -163,7 +163,7 @@ def named_texts(args: Sequence[str]) -> list[str]:
 
 
 def check_configuration(text: str | bytes, source: str) -> None:
-    """Refuse a configuration that is no YAML, holds no options, or has too many aliases or one of itself."""
+    """Refuse a configuration that is no YAML, holds no options, has too many aliases, or contains itself."""
     try:
         aliases = 0
         for event in yaml.parse(text):

@@ -202,7 +202,7 @@ def _choose(name: str, results: Sequence[Result], stops_early: bool = False) -> 
 
 
 def early_stop(losses: Sequence[float], patience: int = PATIENCE) -> int:
-    """Return the index of the model that early stopping keeps: the lowest loss before `patience` higher losses."""
+    """Return the index of the loss that early stopping keeps: the lowest one before `patience` that are not lower."""
     best = 0
     for i, loss in enumerate(losses):
         if loss < losses[best]:

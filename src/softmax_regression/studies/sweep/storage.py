@@ -34,7 +34,7 @@ def open_storage(url: str | None, folder: Path) -> RDBStorage:
 
 @contextmanager
 def one_machine(engine: Engine, name: str) -> Iterator[None]:
-    """Run a block on one machine at a time of those that share a PostgreSQL database; a lost connection ends it."""
+    """Let only one of the machines that share a PostgreSQL database run a block; a lost connection frees the lock."""
     with engine.connect() as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))
