@@ -1,6 +1,7 @@
 """Loaders, callbacks, optimizers, losses and strategies with methods of their own, and what comes in mid-epoch."""
 
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from functools import partial
 from typing import Any
 from unittest.mock import Mock
@@ -12,13 +13,17 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.profilers import SimpleProfiler
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities import CombinedLoader
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
-from twins import BATCH, on, same, trained, twins
+from torch.optim.lr_scheduler import LambdaLR
+from twins import BATCH, QUIET, on, same, trained, twins
+
+from softmax_regression import Engine
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 LIMITS: dict[str, Any] = {"limit_train_batches": 9, "limit_val_batches": 2}
@@ -273,6 +278,33 @@ def test_a_loss_with_its_own_backward_is_asked(as_loss: Callable[[Tensor], Any],
     twins(Own, accumulate_grad_batches=batches, **LIMITS)
 
 
+def test_a_callback_may_change_the_loss_in_place() -> None:
+    def double(trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
+        loss.data.mul_(2)
+
+    class Keeping(BoringModel):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.kept = self.layer(batch).square().mean()
+            return self.kept
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.log("kept", self.kept)
+
+    twins(Keeping, callbacks=on("on_before_backward", double), **LIMITS)
+
+
+class OwnBackwardOfIntegers(BoringModel):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return torch.tensor(3)
+
+    def backward(self, loss: Tensor) -> None:
+        pass
+
+
+def test_a_loss_of_integers_becomes_a_float() -> None:
+    twins(OwnBackwardOfIntegers, hooks=["on_train_batch_end"], **LIMITS)
+
+
 # Strategies, precisions, loops
 
 
@@ -360,6 +392,20 @@ def halve(module: LightningModule) -> None:
 class Halving(Callback):
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         halve(pl_module)
+
+
+class DoubledLoss(nn.Module):
+    """A module around a module, as DistributedDataParallel is one."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, *args: Any) -> Any:
+        output = self.inner(*args)
+        if output:
+            output = {"loss": 2 * output["loss"]}
+        return output
 
 
 class OwnSGD(SGD):
@@ -514,6 +560,26 @@ def sets_a_profiler(module: Any) -> None:
     module.trainer.profiler = SimpleProfiler()
 
 
+def begins_the_loader_anew(module: Any) -> None:
+    iter(module.trainer.fit_loop._combined_loader)
+
+
+def wraps_the_model(module: Any) -> None:
+    module.trainer.strategy.model = DoubledLoss(module)
+
+
+def sets_a_method_of_the_loop(module: Any) -> None:
+    loop = module.trainer.fit_loop.epoch_loop.automatic_optimization
+    loop._make_backward_fn = OwnLoop(module.trainer)._make_backward_fn
+
+
+def has_another_class(module: Any) -> None:
+    class Other(type(module)):  # type: ignore[misc]
+        on_after_backward = halve
+
+    module.__class__ = Other
+
+
 def freezes(module: Any) -> None:
     module.layer.weight.requires_grad = False
 
@@ -524,7 +590,8 @@ CHANGES = [
     sets_training_step_without_index, sets_a_hook_of_the_class, sets_a_hook_in_backward, adds_a_callback,
     adds_a_duck, adds_a_mock, exchanges_a_callback, exchanges_the_list_of_callbacks, sets_a_hook_of_a_callback,
     sets_gradient_clip_val, sets_accumulate_grad_batches, exchanges_the_optimizers, exchanges_the_precision,
-    sets_backward_of_the_strategy, exchanges_the_loop, sets_a_profiler, freezes,
+    sets_backward_of_the_strategy, exchanges_the_loop, sets_a_profiler, begins_the_loader_anew, wraps_the_model,
+    sets_a_method_of_the_loop, has_another_class, freezes,
 ]  # fmt: skip
 
 
@@ -532,7 +599,9 @@ def changing(change: Callable[[Any], None], where: str) -> BoringModel:
     """A module, of a class of its own, that makes a change once: in the fourth step, or in the first validation."""
 
     class Changing(BoringModel):
-        done = False
+        def __init__(self) -> None:
+            super().__init__()
+            self.done = False
 
         def change(self) -> None:
             if not self.done:
@@ -582,3 +651,102 @@ def test_a_hook_may_be_replaced_and_removed_again() -> None:
             return super().training_step(batch, batch_idx)
 
     twins(Replacing, **LIMITS)
+
+
+# In the last moment of a step, after its loss is known: each class changes something there, once.
+
+
+class AtLast(BoringModel):
+    """A module that makes a change when `count` is called for the fourth time."""
+
+    def __init__(self, change: Callable[[Any], None]) -> None:
+        super().__init__()
+        self.make_change, self.calls = change, 0
+
+    def count(self, *_: Any) -> Any:
+        self.calls += 1
+        if self.calls == 4:
+            self.make_change(self)
+
+
+class ByHand(AtLast):
+    def __init__(self, change: Callable[[Any], None]) -> None:
+        super().__init__(change)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer: Any = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(self.layer(batch).square().mean())
+        optimizer.step()
+        self.count()
+
+
+class InOptimizerStep(AtLast):
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.count()
+
+
+class AfterOptimizer(AtLast):
+    def configure_optimizers(self) -> Any:
+        optimizer = SGD(self.parameters(), 0.1)
+        optimizer.register_step_post_hook(self.count)
+        return optimizer
+
+
+class InSchedule(AtLast):
+    def configure_optimizers(self) -> Any:
+        optimizer = SGD(self.parameters(), 0.1)
+        return [optimizer], [{"scheduler": LambdaLR(optimizer, self.factor), "interval": "step"}]
+
+    def factor(self, step: int) -> float:
+        self.count()
+        return 0.9**step
+
+
+class InBackward(AtLast):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = self.layer(batch).square().mean()
+        loss.register_hook(self.count)
+        return loss
+
+
+class InZeroGrad(AtLast):
+    def on_before_zero_grad(self, optimizer: Any) -> None:
+        self.count()
+
+
+@pytest.mark.parametrize("change", [sets_on_train_batch_end, sets_on_after_backward, adds_a_callback])
+@pytest.mark.parametrize("make", [ByHand, InOptimizerStep, AfterOptimizer, InSchedule, InBackward, InZeroGrad])
+def test_what_comes_late_in_a_step_counts_in_that_step(make: type[AtLast], change: Callable[[Any], None]) -> None:
+    twins(partial(make, change), **LIMITS)
+    twins(partial(make, change), accumulate_grad_batches=1 if make is ByHand else 2, **LIMITS)
+
+
+def test_a_trainer_may_be_copied_in_mid_epoch() -> None:
+    def copy_it(trainer: Trainer, *_: Any) -> None:
+        copies.append(deepcopy(trainer))
+
+    copies: list[Trainer] = []
+    twins(BoringModel, callbacks=on("on_train_batch_start", copy_it), limit_train_batches=2, limit_val_batches=1)
+    assert len(copies) == 8
+
+
+class OwnEpochLoop(_TrainingEpochLoop):
+    pass
+
+
+def test_another_loop_is_said_to_train() -> None:
+    trainer = Trainer(**QUIET, **LIMITS, callbacks=[Engine()])
+    trainer.fit_loop.epoch_loop = OwnEpochLoop(trainer)
+    trainer.fit(BoringModel())
+    assert Engine().describe(trainer) == "Lightning's own step (another package's loop)"
+
+
+def test_a_loop_with_a_method_set_on_it_is_asked() -> None:
+    def validate_always(trainer: Trainer, *_: Any) -> None:
+        trainer.fit_loop.epoch_loop._should_check_val_fx = Mock(return_value=True)  # type: ignore[method-assign]
+
+    says, _ = twins(BoringModel, hooks=BATCH, callbacks=on("on_train_start", validate_always), **LIMITS)
+    assert says == "Lightning's own step (LeanLoop with its own _should_check_val_fx)"

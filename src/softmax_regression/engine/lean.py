@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softmax_regression.engine.ddp import signals_of
 from softmax_regression.engine.hooks import Hooks
-from softmax_regression.engine.reasons import STRATEGIES, missing_names
+from softmax_regression.engine.reasons import LOOPS, STRATEGIES, missing_names
 from softmax_regression.engine.update import Update
 
 
@@ -53,6 +53,10 @@ class LeanLoop(_TrainingEpochLoop):
         """Let go of the objects of a run."""
         super().teardown()
         self.hooks = self.update = self.source = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave those objects out of a copy of the loop."""
+        return vars(self) | {"hooks": None, "update": None, "source": None}
 
     def _broadcast_sigterm_tensor(self) -> None:
         """End the run on all processes if one has received a SIGTERM; Lightning asks so at each of their steps."""
@@ -101,8 +105,7 @@ class LeanLoop(_TrainingEpochLoop):
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if skip:
             raise StopIteration
-        if "on_train_batch_end" in hooks.answered:
-            hooks.call("on_train_batch_end", output, batch, batch_idx)
+        hooks.call("on_train_batch_end", output, batch, batch_idx)  # which may have come in this step
         logs_steps = any(result.meta.on_step for result in results.values())
         if logs_steps:
             connector.on_batch_end()
@@ -113,7 +116,8 @@ class LeanLoop(_TrainingEpochLoop):
 
     def _next_batch(self, fetcher: _DataFetcher) -> Any:
         """Return the next minibatch: from its only loader, or as Lightning combines several."""
-        if self.source is None or fetcher.length is None:
+        anew = getattr(fetcher.combined_loader, "_iterator", None) is not self.source  # somebody has begun it again
+        if self.source is None or fetcher.length is None or anew:
             batch, _, _ = next(fetcher)
             return batch
         try:
@@ -155,6 +159,9 @@ class LeanLoop(_TrainingEpochLoop):
         elif not self._should_accumulate():
             self.update_lr_schedulers("step", update_plateau_schedulers=True)
             self._batches_that_stepped += 1
+
+
+LOOPS.append(LeanLoop)
 
 
 def _only_source(fetcher: _DataFetcher) -> _ModeIterator | None:

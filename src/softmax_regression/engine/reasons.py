@@ -29,9 +29,17 @@ STRATEGY_METHODS = (
     *("training_step", "post_training_step", "backward", "optimizer_step", "batch_to_device"),
     "on_train_batch_start",
 )
+LOOP_METHODS = (
+    *("update_lr_schedulers", "_update_learning_rates", "_build_kwargs", "_should_check_val_fx"),
+    *("_should_check_val_epoch", "_accumulated_batches_reached", "_num_ready_batches_reached"),
+)
 PRECISION_METHODS = (
     *("convert_input", "train_step_context", "forward_context", "pre_backward", "backward", "post_backward"),
-    "optimizer_step",
+    *("optimizer_step", "_after_closure", "_wrap_closure", "_clip_gradients"),
+)
+AUTOMATIC_METHODS = (
+    *("run", "_make_closure", "_make_step_fn", "_make_zero_grad_fn", "_make_backward_fn", "_training_step"),
+    *("_on_before_zero_grad", "_optimizer_zero_grad", "_optimizer_step"),
 )
 # What the lean step does without a call, and what Lightning has under these names.
 LEFT_OUT: dict[type, tuple[str, ...]] = {
@@ -44,12 +52,16 @@ LEFT_OUT: dict[type, tuple[str, ...]] = {
     Precision: PRECISION_METHODS,
     MixedPrecision: PRECISION_METHODS,
     LightningOptimizer: ("step", "optimizer"),
-    _AutomaticOptimization: ("run", "_make_closure", "_optimizer_step"),
+    _AutomaticOptimization: AUTOMATIC_METHODS,
+    _TrainingEpochLoop: LOOP_METHODS,
+    PassThroughProfiler: ("start", "stop", "profile"),
 }
 STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ExactDDP)
+LOOPS: list[type] = [_TrainingEpochLoop]  # and the lean one
 LIGHTNINGS = {(owner, name): getattr(owner, name) for owner, names in LEFT_OUT.items() for name in names}
 PRIVATE = (  # names that another version of Lightning may not have
     "_logger_connector._first_loop_iter",
+    "strategy._lightning_module",
     "strategy._lightning_optimizers",
     "precision_plugin._after_closure",
     "fit_loop._data_fetcher",
@@ -110,14 +122,16 @@ def why_not(trainer: Trainer) -> str | None:
     strategy = trainer.strategy
     if type(strategy) not in STRATEGIES:
         return type(strategy).__name__
-    for name in own_methods(strategy, type(strategy)):
-        return f"{type(strategy).__name__} with its own {name}"
     if getattr(strategy, "_model_averager", None):
         return "the strategy averages the model"
-    if not issubclass(type(trainer.fit_loop.epoch_loop), _TrainingEpochLoop):
+    loop, profiler = trainer.fit_loop.epoch_loop, trainer.profiler  # type: ignore[attr-defined]
+    if type(loop) not in LOOPS:
         return "another package's loop"
-    if type(trainer.profiler) is not PassThroughProfiler:  # type: ignore[attr-defined]
+    if type(profiler) is not PassThroughProfiler:
         return "a profiler measures it"
+    for thing, base in (strategy, type(strategy)), (loop, _TrainingEpochLoop), (profiler, PassThroughProfiler):
+        for name in own_methods(thing, base):
+            return f"{type(thing).__name__} with its own {name}"
     if isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher):
         return "dataloader_iter"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -148,7 +162,8 @@ class Watch:
     def __init__(self, trainer: Trainer) -> None:
         self.objects = self._objects(trainer)
         self.spaces: list[Sized] = []
-        for thing in (*self.objects, trainer.lightning_module, trainer.datamodule):  # type: ignore[attr-defined]
+        others = trainer.fit_loop.epoch_loop, trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+        for thing in (*self.objects, *others):
             if hasattr(thing, "__dict__"):
                 self.spaces.append(vars(thing))
             for owner in type(thing).__mro__:
@@ -161,7 +176,7 @@ class Watch:
         any_trainer: Any = trainer
         strategy = any_trainer.strategy
         loop = any_trainer.fit_loop.epoch_loop.automatic_optimization
-        others = any_trainer.profiler, strategy, strategy.precision_plugin, loop
+        others = any_trainer.profiler, strategy, strategy.precision_plugin, loop, strategy._lightning_module.__class__
         return [*others, *strategy._lightning_optimizers, *any_trainer.callbacks]
 
     def holds(self, trainer: Trainer) -> bool:

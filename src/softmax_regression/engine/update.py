@@ -71,14 +71,14 @@ class Update:
     def _training_step(self, arguments: "OrderedDict[str, Any]") -> ClosureResult:
         """Call `training_step`, through the strategy where that wraps the module or sets a precision."""
         hooks = self.hooks
-        if not hooks.direct:
+        if not hooks.direct or hooks.strategy.model is not hooks.module:
             result = self.automatic._training_step(arguments)
             hooks.look()
             return result
         output = hooks.named("training_step", hooks.module.training_step, *arguments.values())
         hooks.look()
         batches = hooks.trainer.accumulate_grad_batches
-        if type(output) is Tensor and batches == 1 and not vars(output):  # it need not be divided
+        if type(output) is Tensor and batches == 1 and not hooks.has_backward_hooks and not vars(output):
             return ClosureResult(output)
         return ClosureResult.from_training_step_output(output, batches)
 
@@ -89,6 +89,7 @@ class Update:
         if not plain:
             self.automatic._on_before_zero_grad(optimizer)
             self.automatic._optimizer_zero_grad(batch_idx, optimizer)
+            self.hooks.look()
             return
         for group in method.__self__.param_groups:  # what torch does, less a record for profilers, which costs more
             for parameter in group["params"]:
@@ -101,17 +102,20 @@ class Update:
         if hooks.updates and not hooks.has_backward_hooks:
             hooks.strategy.pre_backward(loss)
             hooks.named("backward", loss.backward)
+            hooks.look()
+            if hooks.has_backward_hooks:  # a hook of a tensor has set one
+                hooks.call("on_after_backward")
             hooks.strategy.post_backward(loss)
         else:
-            call_backward = self.automatic._make_backward_fn(optimizer)
-            assert call_backward  # `_skip_backward` was False as the step began
+            call_backward = _AutomaticOptimization._make_backward_fn(self.automatic, optimizer)
+            assert call_backward  # `_skip_backward` was False as the step began, and the method Lightning's
             call_backward(loss)
+            hooks.look()
 
     def _closure_for_step(self, closure: Closure, optimizer: Optimizer) -> Any:
         """Compute loss and gradients, and clip them, for an optimizer that is about to step."""
         hooks, trainer = self.hooks, self.hooks.trainer
         loss = closure()
-        hooks.look()
         if not hooks.updates or trainer.gradient_clip_val or hooks.has_step_hooks:
             trainer.precision_plugin._after_closure(hooks.module, optimizer)
         return loss
