@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.plugins import MixedPrecision, Precision
@@ -84,4 +84,6 @@ class Hooks:
             if callable(function) and getattr(function, "__func__", None) is not nothing:
                 self.named(name, function, self.trainer, self.module, *args)
         function = getattr(self.module, name)
-        return self.named(name, function, *args) if callable(function) else None
+        if callable(function) and getattr(function, "__func__", None) is not LIGHTNINGS[LightningModule, name]:
+            return self.named(name, function, *args)
+        return None
