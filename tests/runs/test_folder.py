@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from torch import Tensor
 
-from commands import fit, manifest, one_line, only_run, scalars
+from commands import age, fit, manifest, one_line, only_run, scalars
 from marks import slow
 from softmax_regression import RunLogger, SoftmaxRegression
 from softmax_regression.classifier import Batch
@@ -137,6 +137,34 @@ def test_training_and_validation_stand_at_the_same_steps_when_the_module_optimiz
     for name in ("train/loss", "val/loss"):
         assert [step for step, _ in series[name]] == [15, 31, 47]
     assert [row["step"] for row in read_rows(only_run())] == [16, 32, 48]
+
+
+class OwnAxis(SoftmaxRegression):
+    """Has the epoch as its x axis, and logs what it likes at the end of it."""
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        self.log("step", float(self.current_epoch))
+        for logger in self.loggers:
+            logger.log_metrics({"own": 1.0}, step=self.global_step)
+            logger.log_metrics({"images": 2.0}, step=32 * self.global_step)
+
+
+@pytest.mark.slow
+def test_what_was_logged_before_the_save_stays_when_a_run_goes_on_whatever_its_x_axis() -> None:
+    csv_logger = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: csv, version: x}}"
+    logger = f"--trainer.logger=[softmax_regression.RunLogger, {csv_logger}]"
+    assert fit(f"--model={__name__}.OwnAxis", "--trainer.max_epochs=1", logger) == 0
+    for epochs in (2, 3):
+        age(only_run())
+        assert main(["fit", "--resume", str(only_run()), f"--trainer.max_epochs={epochs}"]) == 0
+    series = scalars(only_run())
+    (path,) = Path("csv").glob("*/x/metrics.csv")
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    for name, steps in (("train/loss", [0, 1, 2]), ("own", [16, 32, 48]), ("images", [512, 1024, 1536])):
+        assert [step for step, _ in series[name]] == steps
+        assert [float(row["step"]) for row in rows if row[name]] == steps
 
 
 def test_the_rows_of_a_csv_logger_of_a_fixed_name_stay_when_a_run_goes_on() -> None:

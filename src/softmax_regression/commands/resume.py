@@ -109,10 +109,9 @@ def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None
     Raises:
         InputError: There is no logger, or another process has trained the run meanwhile.
     """
-    step = saved_step(checkpoint.content)
     loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
     for logger in loggers:
-        logger.reopen(run, step)
+        logger.reopen(run, saved_step(checkpoint.content))
     if not trainer.loggers:
         raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
     if not loggers:
@@ -120,7 +119,7 @@ def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None
     if trainer.is_global_zero:
         if read(checkpoint.path)["global_step"] != checkpoint.content["global_step"]:
             raise InputError(f"{checkpoint.path}: another process has gone on with the run; start the command again")
-        keep_logged_rows(trainer.loggers, step)
+        keep_logged_rows(trainer.loggers, about_run(checkpoint.content).get("csv_rows", []))
 
 
 def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:

@@ -73,13 +73,13 @@ class TrainCLI(ExperimentCLI):
         """Train, unless nothing is left to train; then print the summary."""
         trainer, checkpoint = self.trainer, self.checkpoint
         if checkpoint:
-            if run:
-                resume.reopen_run(run, trainer, checkpoint)
             reason = resume.reason_not_to_resume(trainer, checkpoint.content)
             if reason:
                 resume.record_end(run, trainer, checkpoint.content, reason)
                 print_rank_zero(f"{run or checkpoint.path}: nothing to resume ({reason})")
                 return
+            if run:
+                resume.reopen_run(run, trainer, checkpoint)
         trainer.fit(model, **kwargs)
         print_rank_zero(outputs.summary(trainer, folder_of(trainer)))  # all processes must call `folder_of`
 

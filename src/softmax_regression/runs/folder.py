@@ -19,6 +19,7 @@ from softmax_regression.errors import InputError, StorageError
 from softmax_regression.files import reason
 from softmax_regression.metrics import learning_rate
 from softmax_regression.runs import checkpoint
+from softmax_regression.runs.events import dropped_events
 from softmax_regression.runs.last_checkpoint import INITIAL_CHECKPOINT
 from softmax_regression.runs.record import check_there, read_manifest
 from softmax_regression.runs.rows import read_rows
@@ -76,14 +77,20 @@ class RunLogger(TensorBoardLogger):
             ) from error
         raise InputError(f"{root / names[0]}: is another run's; choose another name, or --resume that run")
 
+    @rank_zero_only
+    def _log_again(self, run: Path, step: int) -> None:
+        for event in dropped_events(run, step):
+            self.experiment.file_writer.event_writer.add_event(event)
+
     def reopen(self, run: Path, step: int) -> None:
-        """Continue in the folder of a run that has made `step` steps; what it logged at later steps is hidden."""
+        """Continue in the folder of a run that has made `step` steps; what it logged after it was saved is hidden."""
         self._root_dir = str(run.parent.parent)
         self._name = run.parent.name
         self._version = run.name
         self._kwargs["purge_step"] = step
         self._is_drawn = True
         self._is_listed = bool(read_rows(run))
+        self._log_again(run, step)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None) -> None:

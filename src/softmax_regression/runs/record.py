@@ -24,8 +24,9 @@ from softmax_regression.errors import DivergedError, InputError, StorageError, f
 from softmax_regression.files import write
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, folder_of
 from softmax_regression.runs.checkpoint import RUN, about_run
+from softmax_regression.runs.events import mark_saved
 from softmax_regression.runs.processes import print_rank_zero
-from softmax_regression.runs.rows import Row, RowCallback, RowsFile, read_rows, rows_file, steps_done
+from softmax_regression.runs.rows import Row, RowCallback, RowsFile, count_logged_rows, read_rows, rows_file, steps_done
 from softmax_regression.runs.settings import class_path_of, describe_run, with_found
 
 
@@ -269,6 +270,9 @@ class RunRecord(RowCallback):
             "step": steps_done(trainer),
             "unrecorded": self._unrecorded,
         }
+        if trainer.is_global_zero:
+            mark_saved(trainer.loggers, steps_done(trainer))
+            checkpoint[RUN]["csv_rows"] = count_logged_rows(trainer.loggers)
         if any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             checkpoint[RUN]["frozen"] = _frozen(pl_module)
 

@@ -117,16 +117,29 @@ def _same(value: object, before: object) -> bool:
     return value is before
 
 
-def keep_logged_rows(loggers: Iterable[Logger], step: int) -> None:
-    """Let a CSVLogger of a resumed run keep the rows of the first `step` steps: by itself it removes its file."""
+def csv_files(loggers: Iterable[Logger]) -> dict[Path, CSVLogger]:
+    """Return the files that CSVLoggers write, and which does."""
+    files = {}
     for logger in loggers:
-        if not isinstance(logger, CSVLogger):
-            continue
-        path = Path(logger.log_dir, "metrics.csv")
+        if isinstance(logger, CSVLogger):
+            files[Path(logger.log_dir, "metrics.csv")] = logger
+    return files
+
+
+def count_logged_rows(loggers: Iterable[Logger]) -> list[int]:
+    """Return how many rows each CSVLogger has written, once all are there."""
+    for logger in csv_files(loggers).values():
+        logger.save()
+    return [path.read_bytes().count(b"\n") - 1 for path in csv_files(loggers) if path.is_file()]
+
+
+def keep_logged_rows(loggers: Iterable[Logger], counts: Sequence[int]) -> None:
+    """Let each CSVLogger go on in its file, which it would begin anew, after so many rows."""
+    for (path, logger), count in zip(csv_files(loggers).items(), counts, strict=False):
         if not path.is_file():
             continue
         with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < step]
+            rows = [*csv.DictReader(file)][:count]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
             writer = logger.experiment  # which removes the file
