@@ -291,10 +291,11 @@ def test_weights_that_are_not_finite_are_not_saved_over_those_that_are(run: Path
 # What a resumed run finds
 
 
+@pytest.mark.parametrize("steps", [-1, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_best_and_ends_like_any(
-    capsys: pytest.CaptureFixture[str],
+    steps: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert fit("--trainer.max_epochs=2", "--trainer.logger.version=a") == 0
+    assert fit("--trainer.max_epochs=2", "--trainer.logger.version=a", f"--trainer.max_steps={steps}") == 0
     shutil.copytree("logs/softmax/a", "logs/softmax/b")
     last = Path("logs/softmax/b/checkpoints/last.ckpt")
     last.write_bytes(last.read_bytes()[:-100])

@@ -13,7 +13,9 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import BinaryAUROC
 from torchmetrics.wrappers import MetricTracker, MinMaxMetric, Running
 
+from commands import rows_of
 from softmax_regression import LastCheckpoint, RunLogger, SoftmaxRegression
+from softmax_regression.runs.rows import RowCallback
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Checkpoint directory")
 
@@ -69,13 +71,20 @@ class Logging(LightningModule):
 
 
 def logged(
-    module: LightningModule, version: str, path: Path | None = None, every: int | None = 2, rows: Any = ROWS
+    module: LightningModule,
+    version: str,
+    path: Path | None = None,
+    every: int | None = 2,
+    rows: Any = ROWS,
+    **options: Any,
 ) -> dict[str, Tensor]:
     """Train for two epochs, saving every few steps or at the end of epochs; return what was logged in the end."""
     trainer = Trainer(
         max_epochs=2, accelerator="cpu", logger=RunLogger(version=version), log_every_n_steps=1,
-        callbacks=[LastCheckpoint(every_n_train_steps=every), ModelCheckpoint("epochs", version, save_top_k=-1)],
-        enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[
+            LastCheckpoint(every_n_train_steps=every), ModelCheckpoint("epochs", version, save_top_k=-1), RowCallback(),
+        ],
+        enable_progress_bar=False, enable_model_summary=False, **options,
     )  # fmt: skip
     trainer.fit(module, DataLoader(rows, 3), ckpt_path=path, weights_only=True)
     return trainer.callback_metrics
@@ -91,6 +100,29 @@ def test_what_was_logged_is_that_of_the_run_that_was_not_killed() -> None:
     resumed = logged(Logging(), "resumed", Path("logs/softmax/again/checkpoints/last.ckpt"))
     assert len(whole) == 17
     assert resumed == whole
+
+
+class LooksBack(Logging):
+    """Looks, at the end of an epoch, at a validation that is over."""
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.log("val", batch.mean() + self.global_step)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("seen", 2 * self.trainer.callback_metrics["val"])
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(ROWS[:4], 2)
+
+
+def test_a_validation_within_an_epoch_is_found_at_its_end_and_in_no_further_row() -> None:
+    straight, resumed = LooksBack(), LooksBack()
+    whole = logged(straight, "whole", val_check_interval=4)
+    with pytest.raises(Killed):
+        logged(LooksBack(killed_at=13), "killed", val_check_interval=4)
+    path = Path("logs/softmax/killed/checkpoints/last.ckpt")
+    assert logged(resumed, "resumed", path, val_check_interval=4) == whole
+    assert rows_of(resumed)[-1] == rows_of(straight)[-1]
 
 
 class KilledClassifier(SoftmaxRegression):

@@ -109,16 +109,16 @@ def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None
     Raises:
         InputError: There is no logger, or another process has trained the run meanwhile.
     """
+    if not trainer.loggers:
+        raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
+    if trainer.is_global_zero and read(checkpoint.path)["global_step"] != checkpoint.content["global_step"]:
+        raise InputError(f"{checkpoint.path}: another process has gone on with the run; start the command again")
     loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
     for logger in loggers:
         logger.reopen(run, saved_step(checkpoint.content))
-    if not trainer.loggers:
-        raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
     if not loggers:
         print_rank_zero(f"{run}: only a RunLogger goes on in its folder; this run does in {folder_of(trainer)}")
     if trainer.is_global_zero:
-        if read(checkpoint.path)["global_step"] != checkpoint.content["global_step"]:
-            raise InputError(f"{checkpoint.path}: another process has gone on with the run; start the command again")
         keep_logged_rows(trainer.loggers, about_run(checkpoint.content).get("csv_rows", []))
 
 

@@ -1,6 +1,6 @@
-"""What TensorBoard shows of a run that goes on: all that was logged before it was saved, whatever the x axis.
+"""The TensorBoard events of a resumed run: all that was logged before the save stays, whatever its x axis.
 
-TensorBoard itself drops what stands at the step of the save or after it.
+TensorBoard itself hides everything from the step of the save on.
 """
 
 from collections.abc import Iterable
@@ -11,18 +11,18 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
 
 def mark_saved(loggers: Iterable[Logger], step: int) -> None:
-    """Note in the event files of a run that it is saved now, after so many steps, once all that was logged is there."""
+    """Write an event that says that the run is saved now, after so many steps."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             saved = Event(session_log=SessionLog(status=SessionLog.CHECKPOINT))
-            logger.experiment.file_writer.add_event(saved, step)
+            logger.experiment._get_file_writer().add_event(saved, step)  # which a second training has to open again
             logger.experiment.flush()
 
 
 def dropped_events(run: Path, step: int) -> list[Any]:
-    """Return what TensorBoard drops of a run that goes on after so many steps, though it was logged before the save."""
+    """Return the events that TensorBoard hides when a run is resumed after so many steps, but were logged before."""
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     later: list[Any] = []
@@ -30,7 +30,7 @@ def dropped_events(run: Path, step: int) -> list[Any]:
     for path in sorted(run.glob("events.out.tfevents.*")):
         for event in LegacyEventFileLoader(str(path)).Load():
             status = event.session_log.status
-            if status == event.session_log.START:  # the run went on from here
+            if status == event.session_log.START:  # the run was resumed here
                 later = [each for each in later if each.step < event.step]
             elif status == event.session_log.CHECKPOINT and event.step == step:
                 saved = list(later)

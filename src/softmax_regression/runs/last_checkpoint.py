@@ -25,6 +25,7 @@ from softmax_regression.runs.loops import (
     validated_batches,
 )
 from softmax_regression.runs.random_numbers import random_state, set_random_state
+from softmax_regression.runs.rows import RowCallback
 from softmax_regression.runs.running_metrics import RunningMetrics
 
 INITIAL_CHECKPOINT = "start.ckpt"  # the state before the first step, in the run's folder until last.ckpt is there
@@ -97,6 +98,9 @@ class LastCheckpoint(Checkpoint):
         if self._position.started:
             restore_loops(trainer, pl_module, within_epoch=self._position.batches > 0)
             self._running.log_again(trainer, pl_module)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RowCallback):
+                    callback.note_logged(trainer)
             validated_batches(trainer).update(self._position.validated)
             if self._position.batches:
                 consumed_loaders(trainer)[:] = self._position.consumed

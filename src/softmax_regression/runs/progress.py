@@ -108,7 +108,7 @@ class EpochProgress(RowCallback, ProgressBar):
         """Print the metrics of the last epoch, after all hooks of its end."""
         epoch = trainer.current_epoch
         now = time.perf_counter()
-        if epoch > self._shown and trainer.is_global_zero:
+        if epoch > self._shown and self.rows and trainer.is_global_zero:
             if self.at_row(trainer):
                 self.update_row(trainer)
             text = metrics_text(self.rows[-1])

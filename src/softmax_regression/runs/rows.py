@@ -68,8 +68,12 @@ class RowCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the rows up to the current step; there are none in a new run."""
         self.rows = [row for row in self.rows if row["step"] <= steps_done(trainer)]
-        self._logged = dict(trainer.callback_metrics)
+        self.note_logged(trainer)
         self._row_at = None
+
+    def note_logged(self, trainer: Trainer) -> None:
+        """Leave what is logged by now out of the next row."""
+        self._logged = dict(trainer.callback_metrics)
 
     def start_with(self, trainer: Trainer, rows: list[Row]) -> None:
         """Begin with the rows of a resumed run; the last one may be of the current step."""
@@ -118,7 +122,7 @@ def _same(value: object, before: object) -> bool:
 
 
 def csv_files(loggers: Iterable[Logger]) -> dict[Path, CSVLogger]:
-    """Return the files that CSVLoggers write, and which does."""
+    """Return the file of each CSVLogger."""
     files = {}
     for logger in loggers:
         if isinstance(logger, CSVLogger):
@@ -127,14 +131,14 @@ def csv_files(loggers: Iterable[Logger]) -> dict[Path, CSVLogger]:
 
 
 def count_logged_rows(loggers: Iterable[Logger]) -> list[int]:
-    """Return how many rows each CSVLogger has written, once all are there."""
+    """Let each CSVLogger write its rows, and return their numbers."""
     for logger in csv_files(loggers).values():
         logger.save()
     return [path.read_bytes().count(b"\n") - 1 for path in csv_files(loggers) if path.is_file()]
 
 
 def keep_logged_rows(loggers: Iterable[Logger], counts: Sequence[int]) -> None:
-    """Let each CSVLogger go on in its file, which it would begin anew, after so many rows."""
+    """Let each CSVLogger of a resumed run keep so many rows: by itself it removes its file."""
     for (path, logger), count in zip(csv_files(loggers).items(), counts, strict=False):
         if not path.is_file():
             continue

@@ -37,10 +37,12 @@ class RunningMetrics:
 
     Attributes:
         logged: For each metric, the arguments of `self.log` and the sums.
+        values: `callback_metrics`.
     """
 
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
+        self.values: dict[str, Tensor] = {}
 
     def state_dict(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         """Return what was logged in this process, and the states of the module's metrics.
@@ -62,11 +64,13 @@ class RunningMetrics:
             if not any(metric is each for each in about_to_be_reset):
                 states[name] = _state(metric)
         trackers = {name: len(tracker) for name, tracker in _parts(module, MetricTracker)}
-        return {"logged": logged, "metrics": states, "trackers": trackers}
+        values = dict(trainer._logger_connector._callback_metrics)
+        return {"logged": logged, "metrics": states, "trackers": trackers, "values": values}
 
     def load_state_dict(self, state: dict[str, Any], module: LightningModule) -> None:
         """Load the states of the module's metrics, and keep what was logged for `log_again`."""
         self.logged = state["logged"]
+        self.values = state["values"]
         for name, tracker in _parts(module, MetricTracker):
             for _ in range(len(tracker), state.get("trackers", {}).get(name, 0)):
                 tracker.increment()
@@ -74,7 +78,7 @@ class RunningMetrics:
             vars(metric).update(state["metrics"].get(name, {}))
 
     def log_again(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log again what was logged in the interrupted epoch."""
+        """Log again what was logged in the interrupted epoch, and restore `callback_metrics`."""
         results: Any = results_of_epoch(trainer)
         for saved in self.logged:
             arguments = saved["arguments"]
@@ -85,7 +89,9 @@ class RunningMetrics:
             results.log(**arguments, **options, value=value, batch_size=1)
             state = move_data_to_device(saved["state"], trainer.strategy.root_device)
             vars(results[f"{arguments['fx']}.{arguments['name']}"]).update(state)
-        self.logged = []
+        values = move_data_to_device(self.values, trainer.strategy.root_device)
+        trainer._logger_connector._callback_metrics.update(values)
+        self.logged, self.values = [], {}
 
 
 def _logged(result: Any) -> dict[str, Any]:
