@@ -111,6 +111,8 @@ ODD = {
     "a state of its own": of_module("Counting"),
     "data with a state of its own": of_module("Counted"),
     "a stream": of_module("Streamed"),
+    "random numbers of its own": of_module("Draws"),
+    "data with random numbers of their own": of_module("Jittered"),
 }  # fmt: skip
 
 

@@ -40,6 +40,8 @@ OFTEN = (
     "wrapped metrics of ours",
     "ReduceLROnPlateau",
     "a stream",
+    "random numbers of its own",
+    "data with random numbers of their own",
     "validated twice an epoch",
     "accumulated",
     "float64",

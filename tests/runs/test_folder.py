@@ -167,12 +167,15 @@ def test_what_was_logged_before_the_save_stays_when_a_run_goes_on_whatever_its_x
         assert [float(row["step"]) for row in rows if row[name]] == steps
 
 
-def test_the_rows_of_a_csv_logger_of_a_fixed_name_stay_when_a_run_goes_on() -> None:
+def test_the_rows_of_a_csv_logger_of_a_fixed_name_stay_when_a_run_is_scored_and_goes_on() -> None:
     csv_logger = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: csv, version: x}}"
     logger = f"--trainer.logger=[softmax_regression.RunLogger, {csv_logger}]"
     assert fit("--trainer.max_epochs=1", logger) == 0
-    assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=2"]) == 0
     (path,) = Path("csv").glob("*/x/metrics.csv")
+    for command, flag in (("test", "--ckpt_path"), ("fit", "--resume")):
+        before = path.read_text().splitlines()
+        assert main([command, flag, str(only_run()), "--trainer.max_epochs=2"]) == 0
+        assert len(path.read_text().splitlines()) > len(before)
     with path.open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows if row["val/loss"]] == ["15", "31"]

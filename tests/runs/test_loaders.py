@@ -12,7 +12,16 @@ from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, RandomSampler, Sampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    Subset,
+)
 
 from marks import slow_but
 from softmax_regression import LastCheckpoint, RunLogger
@@ -70,6 +79,32 @@ class Blurred(list[Any]):
         return super().__getitem__(index) + np.random.rand()
 
 
+class Blurring:
+    """A transform that draws from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(2)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image + self.rng.random()
+
+
+class Transformed(Dataset[Any]):
+    """Images that are changed by transforms."""
+
+    def __init__(self) -> None:
+        self.transforms = [Blurring()]
+
+    def __len__(self) -> int:
+        return len(ROWS)
+
+    def __getitem__(self, index: int) -> Any:
+        image = ROWS[index]
+        for transform in self.transforms:
+            image = transform(image)
+        return image
+
+
 class CountedStream(IterableDataset[Any]):
     """A stream that is shuffled by how often it was read."""
 
@@ -119,6 +154,7 @@ def distributed() -> Any:
 LOADERS: dict[str, Callable[[], Any]] = {
     "shuffled": lambda: DataLoader(ROWS, 3, shuffle=True),
     "augmented": lambda: DataLoader(BLURRED, 3, shuffle=True),
+    "a transform that draws": lambda: DataLoader(Subset(Transformed(), range(len(ROWS))), 3, shuffle=True),
     "in drawn batches": in_drawn_batches,
     "a stream": lambda: DataLoader(Stream(), 3),
     "distributed": distributed,
@@ -162,7 +198,15 @@ pytestmark = [
 
 @pytest.mark.parametrize("every", [2, None])
 @pytest.mark.parametrize(
-    "kind", slow_but(["shuffled", "a stream", "a stream that counts", "a sampler that draws by NumPy"], LOADERS)
+    "kind",
+    slow_but(
+        ["shuffled", "a transform that draws", "a stream", "a stream that counts", "a sampler that draws by NumPy"],
+        LOADERS,
+    ),
+    slow_but(
+        ["shuffled", "a transform that draws", "a stream", "a stream that counts", "a sampler that draws by NumPy"],
+        LOADERS,
+    ),
 )
 def test_a_loader_goes_on_where_the_run_was_killed(kind: str, every: int | None) -> None:
     whole = trained(Noting(), LOADERS[kind], every=every)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from softmax_regression.runs.callbacks import folder_of
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint, open_checkpoint
 from softmax_regression.runs.processes import distributed_session, print_rank_zero
 from softmax_regression.runs.record import read_manifest
+from softmax_regression.runs.rows import keep_logged_rows
 
 
 class TrainCLI(ExperimentCLI):
@@ -133,6 +135,8 @@ class TrainCLI(ExperimentCLI):
         print_rank_zero(f"{self.command}: {outputs.what_is_scored(checkpoint, self.datamodule)}")
         warn_of_other_data(checkpoint.content, self.datamodule)
         self.trainer.loggers = [each for each in self.trainer.loggers if not isinstance(each, RunLogger)]
+        if self.trainer.is_global_zero:
+            keep_logged_rows(self.trainer.loggers, repeat(None))
         self.config_init[self.command].figures.run = checkpoint.run
 
     def _check_data(self) -> None:

@@ -24,7 +24,13 @@ from softmax_regression.runs.loops import (
     restore_loops,
     validated_batches,
 )
-from softmax_regression.runs.random_numbers import random_state, set_random_state
+from softmax_regression.runs.random_numbers import (
+    generator_state,
+    own_generators,
+    random_state,
+    set_generator_state,
+    set_random_state,
+)
 from softmax_regression.runs.rows import RowCallback
 from softmax_regression.runs.running_metrics import RunningMetrics
 
@@ -73,6 +79,9 @@ class LastCheckpoint(Checkpoint):
         """Add the random states and running metrics of all processes, and the position in the training data."""
         checkpoint["softmax_regression.random"] = _of_all_processes(random_state(trainer.strategy.root_device), trainer)
         checkpoint["softmax_regression.position"] = position_of(trainer)
+        generators = {name: generator_state(each) for name, each in _generators(trainer, pl_module).items()}
+        if generators:
+            checkpoint["softmax_regression.generators"] = _of_all_processes(generators, trainer)
         # Lightning would write the next epoch if this one is over.
         checkpoint["epoch"] = max(trainer.fit_loop.epoch_progress.current.ready - 1, 0)
         running = self._running.state_dict(trainer, pl_module)
@@ -88,6 +97,11 @@ class LastCheckpoint(Checkpoint):
         states = checkpoint.get("softmax_regression.random", [])
         if len(states) == trainer.world_size:
             self._position.set(checkpoint.get("softmax_regression.position", {}), states[trainer.global_rank])
+            if "softmax_regression.generators" in checkpoint:
+                mine = checkpoint["softmax_regression.generators"][trainer.global_rank]
+                for name, generator in _generators(trainer, pl_module).items():
+                    if name in mine:
+                        set_generator_state(generator, mine[name])
             if "softmax_regression.running" in checkpoint:
                 self._running.load_state_dict(checkpoint["softmax_regression.running"][trainer.global_rank], pl_module)
 
@@ -166,6 +180,14 @@ class LastCheckpoint(Checkpoint):
         """Restore the signal handlers and the loops."""
         remove_calls(trainer)
         self._interruption.end(exception)
+
+
+def _generators(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Return the random number generators that the module, its data and the callbacks have of their own."""
+    objects: dict[str, Any] = {"model": module, "data": trainer.datamodule}  # type: ignore[attr-defined]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        objects[callback.state_key] = callback
+    return own_generators(objects)
 
 
 def _of_all_processes(state: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:

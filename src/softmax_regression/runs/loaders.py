@@ -4,7 +4,6 @@ Lightning restores neither: it warns, and trains on other images.
 """
 
 import itertools
-import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +16,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from softmax_regression.runs.loops import consumed_loaders, training_loaders, validated_batches, waiting_batches
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.random_numbers import (
-    GENERATORS,
     RandomState,
     generator_state,
+    own_generators,
     random_state,
     set_generator_state,
     set_random_state,
@@ -57,8 +56,8 @@ class LoaderPosition:
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader that keeps what its order was drawn from, and resumes from a position.
 
-    Its sources are the generators, and the integers that count, which the loader, its samplers and its data have as
-    attributes.
+    Its sources are the generators of the loader, see `own_generators`, and the integers that count, which its samplers
+    and its data have as attributes.
 
     Attributes:
         position: The position of the run.
@@ -138,37 +137,36 @@ class ResumableLoader(DataLoader[Any]):
             waiting = [next(batches) for _ in range(saved["waiting"])]
         return itertools.chain(waiting, batches)
 
-    def _sources(self) -> dict[str, tuple[Any, str]]:
-        """Return, by a name, the object and the attribute of each source."""
-        parts: dict[str, Any] = {"loader": self, "sampler": self.sampler, "batches": self.batch_sampler}
+    def _counts(self) -> dict[str, tuple[Any, str]]:
+        """Return, by a name, the object and the attribute of each integer of the samplers and the data."""
+        parts: dict[str, Any] = {"sampler": self.sampler, "batches": self.batch_sampler, "data": self.dataset}
         parts["sampler of batches"] = getattr(self.batch_sampler, "sampler", None)
-        parts["data"] = self.dataset
         found = {}
         for name, part in parts.items():
             for attribute, value in getattr(part, "__dict__", {}).items():
-                has_state = isinstance(value, GENERATORS) and not isinstance(value, random.SystemRandom)
-                if has_state or (type(value) is int and part is not self):
+                if type(value) is int:
                     found[f"{name}.{attribute}"] = part, attribute
         return found
 
     def source_states(self) -> dict[str, Any]:
         """Return the states of the generators, and the counts that have changed since the loader was made."""
         states: dict[str, Any] = {}
-        for name, (part, attribute) in self._sources().items():
-            value = getattr(part, attribute)
-            if type(value) is not int:
-                states[name] = generator_state(value)
-            elif value != self.counts.get(name):
-                states[name] = value
+        for name, generator in own_generators({"loader": self}).items():
+            states[name] = generator_state(generator)
+        for name, where in self._counts().items():
+            count = getattr(*where)
+            if count != self.counts.get(name):
+                states[name] = count
         return states
 
     def set_sources(self, states: Mapping[str, Any]) -> None:
         """Set the generators and counts to what `source_states` returned."""
-        for name, (part, attribute) in self._sources().items():
-            if name in states and type(getattr(part, attribute)) is int:
-                setattr(part, attribute, states[name])
-            elif name in states:
-                set_generator_state(getattr(part, attribute), states[name])
+        for name, generator in own_generators({"loader": self}).items():
+            if name in states:
+                set_generator_state(generator, states[name])
+        for name, where in self._counts().items():
+            if name in states:
+                setattr(*where, states[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return nothing: the presence of this method tells Lightning that the loader resumes within an epoch."""

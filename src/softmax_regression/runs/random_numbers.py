@@ -2,7 +2,9 @@
 
 import json
 import random
+import sys
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,8 @@ from torch import Tensor
 RandomState = dict[str, Tensor]
 
 GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+MAX_PARTS = 10_000  # that are searched, and of these at most so many in one list or dictionary:
+MAX_ITEMS = 100
 # The modules `random` and `numpy.random` have the methods of a `random.Random` and a `RandomState`.
 GLOBAL_GENERATORS: dict[str, Any] = {"cpu": torch.default_generator, "python": random, "numpy": np.random}
 
@@ -30,6 +34,37 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device | None = 
         set_generator_state(generator, state[name])
     if "cuda" in state and device is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def own_generators(objects: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the generators among the attributes of objects, and of what these have, each by the path to it."""
+    found: dict[str, Any] = {}
+    seen: set[int] = set()
+    waiting = list(objects.items())
+    for name, part in waiting:  # which grows
+        if id(part) in seen or len(seen) == MAX_PARTS:
+            continue
+        seen.add(id(part))
+        inner: Any = {}
+        if isinstance(part, GENERATORS):
+            if not isinstance(part, random.SystemRandom):  # it has no state
+                found[name] = part
+        elif isinstance(part, list | tuple) and len(part) <= MAX_ITEMS:
+            inner = dict(enumerate(part))
+        elif isinstance(part, dict) and len(part) <= MAX_ITEMS:
+            inner = part
+        elif _may_have_generators(part):
+            inner = vars(part)
+        waiting += [(f"{name}.{key}", value) for key, value in inner.items()]
+    return found
+
+
+def _may_have_generators(part: object) -> bool:
+    """Whether the attributes of an object are searched: not those of Lightning or of Python itself."""
+    package = type(part).__module__.partition(".")[0]
+    if isinstance(part, Tensor | ModuleType) or package == "lightning" or package in sys.stdlib_module_names:
+        return False
+    return hasattr(part, "__dict__")
 
 
 def generator_state(generator: Any) -> Tensor:

@@ -137,8 +137,8 @@ def count_logged_rows(loggers: Iterable[Logger]) -> list[int]:
     return [path.read_bytes().count(b"\n") - 1 for path in csv_files(loggers) if path.is_file()]
 
 
-def keep_logged_rows(loggers: Iterable[Logger], counts: Sequence[int]) -> None:
-    """Let each CSVLogger of a resumed run keep so many rows: by itself it removes its file."""
+def keep_logged_rows(loggers: Iterable[Logger], counts: Iterable[int | None]) -> None:
+    """Let each CSVLogger keep so many rows of its run, None for all: by itself it removes its file."""
     for (path, logger), count in zip(csv_files(loggers).items(), counts, strict=False):
         if not path.is_file():
             continue

@@ -256,6 +256,31 @@ class Counted(data.Own):
         self.loads = state_dict["loads"] + 1
 
 
+class Draws(Plain):
+    """Has a source of random numbers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rng = np.random.default_rng(0)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch, batch_idx) * self.rng.random()
+
+
+class Jittered(data.Own):
+    """Changes batches by random numbers of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(4)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        x, y = batch
+        if self.trainer is not None and self.trainer.training:
+            x = x + 0.1 * torch.rand(x.shape, generator=self.generator)
+        return x, y
+
+
 class Stream(IterableDataset[Any]):
     def __init__(self, n: int) -> None:
         self.n = n
