@@ -203,10 +203,6 @@ pytestmark = [
         ["shuffled", "a transform that draws", "a stream", "a stream that counts", "a sampler that draws by NumPy"],
         LOADERS,
     ),
-    slow_but(
-        ["shuffled", "a transform that draws", "a stream", "a stream that counts", "a sampler that draws by NumPy"],
-        LOADERS,
-    ),
 )
 def test_a_loader_goes_on_where_the_run_was_killed(kind: str, every: int | None) -> None:
     whole = trained(Noting(), LOADERS[kind], every=every)
