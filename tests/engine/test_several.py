@@ -1,10 +1,11 @@
 """On two and three processes: the same bits with the engine and without it, on each of them."""
 
 import os
+import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 from unittest.mock import Mock
@@ -168,6 +169,28 @@ def agree(n: int) -> None:
     assert steps.item() == trainer.fit_loop.batch_idx
 
 
+class Killed(BoringModel):
+    """Some of the processes get a SIGTERM."""
+
+    def __init__(self, ranks: Sequence[int]) -> None:
+        super().__init__()
+        self.ranks = ranks
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        time.sleep(0.005)
+        if batch_idx == 150 and self.global_rank in self.ranks:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().training_step(batch, batch_idx)
+
+
+def end_together(ranks: Sequence[int], n: int) -> None:
+    trainer = Trainer(**QUIET, strategy="ddp", devices=n, callbacks=[Engine()])
+    with pytest.raises(SIGTERMException):
+        trainer.fit(Killed(ranks), Sized(3000))
+    assert trainer.received_sigterm
+    assert 150 <= trainer.fit_loop.batch_idx < 400
+
+
 def work(test: Callable[[int], None], rank: int, n: int, port: int) -> None:
     os.environ.update(torchrun(rank, n), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
@@ -210,3 +233,8 @@ def test_a_step_that_returns_none_is_refused_at_once() -> None:
 
 def test_a_sigterm_that_one_process_noted_ends_all_at_the_same_step() -> None:
     run(agree, 2)
+
+
+@pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)])
+def test_a_sigterm_to_any_process_ends_all_soon(ranks: tuple[int, ...]) -> None:
+    run(partial(end_together, ranks), 2)

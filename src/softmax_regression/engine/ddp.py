@@ -1,6 +1,8 @@
 """What the processes of a run share at its steps: the exact gradient of a minibatch, and signals."""
 
+import signal
 import time
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -37,6 +39,7 @@ class SharedSignals:
 
     Attributes:
         received: The number of the first signal that this process has received, 0 for none.
+        terminated: Whether it has received a SIGTERM that Lightning would have noted.
         wants_save: Whether this process asks for a checkpoint.
         agreed: The highest number that any process had received at the last exchange.
         save: Whether any process had asked for a checkpoint then.
@@ -45,7 +48,7 @@ class SharedSignals:
 
     def __init__(self, processes: int = 1) -> None:
         self.is_alone = processes == 1
-        self.received, self.wants_save = 0, False
+        self.received, self.terminated, self.wants_save = 0, False, False
         self.agreed, self.save, self.sigterm = 0, False, False
         self._batch = -1  # the last one of which `at_step` was told
         self._steps = 0  # since the last exchange
@@ -64,6 +67,10 @@ class SharedSignals:
         if self._steps >= self._interval:
             self.exchange(trainer)
 
+    def note_sigterm(self, *_: Any) -> None:
+        """Note a SIGTERM, to be told at the next exchange."""
+        self.terminated = True
+
     def exchange(self, trainer: Trainer) -> None:
         """Tell the other processes what has come, and hear what they know; all of them take part."""
         if self.is_alone:
@@ -75,7 +82,8 @@ class SharedSignals:
         wanted = max(1, min(wanted, 2 * self._interval, MAX_STEPS))
         if not trainer.is_global_zero:
             wanted = 0
-        mine = [float(self.received), float(self.wants_save), float(trainer.received_sigterm), float(wanted)]
+        terminated = self.terminated or trainer.received_sigterm
+        mine = [float(self.received), float(self.wants_save), float(terminated), float(wanted)]
         tensor = torch.tensor(mine, device=trainer.strategy.root_device)
         reduced = trainer.strategy.reduce(tensor, reduce_op="max")
         agreed, save, sigterm, interval = reduced.tolist()
@@ -95,3 +103,12 @@ def new_signals(trainer: Trainer) -> SharedSignals:
 def signals_of(trainer: Trainer) -> SharedSignals:
     """Return the one object for the signals of a Trainer's run."""
     return _SIGNALS.get(trainer) or new_signals(trainer)
+
+
+def share_sigterm(trainer: Trainer) -> None:
+    """Let a SIGTERM to one process end all of them, where Lightning's handler would wait for the others for ever."""
+    handlers = getattr(signal.getsignal(signal.SIGTERM), "signal_handlers", [])
+    lightnings = trainer._signal_connector._sigterm_notifier_fn
+    for place, handler in enumerate(handlers):
+        if handler == lightnings:
+            handlers[place] = signals_of(trainer).note_sigterm

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader, _MaxSize
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from softmax_regression.engine.ddp import signals_of
+from softmax_regression.engine.ddp import share_sigterm, signals_of
 from softmax_regression.engine.hooks import Hooks
 from softmax_regression.engine.reasons import LOOPS, STRATEGIES, missing_names
 from softmax_regression.engine.update import Update
@@ -46,6 +46,8 @@ class LeanLoop(_TrainingEpochLoop):
         """Look, as an epoch begins, who is there."""
         super().on_run_start(data_fetcher)
         self.hooks = Hooks(self.trainer)
+        if not self.hooks.is_alone:
+            share_sigterm(self.trainer)
         self.update = Update(self, self.hooks)
         self.source = _only_source(data_fetcher)
 
@@ -63,6 +65,7 @@ class LeanLoop(_TrainingEpochLoop):
         signals = signals_of(self.trainer)
         signals.at_step(self.trainer, self.batch_progress.total.ready)
         if signals.sigterm:
+            self.trainer._signal_connector.received_sigterm = True
             raise SIGTERMException
 
     def _should_accumulate(self) -> bool:

@@ -61,6 +61,7 @@ LOOPS: list[type] = [_TrainingEpochLoop]  # and the lean one
 LIGHTNINGS = {(owner, name): getattr(owner, name) for owner, names in LEFT_OUT.items() for name in names}
 PRIVATE = (  # names that another version of Lightning may not have
     "_logger_connector._first_loop_iter",
+    "_signal_connector._sigterm_notifier_fn",
     "strategy._lightning_module",
     "strategy._lightning_optimizers",
     "precision_plugin._after_closure",
