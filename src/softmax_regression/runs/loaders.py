@@ -215,7 +215,7 @@ def make_loaders_resumable(trainer: Trainer, position: LoaderPosition) -> None:
         if isinstance(loader, DataLoader) and not hasattr(loader, "state_dict"):
             kind = type(loader)
             made: Any = loader
-            made.__class__ = type(kind.__name__, (ResumableLoader, kind), {})
+            made.__class__ = type(kind.__name__, (ResumableLoader, kind), {"__module__": kind.__module__})
             made.counts = {}
             made.counts = made.source_states()
         if isinstance(loader, ResumableLoader):

@@ -14,6 +14,8 @@ from torch import Tensor
 RandomState = dict[str, Tensor]
 
 GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+# Packages whose objects have no generators of their own.
+WITHOUT_GENERATORS = {"lightning", "torchmetrics", __name__.partition(".")[0], *sys.stdlib_module_names}
 MAX_PARTS = 10_000  # that are searched, and of these at most so many in one list or dictionary:
 MAX_ITEMS = 100
 # The modules `random` and `numpy.random` have the methods of a `random.Random` and a `RandomState`.
@@ -60,9 +62,9 @@ def own_generators(objects: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _may_have_generators(part: object) -> bool:
-    """Whether the attributes of an object are searched: not those of Lightning or of Python itself."""
+    """Whether the attributes of an object are searched, which takes time: not those of a package without generators."""
     package = type(part).__module__.partition(".")[0]
-    if isinstance(part, Tensor | ModuleType) or package == "lightning" or package in sys.stdlib_module_names:
+    if isinstance(part, Tensor | ModuleType) or package in WITHOUT_GENERATORS:
         return False
     return hasattr(part, "__dict__")
 
