@@ -116,9 +116,10 @@ def test_a_killed_process_ends_all(launcher: str, running: subprocess.Popen[str]
     assert await_end(ranks) < 30
     err = wait(running)[1]
     if (launcher, rank) == ("ddp.yaml", 0):
-        assert (running.returncode, err) == (-9, "")  # nobody is left to say anything
+        assert running.returncode == -9
     else:
         assert running.returncode == (5 if launcher == "ddp.yaml" else 1)
+    if (launcher, rank) != ("ddp.yaml", 0) or err:  # the kernel kills the other one, mostly before it says anything
         assert ours(err).startswith(f"error: process {1 - rank}: ")
         assert ours(err).count("\n") == 1
     assert manifest(RUN)["status"] == ("running" if rank == 0 else "interrupted")
