@@ -83,13 +83,14 @@ class ExperimentCLI(LightningCLI):
     def _flags_of_run(self) -> list[str]:
         """Return flags with the configuration of the checkpoint's run; without one, see `reset_class_defaults`."""
         configuration = _configuration_of(self.checkpoint) if self.checkpoint else None
-        if self.checkpoint is None or configuration is None:
+        if self.checkpoint and configuration:
+            flags = ["--config", configuration]
+            allow_classes(named_texts([*self.flags, *flags]), _untrusted_folder(self.checkpoint))
+        else:
             self._check_named()
+            flags = reset_class_defaults(self.flags)
             allow_classes(named_texts(self.flags))
-            return reset_class_defaults(self.flags)
-        flags = ["--config", configuration]
-        allow_classes(named_texts([*self.flags, *flags]), _untrusted_folder(self.checkpoint))
-        if self.command != "fit":  # one process scores, unless flags say otherwise
+        if self.checkpoint and self.command != "fit":  # one process scores, unless flags say otherwise
             flags += ONE_PROCESS
         return flags
 
