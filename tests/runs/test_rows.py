@@ -1,13 +1,15 @@
 """metrics.csv: a row is added as it comes, and what a kill has cut short is left out."""
 
+import csv
 from pathlib import Path
 
 import pytest
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import CSVLogger
 
 from softmax_regression import RunLogger, RunRecord
-from softmax_regression.runs.rows import ROWS_FILE, Row, RowsFile, read_rows
+from softmax_regression.runs.rows import ROWS_FILE, Row, RowsFile, count_logged_rows, keep_logged_rows, read_rows
 
 NAN = float("nan")
 FIRST: Row = {"epoch": 1, "step": 10, "lr": 0.1, "val/loss": 0.5}
@@ -63,3 +65,16 @@ def test_a_trainer_that_trains_on_adds_to_its_rows_and_another_one_begins_anew()
         run = Path(str(trainer.log_dir))
         assert [row["epoch"] for row in read_rows(run)] == epochs
         assert f"gradient_clip_val: {clip}" in (run / "config.yaml").read_text()
+
+
+def test_each_csv_logger_keeps_its_own_rows_also_where_another_one_has_no_file_yet(tmp_path: Path) -> None:
+    idle, used = loggers = [CSVLogger(tmp_path, name, version=0) for name in ("idle", "used")]
+    used.log_metrics({"loss": 0.5}, step=1)
+    counts = count_logged_rows(loggers)
+    for logger in loggers:
+        logger.log_metrics({"loss": 0.25}, step=2)
+        logger.save()
+    keep_logged_rows([CSVLogger(tmp_path, name, version=0) for name in ("idle", "used")], counts)
+    assert not Path(idle.log_dir, "metrics.csv").exists()
+    with Path(used.log_dir, "metrics.csv").open() as file:
+        assert list(csv.DictReader(file)) == [{"loss": "0.5", "step": "1"}]

@@ -131,10 +131,10 @@ def csv_files(loggers: Iterable[Logger]) -> dict[Path, CSVLogger]:
 
 
 def count_logged_rows(loggers: Iterable[Logger]) -> list[int]:
-    """Let each CSVLogger write its rows, and return their numbers."""
+    """Let each CSVLogger write its rows, and return their numbers, 0 where there is no file yet."""
     for logger in csv_files(loggers).values():
         logger.save()
-    return [path.read_bytes().count(b"\n") - 1 for path in csv_files(loggers) if path.is_file()]
+    return [path.read_bytes().count(b"\n") - 1 if path.is_file() else 0 for path in csv_files(loggers)]
 
 
 def keep_logged_rows(loggers: Iterable[Logger], counts: Iterable[int | None]) -> None:
