@@ -65,7 +65,7 @@ class ResumableLoader(DataLoader[Any]):
         order: The states of the global generators and the sources before the order of this epoch was drawn.
         first: These states before the first batch; empty if workers draw the order of the batches earlier.
         batches: Number of batches of this epoch so far.
-        counts: The states of the sources when the loader was made.
+        counts: The counts when the loader was made, by the names of `_counts`.
     """
 
     position: LoaderPosition
@@ -73,7 +73,7 @@ class ResumableLoader(DataLoader[Any]):
     order: dict[str, Any]
     first: dict[str, Any]
     batches: int
-    counts: Mapping[str, Any]
+    counts: Mapping[str, int]
 
     def __iter__(self) -> Any:
         """Return the iterator of an epoch, or of the rest of the interrupted one."""
@@ -216,8 +216,7 @@ def make_loaders_resumable(trainer: Trainer, position: LoaderPosition) -> None:
             kind = type(loader)
             made: Any = loader
             made.__class__ = type(kind.__name__, (ResumableLoader, kind), {"__module__": kind.__module__})
-            made.counts = {}
-            made.counts = made.source_states()
+            made.counts = {name: getattr(*where) for name, where in made._counts().items()}
         if isinstance(loader, ResumableLoader):
             loader.position = position
             loader.place = place
