@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 
+from softmax_regression.runs.loops import file_writer
+
 
 def mark_saved(loggers: Iterable[Logger], step: int) -> None:
     """Write an event that says that the run is saved now, after so many steps."""
@@ -17,7 +19,7 @@ def mark_saved(loggers: Iterable[Logger], step: int) -> None:
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             saved = Event(session_log=SessionLog(status=SessionLog.CHECKPOINT))
-            logger.experiment._get_file_writer().add_event(saved, step)  # which a second training has to open again
+            file_writer(logger.experiment).add_event(saved, step)
             logger.experiment.flush()
 
 

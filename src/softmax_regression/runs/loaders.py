@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from softmax_regression.runs.loops import consumed_loaders, training_loaders, validated_batches, waiting_batches
+from softmax_regression.runs.loops import consumed_loaders, validated_batches, waiting_batches
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.random_numbers import (
     RandomState,
@@ -184,7 +185,7 @@ def position_of(trainer: Trainer) -> dict[str, Any]:
     """
     progress = trainer.fit_loop.epoch_loop.batch_progress
     loaders: dict[int, dict[str, Any]] = {}
-    for place, loader in enumerate(training_loaders(trainer)):
+    for place, loader in enumerate(CombinedLoader(trainer.train_dataloader).flattened):
         if not isinstance(loader, ResumableLoader):
             continue
         loaders[place] = {"generators": loader.source_states()}

@@ -1,4 +1,4 @@
-"""Changes to Lightning's loops: calls once a step or an epoch is over, and the restored state of a resumed run."""
+"""Changes to Lightning's loops, and what only private names give; where one is missing, the loop does as it does."""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,27 +27,33 @@ def remove_calls(trainer: Trainer) -> None:
         vars(loop).pop("on_advance_end", None)
 
 
+def _private(owner: Any, path: str, otherwise: Any) -> Any:
+    """Return an attribute of an attribute, such as `a.b`; `otherwise` if a library does not have it, or not yet."""
+    for name in path.split("."):
+        owner = getattr(owner, name, None)
+    return otherwise if owner is None else owner
+
+
 def validated_batches(trainer: Trainer) -> dict[int, int]:
     """Return the number of batches so far of each validation loader, the x axis of metrics logged on its steps."""
-    counts: dict[int, int] = getattr(trainer.fit_loop.epoch_loop.val_loop, "_seen_batches_per_dataloader", {})
+    counts: dict[int, int] = _private(trainer.fit_loop.epoch_loop, "val_loop._seen_batches_per_dataloader", {})
     return counts
-
-
-def training_loaders(trainer: Trainer) -> list[Any]:
-    """Return the training loaders in the order in which the Trainer has asked for them."""
-    return list(getattr(trainer.fit_loop._combined_loader, "flattened", ()))
 
 
 def waiting_batches(trainer: Trainer) -> int:
     """Return the number of batches that were fetched but not trained on: one if the length of the epoch is unknown."""
-    return len(getattr(trainer.fit_loop._data_fetcher, "batches", ()))
+    return len(_private(trainer.fit_loop, "_data_fetcher.batches", ()))
 
 
 def consumed_loaders(trainer: Trainer) -> list[bool]:
     """Return for each of several training loaders whether it has begun again in this epoch, as others are longer."""
-    iterator = getattr(trainer.fit_loop._combined_loader, "_iterator", None)
-    consumed: list[bool] = getattr(iterator, "_consumed", [])
+    consumed: list[bool] = _private(trainer.fit_loop, "_combined_loader._iterator._consumed", [])
     return consumed
+
+
+def file_writer(experiment: Any) -> Any:
+    """Return the writer of a SummaryWriter's file, which a second training has to open again."""
+    return _private(experiment, "_get_file_writer", lambda: experiment.file_writer)()
 
 
 def restore_loops(trainer: Trainer, module: LightningModule, within_epoch: bool) -> None:
@@ -55,7 +61,7 @@ def restore_loops(trainer: Trainer, module: LightningModule, within_epoch: bool)
     loop: Any = trainer.fit_loop
     epoch = trainer.current_epoch
     if within_epoch:  # its hook `on_train_epoch_start` is not called again
-        trainer._logger_connector._first_loop_iter = True  # otherwise Lightning resets what was logged in the epoch
+        _private(trainer, "_logger_connector", loop)._first_loop_iter = True  # or what was logged in the epoch is reset
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler | StochasticWeightAveraging):
                 callback.on_train_epoch_start(trainer, module)

@@ -64,8 +64,7 @@ class RunningMetrics:
             if not any(metric is each for each in about_to_be_reset):
                 states[name] = _state(metric)
         trackers = {name: len(tracker) for name, tracker in _parts(module, MetricTracker)}
-        values = dict(trainer._logger_connector._callback_metrics)
-        return {"logged": logged, "metrics": states, "trackers": trackers, "values": values}
+        return {"logged": logged, "metrics": states, "trackers": trackers, "values": dict(trainer.callback_metrics)}
 
     def load_state_dict(self, state: dict[str, Any], module: LightningModule) -> None:
         """Load the states of the module's metrics, and keep what was logged for `log_again`."""
@@ -89,8 +88,7 @@ class RunningMetrics:
             results.log(**arguments, **options, value=value, batch_size=1)
             state = move_data_to_device(saved["state"], trainer.strategy.root_device)
             vars(results[f"{arguments['fx']}.{arguments['name']}"]).update(state)
-        values = move_data_to_device(self.values, trainer.strategy.root_device)
-        trainer._logger_connector._callback_metrics.update(values)
+        trainer.callback_metrics.update(move_data_to_device(self.values, trainer.strategy.root_device))
         self.logged, self.values = [], {}
 
 
@@ -100,12 +98,7 @@ def _logged(result: Any) -> dict[str, Any]:
     arguments = {"sync_dist": meta.sync.should, "rank_zero_only": meta.sync.rank_zero_only}
     for name in ARGUMENTS:
         arguments[name] = getattr(meta, name)
-    state = {}
-    if result.is_tensor:
-        state = result.metric_state
-    if meta.on_step:
-        state["_forward_cache"] = result._forward_cache
-    return {"arguments": arguments, "reduction": REDUCTIONS.index(meta.reduce_fx), "state": state}
+    return {"arguments": arguments, "reduction": REDUCTIONS.index(meta.reduce_fx), "state": _state(result)}
 
 
 def _logged_metrics(results: dict[str, Any]) -> list[Any]:
@@ -127,7 +120,7 @@ def _parts(module: nn.Module, kind: type, prefix: str = "") -> Iterator[tuple[st
 
 
 def _state(metric: Metric) -> dict[str, Any]:
-    """Return the states of a metric and its other numbers, such as the count of updates or a position in a window."""
+    """Return the states of a metric and its other numbers, such as the count of updates or the last value."""
     kept = {}
     for name, value in vars(metric).items():
         if name in metric.metric_state or type(value) in (int, float) or isinstance(value, Tensor):
