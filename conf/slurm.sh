@@ -1,6 +1,6 @@
 #!/bin/bash
 # Train on four GPUs of each of two nodes under SLURM. A job that is preempted, or runs out of time, saves its
-# state, goes back into the queue, and goes on in the same run folder, which all nodes must see.
+# state, goes back into the queue, and resumes in the same run folder, which all nodes must see.
 # Command: sbatch conf/slurm.sh --data.batch_size 1024
 #SBATCH --job-name=softmax
 #SBATCH --nodes=2

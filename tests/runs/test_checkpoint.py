@@ -245,7 +245,7 @@ def test_a_folder_that_vanishes_ends_the_run_and_is_not_made_again(
         shutil.move(only_run() if gone == "run" else "logs", "moved")
 
     strike(monkeypatch.setattr, moment, step, vanish)
-    assert "has been moved or deleted; put it back, then go on with --resume" in fails(capsys, 4)
+    assert "has been moved or deleted; put it back, then continue with --resume" in fails(capsys, 4)
     assert not list(Path("logs").glob("*/*"))
 
 

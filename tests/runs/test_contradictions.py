@@ -179,16 +179,16 @@ def test_a_configuration_alone_resumes_nothing(run: Path, capsys: pytest.Capture
 
 STOPPING = "lightning.pytorch.callbacks.EarlyStopping"
 ENDS: dict[str, tuple[list[str], str, str]] = {  # options, why it ended, what to do to go on
-    "epochs": (["--trainer.max_epochs=1"], "max_epochs=1 reached", "raise trainer.max_epochs to go on"),
-    "steps": (["--trainer.max_steps=5"], "max_steps=5 reached", "raise trainer.max_steps to go on"),
+    "epochs": (["--trainer.max_epochs=1"], "max_epochs=1 reached", "raise trainer.max_epochs to continue"),
+    "steps": (["--trainer.max_steps=5"], "max_steps=5 reached", "raise trainer.max_steps to continue"),
     "time": (
         ["--trainer.max_time={seconds: 1}", "--trainer.max_epochs=-1", "--early_stopping.patience=0"],
-        "max_time is used up", "raise trainer.max_time to go on",
+        "max_time is used up", "raise trainer.max_time to continue",
     ),
     "patience": (
         ["--model.lr=5", "--data.train_size=64", "--trainer.max_epochs=40"],
         "early stopping: val/loss did not improve with a patience of 3; --early_stopping.patience 0 trains on",
-        "go on with --early_stopping.patience 4",
+        "continue with --early_stopping.patience 4",
     ),
     "a callback": (
         [f"--trainer.callbacks+={STOPPING}", "--trainer.callbacks.monitor=val/acc",
@@ -307,7 +307,7 @@ def test_a_checkpoint_that_was_replaced_meanwhile_is_not_gone_on_from(
 
     monkeypatch.setattr("softmax_regression.commands.train.locked", slowly_locked)
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 2
-    assert "another process has gone on with the run" in one_line(capsys)
+    assert "another process has resumed the run" in one_line(capsys)
 
 
 def test_a_run_is_not_resumed_without_its_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -325,7 +325,7 @@ def test_a_run_with_other_loggers_is_resumed(with_ours: bool, capsys: pytest.Cap
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
     after = run if with_ours else run.with_name("version_1")
     assert len(read_rows(after)) == 2
-    assert (f"this run does in {after}" in capsys.readouterr().out) is not with_ours
+    assert (f"this run continues in {after}" in capsys.readouterr().out) is not with_ours
 
 
 def test_a_run_from_python_has_the_optimizer_of_its_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""An ordinary DataLoader goes on where the run was killed: the same batches, and the same random numbers after them."""
+"""An ordinary DataLoader resumes where the run was killed: the same batches, and the same random numbers after them."""
 
 import random
 from collections.abc import Callable, Iterator

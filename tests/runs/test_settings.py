@@ -1,4 +1,4 @@
-"""What a run that goes on does as before: its settings from Python, what Lightning's finders found, what is frozen."""
+"""What a resumed run does as before: its settings from Python, what Lightning's finders found, what is frozen."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -197,7 +197,7 @@ def test_pruning_goes_not_on_which_a_line_says(capsys: pytest.CaptureFixture[str
     assert main(["test", "--ckpt_path", str(only_run())]) == 0
     capsys.readouterr()
     assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=2"]) == 2
-    assert "ModelPruning: a pruned run cannot go on" in one_line(capsys)
+    assert "ModelPruning: a pruned run cannot be resumed" in one_line(capsys)
 
 
 # Lightning's, of the training that looks for the rate

@@ -77,7 +77,7 @@ def test_a_signal_saves_the_current_step_and_the_run_can_be_resumed(
     assert handlers() == before
     run = only_run()
     line, command = capsys.readouterr().err.splitlines()[-1], shell_command("train.py", "fit", "--resume", str(run))
-    assert line == f"interrupted by {number.name}: saved; go on with `{command}`"
+    assert line == f"interrupted by {number.name}: saved; resume with `{command}`"
     assert read(run / "checkpoints" / "last.ckpt")["global_step"] == step
     assert manifest(run)["status"] == "interrupted"
     assert number.name in manifest(run)["stopped"]
@@ -109,7 +109,7 @@ def test_a_second_signal_stops_at_once(capsys: pytest.CaptureFixture[str]) -> No
         strike(patch.setattr, "mid-epoch", 21, raises(signal.SIGINT, signal.SIGTERM))
         assert fit(*OPTIONS) == 143
     run = only_run()
-    said = f"interrupted by SIGTERM: at once; go on with `{shell_command('train.py', 'fit', '--resume', str(run))}`\n"
+    said = f"interrupted by SIGTERM: at once; resume with `{shell_command('train.py', 'fit', '--resume', str(run))}`\n"
     assert capsys.readouterr().err.endswith(said)
     assert read(run / "checkpoints" / "last.ckpt")["global_step"] == 16
     assert manifest(run)["status"] == "interrupted"
@@ -139,7 +139,7 @@ def test_further_signals_do_not_come_between_the_save_and_its_line(
     monkeypatch.setattr(FashionMNISTDataModule, "on_exception", lambda *_: again())
     strike(monkeypatch.setattr, "mid-epoch", 3, raises(signal.SIGINT))
     assert fit(*OPTIONS) == 130
-    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted by SIGINT: saved; go on with")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted by SIGINT: saved; resume with")
     assert manifest(only_run())["status"] == "interrupted"
 
 
@@ -259,7 +259,7 @@ def test_the_program_itself_handles_sigint() -> None:
                 process.kill()
     assert "Traceback" not in (text := Path("log.txt").read_text())
     assert "interrupted by SIGINT: " in text
-    assert f"go on with `python {ROOT / 'train.py'} fit --resume" in text
+    assert f"resume with `python {ROOT / 'train.py'} fit --resume" in text
     assert_resumes_exactly(only_run())
 
 

@@ -209,7 +209,7 @@ def test_sigusr1_puts_the_job_back_in_the_queue_and_it_goes_on(
     ask("scancel", "--signal=USR1", job)
     code, said = ended(job)
     assert (code, field(job, "Restarts")) == ("0", "1")
-    assert said == [f"interrupted by SIGUSR1: saved; go on with `python train.py fit --resume {run_of(job)}`"]
+    assert said == [f"interrupted by SIGUSR1: saved; resume with `python train.py fit --resume {run_of(job)}`"]
     assert manifest(run_of(job))["status"] == "finished"
     assert_goes_on(job)
 

@@ -141,7 +141,7 @@ def test_a_sigterm_to_any_process_ends_all_within_seconds(
     assert seconds < SECONDS
     err = wait(running)[1]
     assert running.returncode == (143 if launcher == "ddp.yaml" else 1)
-    assert re.fullmatch(rf"interrupted by SIGTERM: saved; go on with `.* fit --resume {RUN}`\n", ours(err))
+    assert re.fullmatch(rf"interrupted by SIGTERM: saved; resume with `.* fit --resume {RUN}`\n", ours(err))
     assert_goes_on()
 
 
@@ -150,7 +150,7 @@ def test_ctrl_c_saves_and_ends_all(launcher: str, running: subprocess.Popen[str]
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does; torchrun passes it on to its processes
     err = wait(running)[1]
     assert running.returncode == (130 if launcher == "ddp.yaml" else 1)
-    assert re.fullmatch(rf"interrupted by SIGINT: saved; go on with `.* fit --resume {RUN}`\n", ours(err))
+    assert re.fullmatch(rf"interrupted by SIGINT: saved; resume with `.* fit --resume {RUN}`\n", ours(err))
     assert manifest(RUN)["status"] == "interrupted"
     assert_goes_on()
 

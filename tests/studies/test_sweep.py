@@ -168,7 +168,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(
         before = signal.signal(signal.SIGUSR2, interrupted)
         sender = threading.Thread(target=send)
         sender.start()
-        with pytest.raises(Interrupted, match="SIGINT: the same command goes on where it was") as error:
+        with pytest.raises(Interrupted, match="SIGINT: the same command resumes it") as error:
             searched(data, "stopped", plan)
         sender.join()
         signal.signal(signal.SIGUSR2, before)
@@ -536,7 +536,7 @@ def test_killed_twice_and_interrupted_once_it_ends_equal(tmp_path: Path) -> None
         process.send_signal(number)
         error = process.communicate()[1]
         assert process.returncode in (-number, 128 + number)
-    assert error.splitlines()[-1] == "interrupted by SIGINT: the same command goes on where it was"
+    assert error.splitlines()[-1] == "interrupted by SIGINT: the same command resumes it"
     for name in ("killed", "whole"):
         subprocess.run([*command, "--name", name], cwd=tmp_path, check=True, capture_output=True, timeout=200)
     killed, whole = (tmp_path / "studies" / "sweep" / name / "trials.csv" for name in ("killed", "whole"))

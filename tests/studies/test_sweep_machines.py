@@ -137,11 +137,11 @@ def test_a_database_that_is_lost_is_an_error_of_storage(monkeypatch: pytest.Monk
 
     search = opened(GRID)
     monkeypatch.setattr(search.study, "optimize", lost)
-    with pytest.raises(StorageError, match=r"storage: lost it .* start again to go on"):
+    with pytest.raises(StorageError, match=r"storage: lost it .* start again to continue"):
         search.run()
     search.study.set_user_attr("test", {})
     monkeypatch.setattr(search.storage, "get_study_user_attrs", lost)
-    with pytest.raises(StorageError, match=r"storage: lost it .* start again to go on"):
+    with pytest.raises(StorageError, match=r"storage: lost it .* start again to continue"):
         search.test(lambda params, seed: pytest.fail("tested"))
     search.close()
 

@@ -64,15 +64,15 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
         wanted = now.get(name)
         if name.startswith(MUST_STAY) and name not in MAY_CHANGE and was != wanted:
             raise InputError(
-                f"{name}={wanted}: the run to resume has {was}; go on with that, or start a new run without --resume"
+                f"{name}={wanted}: the run to resume has {was}; keep that, or start a new run without --resume"
             )
     check_length(saved, trainer, before)
     if any(isinstance(callback, ModelPruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-        raise InputError("ModelPruning: a pruned run cannot go on, its masks are in no checkpoint; start a new run")
+        raise InputError("ModelPruning: a pruned run cannot be resumed: no checkpoint has its masks; start a new run")
     if known.get("unrecorded"):
         raise InputError(
             f"the run was started from Python with {known['unrecorded'][0]}, which its configuration cannot say; "
-            "go on from Python with trainer.fit(..., ckpt_path=...)"
+            "resume from Python with trainer.fit(..., ckpt_path=...)"
         )
     drop_finders(trainer)
     other = other_data(saved, data)
@@ -110,14 +110,14 @@ def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None
         InputError: There is no logger, or another process has trained the run meanwhile.
     """
     if not trainer.loggers:
-        raise InputError(f"{run}: a run goes on in its folder, which its logger keeps; drop the flag")
+        raise InputError(f"{run}: a run is resumed in its folder, which its logger keeps; drop the flag")
     if trainer.is_global_zero and read(checkpoint.path)["global_step"] != checkpoint.content["global_step"]:
-        raise InputError(f"{checkpoint.path}: another process has gone on with the run; start the command again")
+        raise InputError(f"{checkpoint.path}: another process has resumed the run; start the command again")
     loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
     for logger in loggers:
         logger.reopen(run, saved_step(checkpoint.content))
     if not loggers:
-        print_rank_zero(f"{run}: only a RunLogger goes on in its folder; this run does in {folder_of(trainer)}")
+        print_rank_zero(f"{run}: only a RunLogger continues in its folder; this run continues in {folder_of(trainer)}")
     if trainer.is_global_zero:
         keep_logged_rows(trainer.loggers, about_run(checkpoint.content).get("csv_rows", []))
 
@@ -127,9 +127,9 @@ def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:
     steps = saved["global_step"]
     epochs = saved["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if trainer.max_epochs and 0 < trainer.max_epochs <= epochs:
-        return f"it has done epoch {epochs}, max_epochs={trainer.max_epochs}; raise trainer.max_epochs to go on"
+        return f"it has done epoch {epochs}, max_epochs={trainer.max_epochs}; raise trainer.max_epochs to continue"
     if 0 < trainer.max_steps <= steps:
-        return f"it has made step {steps}, max_steps={trainer.max_steps}; raise trainer.max_steps to go on"
+        return f"it has made step {steps}, max_steps={trainer.max_steps}; raise trainer.max_steps to continue"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         state = saved["callbacks"].get(callback.state_key, {})
         if isinstance(callback, EarlyStopping):
@@ -137,12 +137,12 @@ def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:
             if 0 < callback.patience <= waited:
                 return (
                     f"early stopping: {callback.monitor} did not improve with a patience of {waited}; "
-                    f"go on with --early_stopping.patience {waited + 1} or more"
+                    f"continue with --early_stopping.patience {waited + 1} or more"
                 )
         elif isinstance(callback, Timer):
             trained = state.get("time_elapsed", {}).get("train", 0)
             if 0 < (callback.time_remaining() or 0) <= trained:
-                return f"it has trained for {trained:.0f} s, all of max_time; raise trainer.max_time to go on"
+                return f"it has trained for {trained:.0f} s, all of max_time; raise trainer.max_time to continue"
     return None
 
 

@@ -120,7 +120,7 @@ class ExperimentCLI(LightningCLI):
         self.options = self.config[self.command]
         named = self.options.ckpt_path or (self.options.resume if self.checkpoint is None else None)
         if named:
-            raise InputError(f"{named}: no run goes on because a configuration says so; use --resume")
+            raise InputError(f"{named}: a configuration resumes no run; use --resume")
 
     def before_instantiate_classes(self) -> None:
         """Set the number of threads; a resumed run has as many as before."""
@@ -179,7 +179,7 @@ def add_own_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--seed_everything", type=int, default=0, help=text)
     text = "CPU threads; the default is one, or what OMP_NUM_THREADS says, see runs/processes.py."
     parser.add_argument("--threads", type=int, help=text)
-    parser.add_argument("--resume", help="Go on with the run in this folder, exactly where it stopped.")
+    parser.add_argument("--resume", help="Resume the run in this folder, exactly where it stopped.")
     parser.add_argument("--output", help="Where `predict` writes its CSV; the default is in the run's folder.")
     parser.add_argument("--force", action="store_true", help="Let --output replace a file not written by `predict`.")
 

@@ -48,7 +48,7 @@ class Interruption:
         if not self.folder:
             return "nothing was saved, for the run has no folder"
         command = shell_command("train.py", "fit", "--resume", str(self.folder))
-        return f"go on with `{command}`"
+        return f"resume with `{command}`"
 
     def end_if_interrupted(self, trainer: Trainer) -> None:
         """End the run, which has been saved, if any process has received a signal.

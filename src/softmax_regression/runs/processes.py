@@ -141,7 +141,7 @@ def distributed_session() -> Iterator[None]:
             reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". This is typically")[0]
             raise LostProcessError(
                 f"process {getattr(rank_zero_only, 'rank', 0)}: {reason}; another has ended, never came, or "
-                "holds the port: see what it said, then go on with --resume"
+                "holds the port: see what it said, then continue with --resume"
             ) from error
         if not is_speaking_process() and os.environ.keys() & {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}:
             with suppress(Interrupted):  # as soon as one process has ended, torchrun and srun end the others

@@ -33,7 +33,7 @@ from softmax_regression.runs.settings import class_path_of, describe_run, with_f
 def check_there(run: Path) -> None:
     """Raise a StorageError if the folder of a run has been moved or deleted meanwhile: it is not made again."""
     if not run.is_dir():
-        raise StorageError(f"{run}: has been moved or deleted; put it back, then go on with --resume")
+        raise StorageError(f"{run}: has been moved or deleted; put it back, then continue with --resume")
 
 
 def read_manifest(run: Path) -> dict[str, Any]:

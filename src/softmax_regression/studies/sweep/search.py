@@ -118,7 +118,7 @@ class Search:
                     left = None if self.is_shared else self.plan.size - len(self.finished)  # others may finish some
                     background.submit(self.study.optimize, self._objective, left, **options).result()
             except Interrupted as error:
-                raise Interrupted(error.exit_code - 128, "the same command goes on where it was") from error
+                raise Interrupted(error.exit_code - 128, "the same command resumes it") from error
             finally:
                 self.stop.set()
                 background.shutdown()

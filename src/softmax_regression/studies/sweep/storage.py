@@ -47,7 +47,7 @@ def lost_database_is_a_storage_error() -> Iterator[None]:
     try:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
-        raise StorageError(f"storage: lost it ({format_error(error)}); start again to go on") from error
+        raise StorageError(f"storage: lost it ({format_error(error)}); start again to continue") from error
 
 
 def without_password(url: str) -> str:
