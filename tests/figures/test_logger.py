@@ -216,6 +216,47 @@ def test_batches_may_be_dictionaries_and_validation_sets_have_names_of_their_own
     assert set(steps(only_run())) == {f"val/{name}" for name in NAMES[:2]}
 
 
+class Changed(Plain):
+    """Changes its batches by hooks, in training with noise, and returns probabilities; it keeps what it validates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.validated: list[Tensor] = []
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return 2 * batch[0] - 1, batch[1]
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0] + int(self.trainer.training), batch[1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).softmax(1)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        self.validated += [batch[0], self(batch[0])]
+
+
+class Scoring(Callback):
+    """Compares what figures are drawn of with what was validated."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loader: Any = trainer.val_dataloaders
+        inputs, _, logits = score(trainer, pl_module, loader)
+        validated: Any = pl_module.validated
+        torch.testing.assert_close(inputs, torch.cat(validated[-6::2]))
+        torch.testing.assert_close(logits.softmax(1), torch.cat(validated[-5::2]))
+        assert trainer.training
+        validated.clear()
+
+
+def test_figures_are_drawn_of_what_the_validation_step_is_given() -> None:
+    loader = DataLoader(images(), 20)
+    module = Changed()
+    trained(module, Scoring(), data=[loader, loader])
+    assert not module.validated
+
+
 class Diverged(Plain):
     def on_train_batch_end(self, *_: Any) -> None:
         nn.utils.vector_to_parameters(torch.full((12_730,), torch.nan), self.parameters())

@@ -20,14 +20,18 @@ Scored = tuple[Tensor, Tensor, Tensor]  # inputs (n, ...), labels (n,) and logit
 
 
 @contextmanager
-def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode, without gradients; afterwards restore the mode of each of its parts."""
+def evaluation_mode(trainer: Trainer, module: nn.Module) -> Iterator[None]:
+    """Put a Trainer and a module into evaluation mode, without gradients; afterwards restore what they were."""
+    stage = trainer.state.stage
     modes = {part: part.training for part in module.modules()}
+    if trainer.training:
+        trainer.validating = True  # for hooks that change the batches of the training alone
     module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
+        trainer.state.stage = stage
         for part, training in modes.items():
             part.training = training
 
@@ -65,15 +69,16 @@ def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limi
         InputError: The batches do not consist of inputs and labels, or the module does not return logits.
     """
     scored = []
-    with isolate_rng(), trainer.precision_plugin.val_step_context(), evaluation_mode(module):
+    with isolate_rng(), trainer.precision_plugin.val_step_context(), evaluation_mode(trainer, module):
         for batch in islice(loader, limit):  # the iterator of a DataLoader draws a random number
-            moved = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
-            inputs, labels = inputs_and_labels(moved)
+            inputs, labels = inputs_and_labels(as_in_a_step(trainer, module, batch))
             if labels is None:
                 raise InputError("a batch has no classes (n,)")
             logits = module(inputs)
             if not is_logits(logits, inputs):
                 raise InputError(f"{type(module).__name__} returns no logits (n, k) of n examples")
+            if are_probabilities(logits):
+                logits = logits.log()
             scored.append((inputs, labels, logits))
     if not scored:
         raise InputError("there is no batch to draw")
@@ -85,6 +90,12 @@ def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limi
     if low < 0 or high >= logits.shape[1]:
         raise InputError(f"classes are {low} to {high}, and the model tells {logits.shape[1]} apart")
     return inputs, labels, logits
+
+
+def as_in_a_step(trainer: Trainer, module: LightningModule, batch: Any, device: torch.device | None = None) -> Any:
+    """Return a batch of a loader as a step is given it: converted, changed by the hooks, and on the device."""
+    converted = trainer.precision_plugin.convert_input(batch)
+    return trainer.strategy.batch_to_device(module._on_before_batch_transfer(converted), device)
 
 
 def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
@@ -114,3 +125,9 @@ def is_logits(output: Any, inputs: Tensor) -> bool:
         return False
     k = output.shape[1]
     return output.is_floating_point() and k > 1 and k != math.prod(inputs.shape[1:])
+
+
+def are_probabilities(output: Tensor) -> bool:
+    """Return whether each row of an output (n, k) is a distribution, as after a softmax."""
+    sums = output.double().sum(dim=1)
+    return bool((output >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=0.01))
