@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import FashionMNIST
 
 from commands import fit, one_line
+from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
 from softmax_regression.commands.study import main
 from softmax_regression.commands.train import main as train_main
 from softmax_regression.data.datasets import Dataset, generate_dataset
@@ -212,6 +213,13 @@ class Colours(LightningDataModule):
         return [DataLoader(self.tested, 20)]
 
 
+class Small(FashionMNISTDataModule):
+    """This project's data, generated."""
+
+    def __init__(self) -> None:
+        super().__init__(source="synthetic", synthetic_size=600, val_size=100)
+
+
 class ColourNet(LightningModule):
     """Somebody else's module; it is compiled and has its layers made late."""
 
@@ -234,12 +242,122 @@ class Denoiser(ColourNet):
         return x
 
 
-def trained_elsewhere(model: str, folder: Path) -> Path:
+class Bytes(Colours):
+    """Images as bytes, which the model itself divides."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        for example in self.examples:
+            example["image"] = (80 * example["image"]).byte()
+
+
+class BytesNet(ColourNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(288, 3))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.cross_entropy(self(batch["image"]), batch["label"])
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x / 255)
+
+
+class Words(Colours):
+    """Texts of seven words of twenty."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        for i, example in enumerate(self.examples):
+            example["image"] = (torch.arange(7) + i) % 20
+
+
+class WordsNet(BytesNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.EmbeddingBag(20, 3))
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x)
+
+
+class Probabilities(BytesNet):
+    """Ends with a softmax."""
+
+    def forward(self, x: Tensor) -> Any:
+        return self.net(x).softmax(1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.nll_loss(self(batch["image"]).log(), batch["label"])
+
+
+class Centred(BytesNet):
+    """Changes its batches by both hooks."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch | {"image": batch["image"] * 4}
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch | {"image": batch["image"] - 3}
+
+
+class CentredSoftmax(SoftmaxRegression):
+    """Changes the batches of this project's data."""
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return 4 * batch[0] - 3, batch[1]
+
+
+def trained_elsewhere(model: str, folder: Path, data: str = "Colours", *flags: str) -> Path:
     """The folder of a run of a module and a data module of this file."""
-    flags = ["--early_stopping.patience=0", "--best_checkpoint.monitor=null", "--figures.every_n_epochs=0"]
+    flags += ("--early_stopping.patience=0", "--best_checkpoint.monitor=null", "--figures.every_n_epochs=0")
     where = [f"--trainer.logger.save_dir={folder}", "--trainer.max_epochs=1"]
-    assert train_main(["fit", f"--model=test_export.{model}", "--data=test_export.Colours", *flags, *where]) == 0
+    assert train_main(["fit", f"--model=test_export.{model}", f"--data=test_export.{data}", *flags, *where]) == 0
     return next(folder.glob("*/*"))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:You have overridden", "ignore:.*logging interval", "ignore:.*does not have many workers"
+)
+@pytest.mark.parametrize(
+    ("name", "data", "flags"),
+    [
+        ("BytesNet", "Bytes", ()),
+        ("WordsNet", "Words", ()),
+        ("Probabilities", "Colours", ()),
+        ("Centred", "Colours", ()),
+        ("BytesNet", "Colours", ("--trainer.precision=64-true",)),
+        ("BytesNet", "Colours", ("--trainer.precision=bf16-true",)),
+        ("CentredSoftmax", "Small", ()),
+    ],
+)
+def test_the_exported_model_takes_what_the_model_is_given_and_predicts_what_that_does(
+    name: str, data: str, flags: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained_elsewhere(name, tmp_path, data, *flags)
+    assert main(["export", str(run)]) == 0
+    opened = open_run(str(run))
+    assert opened.data is not None
+    opened.data.setup("test")
+    found: list[Tensor] = []
+    expected: list[Tensor] = []
+
+    class Compared(Callback):
+        def on_test_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, *rest: Any) -> None:
+            images = [*batch.values()][1] if isinstance(batch, dict) else batch[0]
+            given = images.float() if images.is_floating_point() else images
+            found.append(torch.from_numpy(session.run(["probabilities"], {"images": given.numpy()})[0]))
+            output = pl_module(images).float()
+            expected.append(output if name == "Probabilities" else output.softmax(1))
+
+    session = onnxruntime.InferenceSession(run / "export" / "model.onnx")
+    precision: Any = opened.trainer.precision
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "callbacks": [Compared()]}
+    with torch.no_grad():
+        opened.model.test_step = lambda *args: None  # type: ignore[method-assign]
+        Trainer(accelerator="cpu", precision=precision, **options).test(opened.model, opened.data, verbose=False)
+    tolerance = 0.01 if precision == "bf16-true" else 1e-5
+    torch.testing.assert_close(torch.cat(found), torch.cat(expected), rtol=0, atol=tolerance)
 
 
 def test_a_model_of_other_data_is_compared_on_the_test_batches_of_those(

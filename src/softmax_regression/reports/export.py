@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 
 from softmax_regression.data.datasets import Dataset
-from softmax_regression.data.module import FashionMNISTDataModule, class_names_of
+from softmax_regression.data.minibatches import to_float_images
+from softmax_regression.data.module import class_names_of, loaded_images
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.opening import OpenedRun, held_out_loader, open_run
 from softmax_regression.figures.drawings import PRODUCER
 from softmax_regression.figures.page import check_output, write_page
 from softmax_regression.figures.predictions import names_of_classes
-from softmax_regression.figures.scoring import inputs_and_labels, is_logits
+from softmax_regression.figures.scoring import are_probabilities, as_in_a_step, inputs_and_labels, is_logits
 from softmax_regression.files import reason, write
 from softmax_regression.runs.folder import open_checkpoint
 
@@ -36,26 +36,38 @@ except ImportError as error:
 FILES = ("model.onnx", "model-float.onnx", "index.html")
 BATCH = 1000  # images that are compared at a time
 TOLERANCE = 1e-5  # largest difference of a probability
+HALF_OR_DOUBLE = ("16-true", "bf16-true", "64-true")  # of the Trainer's precision; ONNX has 32 bits
+STAGE_NAMES = {"test": "test", "val": "validation"}
 EXAMPLES = 2  # test images of each class on the page
 
 
 class _Exported(nn.Module):
     """The exported module: it returns the probabilities and logits, (n, k) each, of inputs (n, ...).
 
-    With `grey`, inputs are images (n, 28, 28), uint8 or float32 in [0, 1], and the model takes (n, 1, 28, 28).
+    With `grey`, inputs are images (n, 28, 28), uint8 or float32 in [0, 1], and the model takes (n, 1, 28, 28) in
+    [0, 1]. With `normalized`, the model itself returns probabilities.
     """
+
+    normalized = False
 
     def __init__(self, model: nn.Module, grey: bool) -> None:
         super().__init__()
         self.model = model
         self.grey = grey
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        if not images.is_floating_point():
+    def output(self, images: Tensor) -> Tensor:
+        """Return what the model returns."""
+        if self.grey and not images.is_floating_point():
             images = images / 255
         if self.grey:
             images = images[:, None]
-        logits = self.model(images)
+        output: Tensor = self.model(images)
+        return output
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.output(images)
+        if self.normalized:
+            logits = logits.log()
         return logits.softmax(1), logits
 
 
@@ -63,7 +75,8 @@ def run(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, 
     """Export a classifier to ONNX, and compare the result with its checkpoint on test images.
 
     With this project's data, model.onnx takes uint8 images and model-float.onnx float32 images in [0, 1], and there is
-    a page if the model consists of linear layers. With other data, model.onnx takes the inputs of the test batches.
+    a page if the model consists of linear layers. With other data, or hooks that change the batches, model.onnx takes
+    the inputs of the test batches, as the model is given them.
 
     An InputError says that there is no such checkpoint, that its data cannot be loaded, or why it cannot be exported.
 
@@ -87,23 +100,34 @@ def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
     """Write the files; return the path of the page or, if there is none, of the ONNX file."""
     model = opened.model.cpu()
     kind = type(model).__name__
-    data = _own_images(opened)
-    images = data.test_images if data else _test_inputs(opened)
+    stage, images = _held_out_inputs(opened)
+    if opened.trainer.precision in HALF_OR_DOUBLE:
+        model.float()
+        if images.is_floating_point():
+            images = images.float()
+    data = _own_images(opened, images)
     inputs = {"model.onnx": images}
     if data:
-        inputs["model-float.onnx"] = images / 255
+        images = data.test_images
+        inputs = {"model.onnx": images, "model-float.onnx": images / 255}
     exported = _Exported(model, grey=data is not None).eval()
     try:
-        expected = torch.cat([exported(part)[0] for part in images.split(BATCH)])  # probabilities (n, k)
-        if not is_logits(expected, images):
-            raise InputError(f"it returns {tuple(expected.shape)} of {tuple(images.shape)}")
+        outputs = torch.cat([exported.output(part) for part in images.split(BATCH)])
+        if not is_logits(outputs, images):
+            raise ValueError(f"it returns {tuple(outputs.shape)} of {tuple(images.shape)}")
+        exported.normalized = are_probabilities(outputs)
+        expected = outputs  # probabilities (n, k)
+        if not exported.normalized:
+            expected = outputs.softmax(1)
         names = names_of_classes(class_names_of(opened.data), expected.shape[1])
         contents = {file: to_onnx(exported, each[:2], names, checkpoint) for file, each in inputs.items()}
+        for file, content in contents.items():
+            compare(file, content, inputs[file], expected, stage)
+    except InputError:
+        raise
     except Exception as error:  # the model may be any module
         why = reason(error)[:200]
         raise InputError(f"{kind}: no classifier of images that torch.onnx can export ({why})") from error
-    for file, content in contents.items():
-        compare(file, content, inputs[file], expected)
     for file, content in contents.items():
         write(content, out / file)
     if data:
@@ -115,32 +139,35 @@ def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
     return out / FILES[0]
 
 
-def _own_images(opened: OpenedRun) -> Dataset | None:
-    """Return the images of this project's data module; None if a subclass overrides `test_dataloader`."""
-    data = opened.data
-    if not isinstance(data, FashionMNISTDataModule) or is_overridden("test_dataloader", data, FashionMNISTDataModule):
+def _own_images(opened: OpenedRun, inputs: Tensor) -> Dataset | None:
+    """Return the images of this project's data module if they are the test inputs (n, ...), which no hook changes."""
+    data = loaded_images(opened.data)
+    if data is None:
         return None
-    return data.loaded
+    expected = to_float_images(data.test_images[: len(inputs)])
+    same = inputs.shape == expected.shape and torch.allclose(inputs, expected, atol=0.005)  # in half precision
+    return data if same else None
 
 
-def _test_inputs(opened: OpenedRun) -> Tensor:
-    """Return inputs (n, ...) of the first test batches or, if there are none, of validation batches."""
+def _held_out_inputs(opened: OpenedRun) -> tuple[str, Tensor]:
+    """Return `test` and inputs (n, ...) of the first test batches or, without a loader of these, `val` and theirs."""
     parts: list[Tensor] = []
     try:
-        loader = held_out_loader(opened, "test")
+        stage, loader = "test", held_out_loader(opened, "test")
         if loader is None:
-            loader = held_out_loader(opened, "val")
+            stage, loader = "val", held_out_loader(opened, "val")
         if loader is None:
             raise InputError("the data have neither test nor validation batches")
         for batch in loader:
-            moved = opened.trainer.strategy.batch_to_device(batch, torch.device("cpu"))
+            moved = as_in_a_step(opened.trainer, opened.model, batch, torch.device("cpu"))
             parts.append(inputs_and_labels(moved)[0])
             if sum(map(len, parts)) >= BATCH:
                 break
-        return torch.cat(parts)[:BATCH]
+        return stage, torch.cat(parts)[:BATCH]
     except Exception as error:  # the data module may be any
         why = reason(error)[:200]
-        raise InputError(f"{opened.checkpoint.path}: has no test batches to compare the export with ({why})") from error
+        path = opened.checkpoint.path
+        raise InputError(f"{path}: its data have no batches that the export can be compared on ({why})") from error
 
 
 def to_onnx(exported: nn.Module, images: Tensor, names: Sequence[str], checkpoint: str) -> bytes:
@@ -163,7 +190,7 @@ def to_onnx(exported: nn.Module, images: Tensor, names: Sequence[str], checkpoin
     return bytes(proto.SerializeToString())
 
 
-def compare(name: str, content: bytes, images: Tensor, expected: Tensor) -> None:
+def compare(name: str, content: bytes, images: Tensor, expected: Tensor, stage: str = "test") -> None:
     """Compare the probabilities of an ONNX file with those of the checkpoint, (n, k), and print the difference.
 
     Raises:
@@ -174,7 +201,8 @@ def compare(name: str, content: bytes, images: Tensor, expected: Tensor) -> None
     found = torch.cat(list(map(torch.from_numpy, parts)))
     difference = (found - expected).abs().max()
     others = (found.argmax(1) != expected.argmax(1)).sum()
-    text = f"{name}: {len(images)} test images, {others} in another class, at most {difference:.0e} apart"
+    held_out = f"{len(images)} {STAGE_NAMES[stage]} images"
+    text = f"{name}: {held_out}, {others} in another class, at most {difference:.0e} apart"
     if not difference <= TOLERANCE:
         raise InputError(f"{text}: it is not written, for it does not predict what the checkpoint does")
     print(text, file=sys.stderr)
