@@ -88,6 +88,12 @@ def check_writable(path: Path, ours: bool = True) -> None:
         raise InputError(f"{path}: cannot be written ({reason(error)}); choose another place") from error
 
 
+def check_there(run: Path) -> None:
+    """Raise a StorageError if the folder of a run has been moved or deleted meanwhile: it is not made again."""
+    if not run.is_dir():
+        raise StorageError(f"{run}: has been moved or deleted; put it back, then continue with --resume")
+
+
 def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files of `write` from a folder, which a killed process may have left."""
     for temporary in folder.rglob(".*.tmp"):

@@ -4,12 +4,21 @@ import csv
 from pathlib import Path
 
 import pytest
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
-from softmax_regression import RunLogger, RunRecord
-from softmax_regression.runs.rows import ROWS_FILE, Row, RowsFile, count_logged_rows, keep_logged_rows, read_rows
+from softmax_regression import LiveCurve, RunLogger, RunRecord
+from softmax_regression.runs.progress import EpochProgress
+from softmax_regression.runs.rows import (
+    ROWS_FILE,
+    Row,
+    RowCallback,
+    RowsFile,
+    count_logged_rows,
+    keep_logged_rows,
+    read_rows,
+)
 
 NAN = float("nan")
 FIRST: Row = {"epoch": 1, "step": 10, "lr": 0.1, "val/loss": 0.5}
@@ -65,6 +74,27 @@ def test_a_trainer_that_trains_on_adds_to_its_rows_and_another_one_begins_anew()
         run = Path(str(trainer.log_dir))
         assert [row["epoch"] for row in read_rows(run)] == epochs
         assert f"gradient_clip_val: {clip}" in (run / "config.yaml").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize(
+    "kinds",
+    [[RunRecord, EpochProgress], [LiveCurve, RunRecord], [EpochProgress, LiveCurve], [LiveCurve]],
+    ids=lambda kinds: ", ".join(kind.__name__ for kind in kinds),
+)
+def test_callbacks_in_any_order_read_the_same_rows(kinds: list[type[Callback]]) -> None:
+    trainer = Trainer(
+        logger=RunLogger(), callbacks=[kind() for kind in kinds], max_epochs=2, limit_train_batches=2,
+        log_every_n_steps=1, limit_val_batches=1, accelerator="cpu", enable_progress_bar=EpochProgress in kinds,
+        enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(BoringModel())
+    trainer.fit_loop.max_epochs = 3
+    trainer.fit(BoringModel())
+    (rows,) = [callback.rows for callback in trainer.callbacks if isinstance(callback, RowCallback)]  # type: ignore[attr-defined]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    if RunRecord in kinds:
+        assert read_rows(Path(str(trainer.log_dir))) == rows
 
 
 def test_each_csv_logger_keeps_its_own_rows_also_where_another_one_has_no_file_yet(tmp_path: Path) -> None:

@@ -4,30 +4,30 @@ import sys
 from importlib import import_module
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from softmax_regression.figures.drawings import curves, learning_curves, to_png
-from softmax_regression.runs.rows import RowCallback
+from softmax_regression.runs.rows import row_collector
 
 
-class LiveCurve(RowCallback):
+class LiveCurve(Callback):
     """Draw loss, accuracy and other metrics in a notebook while the model trains, as the book's `Animator` does."""
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out whether this is a notebook; if not, print what shows the curves instead."""
+        self._collector = row_collector(trainer, self)
         ipython: Any = sys.modules.get("IPython")
         self._in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
         self._display: Any = None
-        if stage == "fit" and trainer.is_global_zero and not self._in_notebook:
+        if trainer.is_global_zero and not self._in_notebook:
             print("LiveCurve draws in notebooks; here, look with: tensorboard --logdir logs", file=sys.stderr)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the metrics of the epochs so far."""
-        if not self.rows or not self._in_notebook or not trainer.is_global_zero:
+        rows = self._collector.rows
+        if not rows or not self._in_notebook or not trainer.is_global_zero:
             return
-        if self.at_row(trainer):
-            self.update_row(trainer)
-        figure = learning_curves({"": curves(self.rows)})
+        figure = learning_curves({"": curves(rows)})
         notebook: Any = import_module("IPython.display")
         picture = notebook.Image(to_png(figure))  # independent of matplotlib's backend
         if self._display:

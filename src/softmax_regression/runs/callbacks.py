@@ -9,8 +9,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from softmax_regression.errors import InputError
+from softmax_regression.runs.loops import steps_done
 from softmax_regression.runs.processes import print_rank_zero
-from softmax_regression.runs.rows import steps_done
 
 Mode = Literal["min", "max"]
 AS_EARLY_STOPPING = "early_stopping"  # as the monitor of BestCheckpoint: what early stopping watches

@@ -16,12 +16,12 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from softmax_regression.errors import InputError, StorageError
-from softmax_regression.files import reason
+from softmax_regression.files import check_there, reason
 from softmax_regression.metrics import learning_rate
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.events import dropped_events
 from softmax_regression.runs.last_checkpoint import INITIAL_CHECKPOINT
-from softmax_regression.runs.record import check_there, read_manifest
+from softmax_regression.runs.record import read_manifest
 from softmax_regression.runs.rows import read_rows
 
 # On TensorBoard's page HPARAMS:

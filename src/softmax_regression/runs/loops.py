@@ -7,6 +7,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 
 
+def steps_done(trainer: Trainer) -> int:
+    """Return the number of optimizer steps so far; with manual optimization that of minibatches, as loggers count."""
+    module = trainer.lightning_module
+    if module is None or module.automatic_optimization:
+        return trainer.global_step
+    return trainer.fit_loop.total_batch_idx + 1
+
+
 def call_after(loop: Any, function: Callable[[], None]) -> None:
     """Call a function at the end of each iteration of a loop: after all hooks, schedules and logging.
 

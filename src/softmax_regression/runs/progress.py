@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from softmax_regression.data.module import origin_of
 from softmax_regression.engine import Engine
-from softmax_regression.runs.rows import RESERVED, RowCallback, split_metric
+from softmax_regression.runs.rows import RESERVED, row_collector, split_metric
 
 WIDTH = 79  # of a line in a terminal
 NO_METRICS = (*RESERVED, "monitor", "score")
@@ -73,7 +73,7 @@ def _data(trainer: Trainer) -> str:
     return origin_of(source)
 
 
-class EpochProgress(RowCallback, ProgressBar):
+class EpochProgress(ProgressBar):
     """Print a line for each epoch on stdout and, in a terminal, the progress within the epoch on stderr.
 
     Lightning's own progress bars take a quarter of a run of two seconds, as they are drawn in a thread or at every
@@ -89,7 +89,7 @@ class EpochProgress(RowCallback, ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print device and data; in a terminal, install the hook for each step."""
-        super().on_train_start(trainer, pl_module)
+        self._collector = row_collector(trainer, self)
         self._began = time.perf_counter()
         self._shown = trainer.current_epoch
         if trainer.is_global_zero:
@@ -108,10 +108,9 @@ class EpochProgress(RowCallback, ProgressBar):
         """Print the metrics of the last epoch, after all hooks of its end."""
         epoch = trainer.current_epoch
         now = time.perf_counter()
-        if epoch > self._shown and self.rows and trainer.is_global_zero:
-            if self.at_row(trainer):
-                self.update_row(trainer)
-            text = metrics_text(self.rows[-1])
+        rows = self._collector.rows
+        if epoch > self._shown and rows and trainer.is_global_zero:
+            text = metrics_text(rows[-1])
             print(f"{_epoch_text(epoch, trainer)}  {text}  {now - self._began:.2f} s", flush=True)
             self._shown = epoch
             self._began = now

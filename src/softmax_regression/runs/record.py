@@ -16,24 +16,19 @@ from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, Timer
 
 from softmax_regression.data.module import loaded_images, origin_of
 from softmax_regression.errors import DivergedError, InputError, StorageError, format_error
-from softmax_regression.files import write
+from softmax_regression.files import check_there, write
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, folder_of
 from softmax_regression.runs.checkpoint import RUN, about_run
 from softmax_regression.runs.events import mark_saved
+from softmax_regression.runs.loops import steps_done
 from softmax_regression.runs.processes import print_rank_zero
-from softmax_regression.runs.rows import Row, RowCallback, RowsFile, count_logged_rows, read_rows, rows_file, steps_done
+from softmax_regression.runs.rows import Row, RowCallback, count_logged_rows, read_rows, row_collector, rows_file
 from softmax_regression.runs.settings import class_path_of, describe_run, with_found
-
-
-def check_there(run: Path) -> None:
-    """Raise a StorageError if the folder of a run has been moved or deleted meanwhile: it is not made again."""
-    if not run.is_dir():
-        raise StorageError(f"{run}: has been moved or deleted; put it back, then continue with --resume")
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -78,7 +73,7 @@ def results(trainer: Trainer) -> dict[str, dict[str, Any]]:
     rows: list[Row] = []
     best = None
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, RunRecord):
+        if isinstance(callback, RowCallback):
             rows = callback.rows
         elif isinstance(callback, BestCheckpoint):
             best = callback.best
@@ -96,7 +91,8 @@ def saved_best(saved: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def saved_results(run: Path, saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the `results` of a run at the step at which it saved a checkpoint."""
-    return _final_and_best(rows_until(read_rows(run), saved), saved_best(saved))
+    rows = [row for row in read_rows(run) if row["step"] <= saved_step(saved)]
+    return _final_and_best(rows, saved_best(saved))
 
 
 def _final_and_best(rows: Sequence[Row], best: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
@@ -109,11 +105,6 @@ def _final_and_best(rows: Sequence[Row], best: Mapping[str, Any] | None) -> dict
             if row["step"] == best["step"]:
                 found["best"] = {**row, **best}
     return found
-
-
-def rows_until(rows: Sequence[Row], saved: Mapping[str, Any]) -> list[Row]:
-    """Return the rows that a run had when it saved a checkpoint."""
-    return [row for row in rows if row["step"] <= saved_step(saved)]
 
 
 def saved_step(saved: Mapping[str, Any]) -> int:
@@ -159,7 +150,7 @@ def _restore_frozen(module: LightningModule, names: Sequence[str] | None) -> Non
             part.track_running_stats = name not in names
 
 
-class RunRecord(RowCallback):
+class RunRecord(Callback):
     """Write run.json, metrics.csv and config.yaml, and add to each checkpoint what commands need to open it.
 
     Args:
@@ -168,13 +159,11 @@ class RunRecord(RowCallback):
     """
 
     def __init__(self, config: str | None = None, seed: int | None = None) -> None:
-        super().__init__()
         self.config, self.seed = config, seed
         self._describes_itself = config is None  # take the configuration from model, data and Trainer, for each run
         self.run: Path | None = None  # on the first process, if there is a logger
         self._unrecorded: list[str] = []  # parts of a run from Python that its configuration lacks
         self._saved: Mapping[str, Any] | None = None  # parts of the checkpoint of a resumed run
-        self._file: RowsFile | None = None  # on the first process, if there is a logger
 
     def _update(self, **entries: Any) -> None:
         if self.run:
@@ -187,7 +176,7 @@ class RunRecord(RowCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record everything that is known before the first step."""
-        super().on_train_start(trainer, pl_module)
+        rows = row_collector(trainer, self)
         self._start = time.perf_counter()
         folder = folder_of(trainer)
         self.run = folder if trainer.is_global_zero else None
@@ -199,13 +188,13 @@ class RunRecord(RowCallback):
         if type(pl_module).__module__ == "__main__":
             note = "is in a script or notebook; no command opens its runs until it is in a module"
             print_rank_zero(f"note: class {class_path_of(type(pl_module))}: {note}", file=sys.stderr)
-        self._file = None
+        rows.file = None
         if self.run:
             self._update(**self._facts(trainer), **environment())
             write(str(self.config).encode(), self.run / "config.yaml")
-            self._file = RowsFile(rows_file(self.run, trainer.loggers))
+            rows.file = rows_file(self.run, trainer.loggers)
         if folder and self._saved and trainer.ckpt_path:
-            self._restore_rows(trainer, folder, self._saved)
+            rows.restore(trainer, folder, saved_step(self._saved))
         self._saved = None
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
@@ -227,30 +216,8 @@ class RunRecord(RowCallback):
             "threads": torch.get_num_threads(),
         }
 
-    def _restore_rows(self, trainer: Trainer, folder: Path, saved: Mapping[str, Any]) -> None:
-        """Read the rows up to the checkpoint, from this run's folder or that of the run whose checkpoint it is."""
-        path = Path(str(trainer.ckpt_path))
-        for before in (folder, path.parent, path.parent.parent):
-            rows = rows_until(read_rows(before), saved)
-            if rows:
-                self.start_with(trainer, rows)
-                break
-        if self._file:
-            self._file.save(self.rows)
-
-    def update_row(self, trainer: Trainer) -> bool:
-        """Collect the row of this step, and write it."""
-        changed = super().update_row(trainer)
-        epoch_ends_next = trainer.validating and trainer.is_last_batch  # it adds to the row, and then writes it
-        if self._file and not epoch_ends_next:
-            check_there(self._file.path.parent)
-            self._file.save(self.rows)
-        return changed
-
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Record the results."""
-        if self.at_row(trainer):
-            self.update_row(trainer)  # the module logs at the end of an epoch after the callbacks
         seconds = round(time.perf_counter() - self._start, 3)
         self._update(status="finished", stopped=stop_reason(trainer), seconds=seconds, **results(trainer))
 
@@ -258,8 +225,6 @@ class RunRecord(RowCallback):
         """Add the configuration, the classes of model and data, the SHA-256 of the data, and the number of steps."""
         if self.run:
             check_there(self.run)
-        if self.at_row(trainer):
-            self.update_row(trainer)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         checkpoint[RUN] = {
             "config": self.config,

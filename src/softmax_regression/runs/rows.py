@@ -6,14 +6,16 @@ import re
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from softmax_regression.errors import InputError
-from softmax_regression.files import append, write
+from softmax_regression.files import append, check_there, write
 from softmax_regression.metrics import learning_rate
+from softmax_regression.runs.loops import steps_done
 
 Row = dict[str, float]  # `epoch`, from 1, `step`, the number of steps done, `lr`, and metrics by their names
 
@@ -44,24 +46,18 @@ def split_metric(name: str) -> tuple[str, str]:
     return stage, quantity
 
 
-def steps_done(trainer: Trainer) -> int:
-    """Return the number of optimizer steps so far; with manual optimization that of minibatches, as loggers count."""
-    module = trainer.lightning_module
-    if module is None or module.automatic_optimization:
-        return trainer.global_step
-    return trainer.fit_loop.total_batch_idx + 1
-
-
 class RowCallback(Callback):
     """Collect a row at the end of each epoch and of each validation, with the metrics logged since the row before.
 
     Attributes:
         rows: The rows so far, the same on all processes.
+        file: Where they are written to; None for nowhere.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[Row] = []
+        self.file: RowsFile | None = None
         self._logged: dict[str, object] = {}  # `callback_metrics` at the last row
         self._row_at: int | None = None  # the index of the last minibatch before that row, counted over the run
 
@@ -75,15 +71,18 @@ class RowCallback(Callback):
         """Leave what is logged by now out of the next row."""
         self._logged = dict(trainer.callback_metrics)
 
-    def start_with(self, trainer: Trainer, rows: list[Row]) -> None:
-        """Begin with the rows of a resumed run; the last one may be of the current step."""
-        self.rows = rows
-        if rows[-1]["step"] == steps_done(trainer):
-            self._row_at = trainer.fit_loop.total_batch_idx
-
-    def at_row(self, trainer: Trainer) -> bool:
-        """Return whether the last row is of the current step."""
-        return trainer.fit_loop.total_batch_idx == self._row_at
+    def restore(self, trainer: Trainer, folder: Path, step: int) -> None:
+        """Begin with the rows up to a step, from the run's folder or that of the run whose checkpoint is resumed."""
+        path = Path(str(trainer.ckpt_path))
+        for before in (folder, path.parent, path.parent.parent):
+            rows = [row for row in read_rows(before) if row["step"] <= step]
+            if rows:
+                self.rows = rows
+                if rows[-1]["step"] == steps_done(trainer):
+                    self._row_at = trainer.fit_loop.total_batch_idx
+                break
+        if self.file:
+            self.file.save(self.rows)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the row of a validation in training."""
@@ -94,24 +93,46 @@ class RowCallback(Callback):
         """Add the row of an epoch, or add to the row of a validation at the same step."""
         self.update_row(trainer)
 
-    def update_row(self, trainer: Trainer) -> bool:
-        """Put what was logged since the last row into the row of this step; return whether that changed it."""
+    def complete_row(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any = None) -> None:
+        """Add what was logged after the row: by the module at the end of an epoch, and by later callbacks."""
+        if trainer.fit_loop.total_batch_idx == self._row_at:
+            self.update_row(trainer)
+
+    on_train_epoch_start = on_train_end = on_save_checkpoint = complete_row
+
+    def update_row(self, trainer: Trainer) -> None:
+        """Put what was logged since the last row into the row of this step, and write it."""
         logged: dict[str, object] = dict(trainer.callback_metrics)
         new: Row = {}
         for name, value in logged.items():
             if name not in RESERVED and not _same(value, self._logged.get(name)):
                 new[name] = float(value)  # type: ignore[arg-type]
         self._logged = logged
-        if self.at_row(trainer):
+        if trainer.fit_loop.total_batch_idx == self._row_at:
             self.rows[-1] = new | self.rows[-1] | new  # the training's values before the validation's
-            return bool(new)
-        self._row_at = trainer.fit_loop.total_batch_idx
-        row: Row = {"epoch": trainer.current_epoch + 1, "step": steps_done(trainer)}
-        lr = learning_rate(trainer)
-        if lr is not None:
-            row["lr"] = lr
-        self.rows.append(row | new)
-        return True
+        else:
+            self._row_at = trainer.fit_loop.total_batch_idx
+            row: Row = {"epoch": trainer.current_epoch + 1, "step": steps_done(trainer)}
+            lr = learning_rate(trainer)
+            if lr is not None:
+                row["lr"] = lr
+            self.rows.append(row | new)
+        epoch_ends_next = trainer.validating and trainer.is_last_batch  # it adds to the row, and then writes it
+        if self.file and not epoch_ends_next:
+            check_there(self.file.path.parent)
+            self.file.save(self.rows)
+
+
+def row_collector(trainer: Trainer, reader: Callback) -> RowCallback:
+    """Return the collector of the rows of a Trainer; if it has none, put one before the callback that reads them."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks:
+        if isinstance(callback, RowCallback):
+            return callback
+    collector = RowCallback()
+    place = callbacks.index(reader)
+    trainer.callbacks = [*callbacks[:place], collector, *callbacks[place:]]  # type: ignore[attr-defined]
+    return collector
 
 
 def _same(value: object, before: object) -> bool:
@@ -149,14 +170,6 @@ def keep_logged_rows(loggers: Iterable[Logger], counts: Iterable[int | None]) ->
             writer = logger.experiment  # which removes the file
         writer.metrics = [{name: cell for name, cell in row.items() if cell} for row in rows]
         logger.save()
-
-
-def rows_file(run: Path, loggers: Iterable[Logger]) -> Path:
-    """Return the path of the file for the rows of a run."""
-    for logger in loggers:
-        if isinstance(logger, CSVLogger) and Path(logger.log_dir) == run:
-            return run / ROWS_FILE_BESIDE_CSV_LOGGER
-    return run / ROWS_FILE
 
 
 class RowsFile:
@@ -197,6 +210,13 @@ class RowsFile:
         self._names, self._count = names, len(rows)
         if rows:
             self._last = dict(rows[-1])
+
+
+def rows_file(run: Path, loggers: Iterable[Logger]) -> RowsFile:
+    """Return the file for the rows of a run; it has another name if a CSVLogger writes a metrics.csv there."""
+    if run / ROWS_FILE in csv_files(loggers):
+        return RowsFile(run / ROWS_FILE_BESIDE_CSV_LOGGER)
+    return RowsFile(run / ROWS_FILE)
 
 
 def read_rows(run: Path) -> list[Row]:
