@@ -17,7 +17,9 @@ from softmax_regression.commands.predictions import (
     allow_positional_arguments,
     choose_path,
     columns_of,
+    forward_inputs_only,
 )
+from softmax_regression.errors import InputError
 from softmax_regression.runs.folder import SavedCheckpoint
 
 
@@ -116,3 +118,65 @@ def test_rows_have_the_number_of_their_example_and_the_name_of_their_loader() ->
         {"index": 1, "dataloader": "easy", "label": "b", "output.0": "0"},
         {"index": 3, "dataloader": "hard", "output": "fine"},
     ]
+
+
+class Chosen(SomeBatches):
+    """Predicts for the examples of a batch that are larger than 1."""
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return batch[0][batch[0] > 1]
+
+
+class Inputs(LightningModule):
+    """Predicts its inputs."""
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return batch[0]
+
+
+X = torch.arange(6.0)
+LABELS = {
+    "classes": ((X, X.long() % 2), [0, 1, 0, 1, 0, 1]),
+    "classes behind the lengths of sequences": ((X, X.long() + 7, X.long() % 2), None),
+    "classes behind numbers": ((X, X + 0.5, X.long() % 2), [0, 1, 0, 1, 0, 1]),
+    "inputs alone": ((X.long(),), None),
+}
+
+
+def predicted_by(module: LightningModule, *tensors: torch.Tensor) -> list[dict[str, Any]]:
+    """The rows of the table, for batches of three."""
+    table = PredictionTable(None)
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    loader = DataLoader(TensorDataset(*tensors), 3)
+    Trainer(callbacks=[table], **options).predict(module, loader, return_predictions=False)
+    return table.rows
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_predictions_of_some_examples_are_not_given_to_others() -> None:
+    rows = predicted_by(Chosen(), X, X.long())
+    assert rows == [{"index": 0, "output": 2.0}] + [
+        {"index": 3 + i, "label": str(3 + i), "output": 3.0 + i} for i in range(3)
+    ]
+    assert [row["index"] for row in predicted_by(Chosen(), X[[0, 2, 3, 4, 1, 0]])] == [0, 0, 3]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize(("tensors", "labels"), LABELS.values(), ids=LABELS)
+def test_what_may_be_something_else_is_not_called_a_label(
+    tensors: tuple[torch.Tensor, ...], labels: list[int] | None
+) -> None:
+    rows = predicted_by(Inputs(), *tensors)
+    assert [row.get("label") for row in rows] == (list(map(str, labels)) if labels else [None] * 6)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_module_that_cannot_predict_from_inputs_alone_is_asked_for_its_own_step() -> None:
+    class Sequences(LightningModule):
+        def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+            return x / lengths
+
+    module = Sequences()
+    forward_inputs_only(module)
+    with pytest.raises(InputError, match=r"Sequences: define predict_step; forward fails .* missing 1 required"):
+        predicted_by(module, X, X)

@@ -24,7 +24,7 @@ from softmax_regression.data.module import class_names_of
 from softmax_regression.data.photos import Photos
 from softmax_regression.errors import InputError
 from softmax_regression.figures.scoring import loaders_by_name
-from softmax_regression.files import check_writable
+from softmax_regression.files import check_writable, reason
 
 # The beginning of a table of this project; an empty file may be replaced as well.
 _HEADER = re.compile(rb"index,(dataloader,)?(label,|image,)?(predicted|output)|$")
@@ -61,7 +61,12 @@ def forward_inputs_only(model: LightningModule) -> None:
         return
 
     def predict_step(self: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
-        return self(batch[0] if isinstance(batch, list | tuple) else batch)
+        try:
+            return self(batch[0] if isinstance(batch, list | tuple) else batch)
+        except Exception as error:  # the module may be any
+            why = reason(error)[:200]
+            name = type(self).__name__
+            raise InputError(f"{name}: define predict_step; forward fails on the inputs of a batch ({why})") from error
 
     model.predict_step = MethodType(predict_step, model)  # type: ignore[method-assign]
 
@@ -86,6 +91,8 @@ def allow_positional_arguments(data: LightningDataModule) -> None:
 
 class PredictionTable(Callback):
     """Collect a row for each example: its index, its label or photo, and what `predict_step` returned for it.
+
+    Where a batch has other than one row for each example, they have the index of its first example.
 
     Args:
         data: The data module; its `class_names`, if it has any, are names for labels and outputs.
@@ -117,6 +124,8 @@ class PredictionTable(Callback):
         count = max(map(len, found.values()), default=0)
         first, end = self._examples, self._examples + count
         columns: Columns = {"index": list(range(first, end))}
+        if n not in (0, count):
+            columns["index"] = [first] * count
         loaders = list(loaders_by_name(trainer.predict_dataloaders))
         if len(loaders) > 1:
             columns["dataloader"] = [loaders[dataloader_idx]] * count
@@ -140,12 +149,17 @@ def _batch_size(batch: Any) -> int:
 
 
 def _labels(batch: Any) -> list[int]:
-    """Return the labels (n,) of a batch (inputs, labels, ...); empty if it has none."""
-    if isinstance(batch, list | tuple) and len(batch) > 1:
-        labels = batch[1]
-        if isinstance(labels, Tensor) and labels.ndim == 1 and not labels.is_floating_point():
-            return list(labels.long().tolist())
-    return []
+    """Return the labels (n,) of a batch (inputs, labels, ...); empty if it has none, or several that may be these."""
+    if not isinstance(batch, list | tuple):
+        return []
+    found: list[Tensor] = []
+    for part in batch[1:]:
+        if isinstance(part, Tensor) and part.ndim == 1 and not part.is_floating_point():
+            found.append(part)
+    if len(found) != 1:
+        return []
+    labels: list[int] = found[0].long().tolist()
+    return labels
 
 
 def columns_of(output: Any, class_names: Sequence[str], n: int) -> Columns:
