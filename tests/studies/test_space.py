@@ -1,6 +1,7 @@
 """A space is refused where it cannot be searched, and says which models are trained together."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.flags import CONF
+from softmax_regression.studies.alone import make
 from softmax_regression.studies.sweep.space import Plan, Range, describe, sorted_values
 
 
@@ -39,6 +41,44 @@ class Augmented(FashionMNISTDataModule):
         return super().train_dataloader()
 
 
+class Normalized(FashionMNISTDataModule):
+    """Images that a hook changes."""
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return batch[0] - 0.5, batch[1]
+
+
+@dataclass
+class Sgd:
+    lr: float = 0.1
+    momentum: float = 0.0
+
+
+class Nested(LightningModule):
+    """A module whose parameters have parts."""
+
+    def __init__(self, sgd: Sgd = Sgd(), layers: list[int] = [8], seen: dict[str, int] | None = None) -> None:  # noqa: B006, B008
+        super().__init__()
+        self.values = sgd.lr, layers, seen
+
+
+class Fraction(LightningDataModule):
+    """Data whose `train_size` is a share."""
+
+    def __init__(self, train_size: float = 0.5) -> None:
+        super().__init__()
+
+
+def test_parts_of_parameters_and_values_that_are_lists_are_made_as_on_a_command_line() -> None:
+    values = {"sgd.lr": 0.3, "layers": "[8, 4]", "seen": '{"a": 1}'}
+    assert make(Nested, values).values == (0.3, [8, 4], {"a": 1})
+    space: Any = {name: [value] for name, value in values.items()}
+    assert Plan({**space, "train_size": [0.5, 0.8]}, [0], model=Nested, data=Fraction).size == 2
+    for name, value in (("sgd.rate", 0.1), ("train_size", "all")):
+        with pytest.raises(InputError, match=rf"^space\.{name}: "):
+            Plan({name: [value]}, [0], model=Nested, data=Fraction)
+
+
 def test_a_grid_is_over_what_is_not_stacked_and_the_seed() -> None:
     plan = Plan({"batch_size": [16, 64], "lr": [0.1, 0.5, 0.01], "epochs": [1, 3]}, seeds=[0, 1])
     assert plan.grid == {"batch_size": [16, 64], "seed": [0, 1]}
@@ -60,9 +100,10 @@ def test_with_a_cosine_schedule_a_short_run_is_not_the_beginning_of_a_long_one()
         ({"lr": [0.1]}, MLP, FashionMNISTDataModule),
         ({"lr": [0.1], "loss": ["stable", "naive"]}, None, FashionMNISTDataModule),
         ({"lr": [0.1]}, None, Augmented),
+        ({"lr": [0.1]}, None, Normalized),
         ({"lr": [0.1], "val_size": [100, 200]}, None, FashionMNISTDataModule),
     ],
-    ids=["another model", "the naive loss", "minibatches of one's own", "other data"],
+    ids=["another model", "the naive loss", "minibatches of one's own", "a hook", "other data"],
 )
 def test_what_is_not_ours_in_everything_is_not_stacked(space: Any, model: Any, data: Any) -> None:
     options = {"model": model} if model else {}

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from marks import slow
+from softmax_regression.commands.study import main
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError, Interrupted
 from softmax_regression.files import locked
@@ -197,6 +199,10 @@ def test_if_all_trials_fail_one_line_says_why(data: FashionMNISTDataModule) -> N
     diverged = searched(data, "diverged", Plan({"lr": [1e38], "batch_size": [16]}, [0]))
     with pytest.raises(DivergedError, match=r"^all trials failed: DivergedError: val/loss="):
         diverged.results()
+    pruner = optuna.pruners.ThresholdPruner(upper=0.0)
+    pruned = searched(data, "pruned", Plan({"lr": [0.1], "batch_size": [16], "epochs": [2]}, [0], pruner=pruner))
+    with pytest.raises(InputError, match=r"^all trials were pruned; choose another pruner, and another --name"):
+        pruned.results()
 
 
 @pytest.mark.parametrize("model", [SoftmaxRegression, slow(MLP)])
@@ -401,6 +407,15 @@ class Net(LightningModule):
         return torch.optim.SGD(self.parameters(), self.lr)
 
 
+class Deep(Net):
+    """It has as many layers as it is given widths."""
+
+    def __init__(self, widths: list[int]) -> None:
+        super().__init__(nn.ReLU())
+        sizes = [4, *widths, 3]
+        self.net = nn.Sequential(*(nn.Linear(*pair) for pair in pairwise(sizes)))
+
+
 class Rows(LightningDataModule):
     """Rows of four numbers in three classes, in an ordinary DataLoader; which rows, a seed of its own decides."""
 
@@ -459,6 +474,11 @@ class TestAnybodysModel:
         with pytest.raises(InputError, match=f"monitor=val/loss: Net logs {logged}; give --monitor one of them"):
             sweep.run(self.SPACE, seeds=[0], model=Net, data=Rows)
         assert not Path("studies").exists()
+
+    def test_may_have_parameters_that_are_lists(self, capsys: pytest.CaptureFixture[str]) -> None:
+        words = ["--model=test_sweep.Deep", "--data=test_sweep.Rows", "--monitor=val_loss", "--seeds=[0]"]
+        assert main(["sweep", *words, '--space={"widths": [[4], [4, 3]], "epochs": [1]}']) == 0
+        assert capsys.readouterr().err.count("with widths=[4") == 2
 
     @pytest.mark.slow
     def test_may_fail_in_one_configuration(self) -> None:

@@ -1,12 +1,13 @@
 """Train any LightningModule as `fit` does, one at a time; its scores are the metrics that it logs."""
 
+import json
 import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -32,14 +33,28 @@ def parameters_of(kind: Kind) -> dict[str, Any]:
     return found
 
 
+def has_parameter(kind: Kind, name: str) -> bool:
+    """Return whether a class has a parameter, such as `lr`, or `optimizer` of which `optimizer.lr` is a part."""
+    return name.partition(".")[0] in parameters_of(kind)
+
+
+def parse(kind: Kind, params: Mapping[str, Any]) -> Namespace:
+    """Return the parameters that a class has, parsed as on a command line; others are ignored."""
+    words = []
+    for name, value in params.items():
+        text = value
+        if not isinstance(value, str):
+            text = json.dumps(value)
+        if has_parameter(kind, name):
+            words.append(f"--space.{name}={text}")
+    return parser_of(kind).parse_args(words)
+
+
 def make(kind: Kind, params: Mapping[str, Any]) -> Any:
-    """Make an object with the parameters that its class has, parsed as on a command line; others are ignored."""
-    known = parameters_of(kind)
-    if not known:
+    """Make an object with the parameters that its class has, see `parse`."""
+    if not parameters_of(kind):
         return kind()
-    own = {name: value for name, value in params.items() if name in known}
-    parser = parser_of(kind)
-    return parser.instantiate(parser.parse_object({"space": own})).space
+    return parser_of(kind).instantiate(parse(kind, params)).space
 
 
 def make_model(model: type[LightningModule], params: Mapping[str, Any], seed: int) -> LightningModule:

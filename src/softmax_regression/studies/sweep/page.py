@@ -23,7 +23,7 @@ from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
 from softmax_regression.runs.rows import split_metric
 from softmax_regression.runs.settings import class_path_of
-from softmax_regression.studies.alone import parameters_of
+from softmax_regression.studies.alone import has_parameter, parameters_of
 from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.sweep.results import Result, failures
 from softmax_regression.studies.sweep.search import Search
@@ -171,9 +171,9 @@ def _fit_command(plan: Plan, best: Result, training: Training) -> str:
     if plan.data is not FashionMNISTDataModule:
         options["data"] = class_path_of(plan.data)
     for name, value in {**training.options, **best.params}.items():
-        if name in best.params and name in parameters_of(plan.model):
+        if name in best.params and has_parameter(plan.model, name):
             options[f"model.{name}"] = value
-        if name in parameters_of(plan.data):
+        if has_parameter(plan.data, name):
             options[f"data.{name}"] = value
     options["trainer.max_epochs"] = count(best.params, "epochs")
     options["early_stopping.patience"] = 0

@@ -175,6 +175,10 @@ class Search:
         results = ranked(runs, self.plan.seeds, self.plan)
         if not results:
             errors = sorted({error for _, error in failures(self.finished, self.plan)})
+            if not errors:
+                raise InputError(
+                    f"all trials were pruned; choose another pruner, and another --name than {self.folder}"
+                )
             kind: type[Exception] = InputError
             if all(error.startswith("DivergedError") for error in errors):
                 kind = DivergedError

@@ -14,11 +14,12 @@ from optuna.samplers import BaseSampler
 from optuna.trial import Trial
 
 from softmax_regression.data.module import FashionMNISTDataModule
+from softmax_regression.engine.reasons import TRANSFER_HOOKS
 from softmax_regression.errors import InputError
 from softmax_regression.files import reason
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.settings import class_path_of
-from softmax_regression.studies.alone import make, parameters_of
+from softmax_regression.studies.alone import has_parameter, make, parameters_of, parse
 from softmax_regression.studies.stacked import METRICS
 
 Value = bool | int | float | str | None
@@ -89,7 +90,7 @@ class Plan:
 
     def _check(self, name: str, choices: Choices) -> None:
         known = sorted({*parameters_of(self.model), *parameters_of(self.data), "epochs"})
-        if name not in known:
+        if name.partition(".")[0] not in known:
             raise ValueError(f"unknown; expected one of {', '.join(known)}")
         if isinstance(choices, Range):
             if self.is_grid:
@@ -97,11 +98,16 @@ class Plan:
             FloatDistribution(choices.low, choices.high, log=choices.log)  # raises a ValueError for an empty range
         if not values_of(choices):
             raise ValueError("has no values; give at least one")
+        is_count = name == "epochs"
+        if issubclass(self.data, FashionMNISTDataModule):
+            is_count = name in COUNTS
         for value in values_of(choices):
-            if name in COUNTS and (not isinstance(value, int) or value < 1):
+            if is_count and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"expected a whole number, at least 1. Got value: {value}")
-            if name in parameters_of(self.model):
+            if has_parameter(self.model, name):
                 make(self.model, {**self.first, name: value})
+            if has_parameter(self.data, name):
+                parse(self.data, {**self.first, name: value})
 
     @property
     def first(self) -> Params:
@@ -118,7 +124,7 @@ class Plan:
         """Whether all models can be trained in a `Stack`, on the minibatches of the data module."""
         if self.model is not SoftmaxRegression or not issubclass(self.data, FashionMNISTDataModule):
             return False
-        if self.data.train_dataloader is not FashionMNISTDataModule.train_dataloader:
+        if changed_batches(self.data):
             return False
         if "naive" in values_of(self.space.get("loss", [])):
             return False
@@ -184,6 +190,12 @@ class Plan:
             del entries["trials"]
             entries["sampler"] = "grid"
         return json.dumps(entries, default=_plain)
+
+
+def changed_batches(data: type[LightningDataModule]) -> list[str]:
+    """Return the names of the methods by which a subclass of FashionMNISTDataModule changes the minibatches."""
+    hooks = ("train_dataloader", "val_dataloader", "test_dataloader", *TRANSFER_HOOKS)
+    return [hook for hook in hooks if getattr(data, hook) is not getattr(FashionMNISTDataModule, hook)]
 
 
 def _plain(value: object) -> object:

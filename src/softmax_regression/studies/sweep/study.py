@@ -3,6 +3,7 @@
 Command: python study.py sweep
 """
 
+import json
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -31,7 +32,7 @@ QUICK_LIMITS = {"limit_train_batches": 10, "limit_val_batches": 10, "limit_test_
 
 
 def run(
-    space: dict[str, list[Value] | Range],
+    space: dict[str, list[Any] | Range],
     sampler: Literal["grid", "random", "tpe", "GridSampler"] | BaseSampler = "grid",
     trials: int = 100,
     seeds: Sequence[int] = (0, 1, 2),
@@ -53,7 +54,8 @@ def run(
     Args:
         space: What to try: `epochs`, and parameters of the model and the data. In YAML `lr: [0.1, 0.3]` for values,
             `lr: {low: 0.001, high: 1.0, log: true}` for a range, which a grid cannot have. As flags
-            `--space '{"lr": [0.1, 0.3], "epochs": [10]}'`, or `--space.lr '[0.1, 0.3]'` to change one of them.
+            `--space '{"lr": [0.1, 0.3], "epochs": [10]}'`, or `--space.lr '[0.1, 0.3]'` to change one of them. A part
+            of a parameter is `optimizer.lr: [0.1, 0.3]`.
         sampler: `grid` for all combinations, `random`, `tpe`, or a class of Optuna's: `TPESampler --sampler.seed 5`.
         trials: Number of trials, if the sampler is not `grid`.
         seeds: Each configuration is trained with all of them.
@@ -73,6 +75,7 @@ def run(
     Raises:
         InputError: The space cannot be searched, the folder has another sweep, or every trial failed.
     """
+    space = {name: _as_values(values) for name, values in space.items()}
     if quick:
         space = _quick_space(space)
         seeds = seeds[:2]
@@ -102,6 +105,16 @@ def _search(
         with nullcontext() if storage is None else locked(folder):
             test = search.test(training.test)
             return page.write(folder, search, test, training, _command(storage))
+
+
+def _as_values(values: list[Any] | Range) -> list[Value] | Range:
+    """Return values that Optuna can choose among: a list or a dictionary as JSON."""
+    if isinstance(values, Range):
+        return values
+    found: list[Value] = []
+    for value in values:
+        found.append(json.dumps(value) if isinstance(value, list | dict) else value)
+    return found
 
 
 def _quick_space(space: dict[str, list[Value] | Range]) -> dict[str, list[Value] | Range]:
