@@ -20,7 +20,9 @@ from softmax_regression.runs.checkpoint import SafeCheckpointIO
 
 Process = ForkServerProcess
 CONTEXT: ForkServerContext = get_context("forkserver")
-CONTEXT.set_forkserver_preload(["softmax_regression.commands.train", "torch.utils.tensorboard"])
+CONTEXT.set_forkserver_preload(
+    ["softmax_regression.commands.train", "softmax_regression.commands.study", "torch.utils.tensorboard"]
+)
 
 MOMENTS: dict[str, tuple[type, str]] = {
     "mid-epoch": (Classifier, "training_step"),
@@ -83,6 +85,23 @@ def _command(folder: Path, args: list[str], moment: str | None, step: int, envir
     torch.set_num_threads(1)
     if moment:
         strike(setattr, moment, step, kill)
+    sys.exit(main(args))
+
+
+def start_study(folder: Path, args: Sequence[str]) -> Process:
+    """Start `study.py` in a folder, where its output goes to log.txt."""
+    process = CONTEXT.Process(target=_study, args=(folder, list(args)))
+    process.start()
+    return process
+
+
+def _study(folder: Path, args: list[str]) -> None:
+    import torch
+
+    from softmax_regression.commands.study import main
+
+    redirect(folder)
+    torch.set_num_threads(1)
     sys.exit(main(args))
 
 

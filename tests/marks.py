@@ -1,4 +1,7 @@
-"""Cases of parametrised tests of which some are quick, and the others run with `pytest -m slow`."""
+"""Cases of parametrised tests: quick ones, slow ones, and those of long tables, of which .ci/run takes a part.
+
+`pytest -m slow` runs both kinds that are not quick.
+"""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,6 +12,11 @@ import pytest
 def slow(*values: Any, name: str | None = None) -> Any:
     """A case that is slow."""
     return pytest.param(*values, marks=pytest.mark.slow, id=name)
+
+
+def table(*values: Any, name: str | None = None) -> Any:
+    """A slow case of a long table, which .ci/run leaves out."""
+    return pytest.param(*values, marks=(pytest.mark.slow, pytest.mark.table), id=name)
 
 
 def slow_but(quick: Iterable[str], cases: Iterable[str]) -> list[Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from marks import table
+
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 ENGLISH, CHINESE = "softmax_regression.ipynb", "softmax_regression.zh.ipynb"
 DRAWN = {
@@ -97,9 +99,10 @@ def row(cell: Any) -> str:
     return str(cell.outputs[-1]["data"]["text/plain"])
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", [pytest.param(ENGLISH, marks=pytest.mark.real_data), CHINESE])
+@pytest.mark.parametrize(
+    "name", [pytest.param(ENGLISH, marks=(pytest.mark.slow, pytest.mark.real_data)), table(CHINESE)]
+)
 def test_it_runs_from_top_to_bottom(
     name: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

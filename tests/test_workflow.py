@@ -29,7 +29,7 @@ def test_ci_run_installs_the_extra_of_that_command_and_runs_it() -> None:
     dev = PROJECT["project"]["optional-dependencies"]["dev"]
     assert "[test" in dev[0]
     assert re.search(r'^pip install .* -e "\.\[dev\]"$', CI, re.MULTILINE)
-    assert re.search(r'^check "pytest" .* pytest (?!.*-m )', CI, re.MULTILINE)
+    assert re.search(r'^    pytest "\$\{tests\[@\]\}" (?!.*-m )', CI, re.MULTILINE)
     assert JOB["steps"][-1]["run"] in CI  # which looks for it in the README
 
 

@@ -25,26 +25,18 @@ from softmax_regression.__main__ import main
 from softmax_regression.runs import checkpoint
 
 HERE = Path(__file__).parent
-# These are quick. Of the others, which are slow, these are run by .ci/run; the rest, of the marker `table`, is for a
-# change of how runs are trained, kept or opened, and takes half an hour.
+# These are quick. Of the others, which are slow, .ci/run takes these; the rest, of the marker `table`, is for a change
+# of how runs are trained, kept or opened, and takes half an hour.
 QUICK = ("Plain, a list of loaders", "InjectedModule, dict batches", "Lazy, own data")
 OFTEN = (
     "Ours, our data",
     "InjectedOptimizer, a dict of loaders",
-    "Configured, dict batches",
     "Compiled, own data",
     "Manual, our data",
     "Autoencoder, a list of loaders",
-    "a path",
-    "a part that is not saved",
     "wrapped metrics of ours",
-    "ReduceLROnPlateau",
     "a stream",
-    "random numbers of its own",
-    "data with random numbers of their own",
     "validated twice an epoch",
-    "accumulated",
-    "float64",
 )
 REFUSED = ("Ours, dict batches",)  # see test_refused.py
 

@@ -120,7 +120,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def matrix() -> list[Any]:
-    """Each module with each optimizer in each setting; those that are not slow have each module in each setting."""
+    """Each module with each optimizer in each setting.
+
+    Those that are not slow have each module in each setting; .ci/run adds two optimizers to each of these.
+    """
     cases: list[Any] = []
     for row, module in enumerate(MODULES):
         for column, setting in enumerate(SETTINGS):
@@ -128,8 +131,12 @@ def matrix() -> list[Any]:
                 continue  # which Lightning refuses
             for place, optimizer in enumerate(list(OPTIMIZERS)[:7]):
                 hooks = ((), BATCH, ALL)[len(cases) % 3]
-                quick = place == (2 * row + column) % 7
-                marks = [] if quick else [pytest.mark.slow]
+                turn = (place - 2 * row - column) % 7
+                marks = []
+                if turn > 0:
+                    marks.append(pytest.mark.slow)
+                if turn > 2:
+                    marks.append(pytest.mark.table)
                 name = f"{module}, {optimizer}, {setting}"
                 cases.append(pytest.param(module, optimizer, setting, hooks, marks=marks, id=name))
     return cases

@@ -8,7 +8,7 @@ import torch
 from torchmetrics.functional.classification import multiclass_f1_score
 
 from commands import SMALL, fit, manifest, only_run, scalars
-from marks import slow_but
+from marks import slow, slow_but, table
 from softmax_regression import FashionMNISTDataModule
 from softmax_regression.commands import study
 from softmax_regression.commands.train import main
@@ -49,10 +49,9 @@ def test_every_command_works_with_it(name: str) -> None:
     assert 0 <= manifest(run)["test"]["test/acc"] <= 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("flag", CHANGES.values(), ids=CHANGES)
-def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(flag: str, tmp_path: Path) -> None:
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
+@pytest.mark.parametrize("name", [table("mlp"), table("lenet"), table("macro_f1"), slow("own_callback")])
+def test_a_resumed_run_has_the_bits_of_one_that_was_not_interrupted(name: str, tmp_path: Path) -> None:
+    flag, whole, parts = CHANGES[name], tmp_path / "whole", tmp_path / "parts"
     assert fit(flag, f"--trainer.logger.save_dir={whole}") == 0
     assert main(["fit", *SMALL, flag, f"--trainer.logger.save_dir={parts}", "--trainer.max_epochs=1"]) == 0
     assert main(["fit", "--resume", str(only_run(parts)), "--trainer.max_epochs=3"]) == 0

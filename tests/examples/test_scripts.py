@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from commands import manifest, only_run
+from marks import slow, table
 from softmax_regression.commands import study
 from softmax_regression.commands.train import main
 from softmax_regression.experiment.opening import open_run
@@ -79,8 +80,7 @@ def train(model: str, definition: str = IMPORT) -> Path:
     return only_run()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("model", ["Fixed(width=8)", "Plain()"])
+@pytest.mark.parametrize("model", [table("Fixed(width=8)"), slow("Plain()")])
 def test_every_command_opens_its_run(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(model)
     capsys.readouterr()

@@ -28,7 +28,7 @@ from ddp_worker import (
     two_nodes,
     wait,
 )
-from marks import slow
+from marks import slow, table
 from softmax_regression import FashionMNISTDataModule
 from softmax_regression.commands.train import main
 from softmax_regression.model import SoftmaxRegression
@@ -111,7 +111,7 @@ def assert_close(run: Path, reference: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("n", [2, table(3), 4])
 def test_several_processes_train_the_model_of_one(trained: Callable[[int], Path], n: int) -> None:
     assert_close(trained(n) / RUN, trained(1) / RUN)
     assert manifest(trained(n) / RUN)["device"] == {"type": "cpu", "count": n}
@@ -254,8 +254,8 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     ("whole", "number", "rank"),
     [
         (LINEAR, signal.SIGKILL, 0),
-        (LINEAR, signal.SIGTERM, 1),
-        (TWO_LAYERS, signal.SIGKILL, 1),
+        table(LINEAR, signal.SIGTERM, 1),
+        table(TWO_LAYERS, signal.SIGKILL, 1),
         (TWO_LAYERS, signal.SIGTERM, 0),
     ],
     indirect=["whole"],

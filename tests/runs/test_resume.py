@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from commands import fit, only_run, scalars
 from killed import strike
+from marks import slow, table
 from softmax_regression.commands.train import main
 from softmax_regression.runs import checkpoint
 
@@ -89,10 +90,15 @@ def resume(run: Path, *options: str, number: int = 1) -> int:
     return main(["fit", "--resume", str(run), *options])
 
 
-QUICK, *SLOW = KINDS
-
-
-@pytest.mark.parametrize("kind", [QUICK, *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "saved every epoch",
+        slow("saved every 3 steps, an MLP"),
+        table("validated twice an epoch"),
+        slow("accumulated, validated every second epoch"),
+    ],
+)
 def test_a_run_that_is_killed_at_every_moment_resumes_bit_for_bit(kind: str) -> None:
     Path("own_mlp.py").write_text(MLP)
     steps, options = KINDS[kind]

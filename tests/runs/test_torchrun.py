@@ -21,6 +21,7 @@ from test_resume import assert_same, state
 
 from commands import SMALL, manifest, one_line
 from ddp_worker import LIMIT, ROOT, run_group, start, wait
+from marks import table
 from softmax_regression.commands.train import main
 from softmax_regression.runs import checkpoint
 
@@ -108,7 +109,7 @@ def assert_goes_on() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "rank"), [("ddp.yaml", 0), ("ddp.yaml", 1), ("torchrun", 1)], indirect=["launcher"]
+    ("launcher", "rank"), [("ddp.yaml", 0), table("ddp.yaml", 1), ("torchrun", 1)], indirect=["launcher"]
 )
 def test_a_killed_process_ends_all(launcher: str, running: subprocess.Popen[str], rank: int) -> None:
     ranks = processes(launcher, running)
@@ -128,7 +129,9 @@ def test_a_killed_process_ends_all(launcher: str, running: subprocess.Popen[str]
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("launcher", "signalled"), [("ddp.yaml", (0,)), ("torchrun", (1,)), ("torchrun", (0, 1))], indirect=["launcher"]
+    ("launcher", "signalled"),
+    [("ddp.yaml", (0,)), ("torchrun", (1,)), table("torchrun", (0, 1))],
+    indirect=["launcher"],
 )
 def test_a_sigterm_to_any_process_ends_all_within_seconds(
     launcher: str, running: subprocess.Popen[str], signalled: tuple[int, ...]

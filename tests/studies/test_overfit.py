@@ -32,6 +32,16 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overfit, "QUICK", TINY)
 
 
+@pytest.fixture
+def without_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the page, most of the time of a small study."""
+
+    def no_page(folder: Path, *_: object, **values: object) -> Path:
+        return folder / "index.html"
+
+    monkeypatch.setattr(study, "write_page", no_page)
+
+
 def curves(val_loss: Sequence[float], test_loss: Sequence[float]) -> dict[str, Tensor]:
     """What came of three seeds with these losses, one a scoring, that hardly differ between the seeds."""
     noise = torch.tensor([-0.001, 0.0, 0.001], dtype=torch.float64)[:, None]
@@ -130,6 +140,7 @@ def test_the_page_has_curves_tables_and_conclusions(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_page")
 def test_the_number_of_workers_does_not_matter(tmp_path: Path) -> None:
     for workers in (1, 2):
         study.run(tmp_path / str(workers), source="synthetic", quick=True, workers=workers)
@@ -137,6 +148,7 @@ def test_the_number_of_workers_does_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_page")
 def test_what_was_finished_before_an_interruption_is_not_trained_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,6 +223,7 @@ def test_too_few_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_page")
 def test_each_kind_of_study_has_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(overfit, "FULL", TINY)

@@ -8,7 +8,6 @@ import random
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -29,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
+from killed import start_study
 from marks import slow
 from softmax_regression.commands.study import main
 from softmax_regression.data.module import FashionMNISTDataModule
@@ -540,25 +540,27 @@ def test_optuna_s_own_figures_can_be_drawn_of_the_study(data: FashionMNISTDataMo
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_killed_twice_and_interrupted_once_it_ends_equal(tmp_path: Path) -> None:
-    command = [
-        sys.executable, str(ROOT / "study.py"), "sweep", "--source", "synthetic", "--seeds", "[0, 1, 2]",
-        "--space", '{"batch_size": [16, 32, 64], "lr": [0.1, 0.3], "train_size": [2000], "epochs": [3, 9]}',
-    ]  # fmt: skip
+    space = '{"batch_size": [16, 32, 64], "lr": [0.1, 0.3], "train_size": [2000], "epochs": [3, 9]}'
+    command = ["sweep", "--source", "synthetic", "--seeds", "[0, 1, 2]", "--space", space, "--name"]
     database = tmp_path / "studies" / "sweep" / "killed" / "trials.db"
     rng = random.Random(0)
     for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGINT):
         before = finished_trials(database)
-        process = subprocess.Popen([*command, "--name", "killed"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        process = start_study(tmp_path, [*command, "killed"])
+        assert process.pid
         deadline = time.monotonic() + 90
-        while finished_trials(database) == before and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.02)  # imports take seconds, and are not what is tested
+        while finished_trials(database) == before and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
         time.sleep(rng.uniform(0, 0.2))
-        process.send_signal(number)
-        error = process.communicate()[1]
-        assert process.returncode in (-number, 128 + number)
-    assert error.splitlines()[-1] == "interrupted by SIGINT: the same command resumes it"
+        os.kill(process.pid, number)
+        process.join()
+        assert process.exitcode in (-number, 128 + number)
+    said = (tmp_path / "log.txt").read_text()
+    assert said.splitlines()[-1] == "interrupted by SIGINT: the same command resumes it"
     for name in ("killed", "whole"):
-        subprocess.run([*command, "--name", name], cwd=tmp_path, check=True, capture_output=True, timeout=200)
+        process = start_study(tmp_path, [*command, name])
+        process.join(200)
+        assert process.exitcode == 0
     killed, whole = (tmp_path / "studies" / "sweep" / name / "trials.csv" for name in ("killed", "whole"))
     assert killed.read_text() == whole.read_text()
 
