@@ -11,9 +11,7 @@ from softmax_regression.commands import study, train
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
-    words = list(sys.argv[1:])
-    if args is not None:
-        words = list(args)
+    words = sys.argv[1:] if args is None else list(args)
     if words and words[0] in study.STUDIES:
         return study.main(words)
     if not words or words[0] in ("-h", "--help"):

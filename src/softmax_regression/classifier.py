@@ -106,16 +106,11 @@ class Classifier(LightningModule):
         loss = self.loss(logits, y)
         first = not scores.started
         scores.update(logits.detach(), y, loss.detach())
-        if first:
-            self._log(scores, stage, **options)
+        if first:  # once an epoch: Lightning computes the values at its end
+            options |= {"on_step": False, "on_epoch": True}
+            for name, metric in scores.metrics.items():
+                self.log(f"{stage}/{name}", cast(Metric, metric), metric_attribute=name, **options)
         return {"loss": loss, "logits": logits, "labels": y}
-
-    def _log(self, scores: EpochScores, stage: str, **options: Any) -> None:
-        """Log the metrics, once an epoch: Lightning computes their values at its end."""
-        for name, metric in scores.metrics.items():
-            self.log(
-                f"{stage}/{name}", cast(Metric, metric), on_step=False, on_epoch=True, metric_attribute=name, **options
-            )
 
     def on_train_start(self) -> None:
         """Apply a schedule of the step, such as cosine, at once if a run is resumed with another length."""

@@ -62,9 +62,9 @@ def append(data: bytes, path: Path) -> None:
         raise StorageError(f"{path}: cannot be saved ({reason(error)}); free space or make it writable") from error
 
 
-def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows as CSV, with a column for each name in any row; the cell of a missing value is empty."""
-    names = dict.fromkeys(chain.from_iterable(rows))
+def write_csv(path: Path, rows: Sequence[Mapping[str, object]], first: Sequence[str] = ()) -> None:
+    """Write rows as CSV, with a column for each name in any row, `first` before the others; a missing cell is empty."""
+    names = dict.fromkeys(chain(first, *rows))
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
     writer.writeheader()

@@ -178,5 +178,4 @@ def _checkpoint(command: str, flags: Sequence[str]) -> SavedCheckpoint | None:
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit code; a user's mistake is a line on stderr."""
     words = sys.argv[1:] if args is None else list(args)
-
     return run_command(partial(run, words), partial(known_options, words))

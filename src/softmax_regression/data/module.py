@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import FashionMNIST
@@ -54,13 +54,6 @@ def split(labels: Tensor, val_size: int, train_size: int | None) -> tuple[Tensor
     n = len(rest)
     check_size("train_size", train_size, 1, n, f"at most {n}, the images left beside data.val_size")
     return order[:val_size], rest[:train_size]
-
-
-def share_of(trainer: Trainer | None) -> tuple[int, int, torch.device]:
-    """Return the rank, the number of processes and the device of a Trainer; without one, those of this process."""
-    if trainer is None:
-        return 0, 1, torch.device("cpu")
-    return trainer.global_rank, trainer.world_size, trainer.strategy.root_device
 
 
 class FashionMNISTDataModule(LightningDataModule):
@@ -196,7 +189,10 @@ class FashionMNISTDataModule(LightningDataModule):
         self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int | None = None, seed: int | None = None
     ) -> Minibatches:
         """Return a loader for this process and the device of the Trainer; without a Trainer, for the CPU."""
-        rank, world_size, device = share_of(self.trainer)
+        rank, world_size, device = 0, 1, torch.device("cpu")
+        if self.trainer:
+            rank, world_size = self.trainer.global_rank, self.trainer.world_size
+            device = self.trainer.strategy.root_device
         if self.device == "auto":
             images, labels = self._on(device, images), self._on(device, labels)
         size = batch_size or self.eval_batch_size

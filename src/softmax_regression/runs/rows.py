@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from softmax_regression.errors import InputError
-from softmax_regression.files import append, check_there, write
+from softmax_regression.files import append, check_there, write_csv
 from softmax_regression.metrics import learning_rate
 from softmax_regression.runs.loops import steps_done
 
@@ -198,15 +198,12 @@ class RowsFile:
         can_append = before > 0 and names == self._names and rows[before - 1] == self._last
         if can_append and len(rows) == before:
             return
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, lineterminator="\n")
         if can_append:
-            writer.writerows(rows[before:])
+            text = io.StringIO()
+            csv.DictWriter(text, names, lineterminator="\n").writerows(rows[before:])
             append(text.getvalue().encode(), self.path)
         else:
-            writer.writeheader()
-            writer.writerows(rows)
-            write(text.getvalue().encode(), self.path)
+            write_csv(self.path, rows, names)
         self._names, self._count = names, len(rows)
         if rows:
             self._last = dict(rows[-1])
