@@ -6,11 +6,12 @@ import sys
 
 if __name__ == "__main__":
     before = signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # no traceback of the imports
-    if watched := sys.stderr and sys.stderr.isatty():
+    in_terminal = sys.stderr is not None and sys.stderr.isatty()
+    if in_terminal:
         print("importing torch and lightning ...", end="\r", file=sys.stderr, flush=True)
     from softmax_regression.commands.study import main
 
-    if watched:
+    if in_terminal:
         print(end="\033[K", file=sys.stderr, flush=True)  # that line is gone
     signal.signal(signal.SIGINT, before)
     sys.exit(main())

@@ -9,11 +9,13 @@ if __name__ == "__main__":
     if "SLURM_JOB_ID" in os.environ:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # it waits until training can save
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no word on addresses that have no name
-    if watched := sys.stderr and sys.stderr.isatty() and os.environ.get("LOCAL_RANK", "0") == "0":
+    in_terminal = sys.stderr is not None and sys.stderr.isatty()
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if in_terminal and is_first:
         print("importing torch and lightning ...", end="\r", file=sys.stderr, flush=True)
     from softmax_regression.commands.train import main
 
-    if watched:
+    if in_terminal and is_first:
         print(end="\033[K", file=sys.stderr, flush=True)  # that line is gone
     code = main()
     if code > 128:  # interrupted: what a launcher sends to the others of a run must not change the exit code

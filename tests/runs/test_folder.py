@@ -25,6 +25,19 @@ from softmax_regression.runs.record import update_manifest
 from softmax_regression.runs.rows import read_rows
 
 
+def events(run: Path) -> list[Any]:
+    """The TensorBoard events of a run."""
+    found: list[Any] = []
+    for file in run.glob("events.*"):
+        found.extend(EventFileLoader(str(file)).Load())
+    return found
+
+
+def steps_of(points: list[tuple[int, float]]) -> list[int]:
+    """The steps of a series of scalars."""
+    return [step for step, _ in points]
+
+
 def test_runs_of_the_same_second_have_folders_of_their_own() -> None:
     names = [RunLogger().version for _ in range(3)]
     assert len(set(names)) == 3
@@ -69,9 +82,13 @@ def test_a_run_that_has_saved_nothing_yet_is_opened_to_go_on_only(trained: Path)
 
 def test_a_run_is_listed_and_drawn_once_however_often_it_goes_on(run: Path) -> None:
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4"]) == 0
-    events = [event for file in run.glob("events.*") for event in EventFileLoader(str(file)).Load()]
-    assert sum(event.HasField("graph_def") for event in events) == 1
-    tags = [value.tag for event in events for value in event.summary.value]
+    graphs = 0
+    tags = []
+    for event in events(run):
+        graphs += event.HasField("graph_def")
+        for value in event.summary.value:
+            tags.append(value.tag)
+    assert graphs == 1
     assert tags.count("_hparams_/session_start_info") == 1
     assert tags.count("val/loss") == 4
 
@@ -90,11 +107,10 @@ class LogsAMetric(Callback):
 def test_hparams_has_first_what_one_varies_and_the_metrics_that_are_named() -> None:
     assert fit("--trainer.max_epochs=1", f"--trainer.callbacks+={__name__}.LogsAMetric") == 0
     listed = []
-    for file in only_run().glob("events.*"):
-        for event in EventFileLoader(str(file)).Load():
-            for value in event.summary.value:
-                if value.tag == "_hparams_/experiment":
-                    listed.append(HParamsPluginData.FromString(value.metadata.plugin_data.content).experiment)
+    for event in events(only_run()):
+        for value in event.summary.value:
+            if value.tag == "_hparams_/experiment":
+                listed.append(HParamsPluginData.FromString(value.metadata.plugin_data.content).experiment)
     (experiment,) = listed
     columns = [info.name for info in experiment.hparam_infos]
     assert columns[:4] == ["lr", "batch_size", "max_epochs", "model"]
@@ -135,7 +151,7 @@ def test_training_and_validation_stand_at_the_same_steps_when_the_module_optimiz
     assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=3"]) == 0
     series = scalars(only_run())
     for name in ("train/loss", "val/loss"):
-        assert [step for step, _ in series[name]] == [15, 31, 47]
+        assert steps_of(series[name]) == [15, 31, 47]
     assert [row["step"] for row in read_rows(only_run())] == [16, 32, 48]
 
 
@@ -163,7 +179,7 @@ def test_what_was_logged_before_the_save_stays_when_a_run_goes_on_whatever_its_x
     with path.open() as file:
         rows = list(csv.DictReader(file))
     for name, steps in (("train/loss", [0, 1, 2]), ("own", [16, 32, 48]), ("images", [512, 1024, 1536])):
-        assert [step for step, _ in series[name]] == steps
+        assert steps_of(series[name]) == steps
         assert [float(row["step"]) for row in rows if row[name]] == steps
 
 
