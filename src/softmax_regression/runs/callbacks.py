@@ -48,6 +48,8 @@ class EarlyStopping(callbacks.EarlyStopping):
         mode: `min` if less is better, `max` if more is.
     """
 
+    state_key = ""  # of its state in a checkpoint; it keeps the name of the monitor that was given
+
     def __init__(
         self, monitor: str = DEFAULT_MONITOR, patience: int = 3, min_delta: float = 0.0, mode: Mode = "min"
     ) -> None:
@@ -55,14 +57,9 @@ class EarlyStopping(callbacks.EarlyStopping):
             raise InputError(f"early_stopping.patience={patience}: must be at least 1, or 0 for never to stop")
         at_epoch_end = True if monitor.startswith("train") else None  # None: Lightning decides in `setup`
         super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=at_epoch_end)
-        self._key = super().state_key
+        self.state_key = super().state_key
         if not patience:
             self.switch_off()
-
-    @property
-    def state_key(self) -> str:
-        """The key of its state in a checkpoint, which keeps the name of the monitor that was given."""
-        return self._key
 
     def switch_off(self) -> None:
         """Never stop, whatever is logged."""
@@ -115,23 +112,20 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         best: What best.ckpt holds: `epoch`, from 1, `step`, `monitor` and its `score`; None if there is none.
     """
 
+    state_key = ""  # of its state in a checkpoint; it keeps the name of the monitor that was given
+
     def __init__(self, monitor: str | None = AS_EARLY_STOPPING, mode: Mode | None = None) -> None:
         self.best: dict[str, Any] | None = None
         self._given_mode = mode
         self._has_validated = False
         self._watch(monitor, mode or "min")
-        self._key = super().state_key
+        self.state_key = super().state_key
 
     def _watch(self, monitor: str | None, mode: str) -> None:
         """Set the monitor and the mode, as Lightning's `__init__` does."""
         at_epoch_end = True if monitor and monitor.startswith("train") else None
         options: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": at_epoch_end}
         super().__init__(filename="best", monitor=monitor, mode=mode, save_top_k=1 if monitor else 0, **options)
-
-    @property
-    def state_key(self) -> str:
-        """The key of its state in a checkpoint, which keeps the name of the monitor that was given."""
-        return self._key
 
     def follow_early_stopping(self, trainer: Trainer) -> None:
         """Take the monitor and the mode of early stopping where none was given."""
