@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lightning.pytorch.demos.boring_classes import BoringDataModule
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
@@ -215,6 +217,14 @@ def test_data_of_which_no_few_images_can_be_taken_are_refused(tmp_path: Path) ->
     with pytest.raises(InputError, match="data=BoringDataModule: expected a subclass of FashionMNISTDataModule"):
         study.run(tmp_path, data=BoringDataModule, quick=True)
 
+    class Normalized(FashionMNISTDataModule):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch[0] - 0.5, batch[1]
+
+    message = "data=Normalized: overfit takes images without its on_after_batch_transfer"
+    with pytest.raises(InputError, match=message):
+        study.run(tmp_path, data=Normalized, source="synthetic", quick=True)
+
 
 def test_too_few_images_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overfit, "QUICK", FULL)
@@ -267,6 +277,38 @@ class Foreign(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), self.lr)
+
+
+class ByEntropy(Foreign):
+    """A module whose loss is not called a loss, and that logs another one in training."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("val_entropy", cross_entropy(self.net(batch[0]), batch[1]))
+
+
+def test_a_loss_of_another_name_is_not_taken_for_the_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overfit, "QUICK", TINY._replace(sizes=TINY.sizes[:1]))
+    page = study.run(tmp_path, ByEntropy, monitor="val_entropy", source="synthetic", quick=True)
+    assert {row["val/acc"] for row in table(tmp_path)} == {"nan"}
+    text = " ".join(page.read_text().split())
+    assert "The loss is val_entropy, as the model logs it" in text
+    assert "The optimizer is the model's own" in text
+
+
+def test_a_model_that_does_not_log_the_monitor_in_validation_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="monitor=train_loss: ByEntropy logs val_entropy; give --monitor one of them"):
+        study.run(tmp_path, ByEntropy, monitor="train_loss", source="synthetic", quick=True)
+
+    class Unscored(ByEntropy):
+        validation_step: Any = LightningModule.validation_step
+
+    with pytest.raises(InputError, match="model=Unscored: has no validation_step, by which overfit scores a model"):
+        study.run(tmp_path, Unscored, monitor="train_loss", source="synthetic", quick=True)
 
 
 @pytest.mark.slow

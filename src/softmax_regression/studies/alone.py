@@ -88,8 +88,12 @@ def train(
     return trainer, recorder.scores
 
 
-def check_monitor(monitor: str, build: Callable[[], tuple[LightningModule, LightningDataModule]]) -> None:
+def check_monitor(
+    monitor: str, build: Callable[[], tuple[LightningModule, LightningDataModule]], validates: bool = False
+) -> None:
     """Train the module and data that `build` makes for one minibatch, and check that the monitor is logged.
+
+    With `validates`, it must be logged in a validation without training.
 
     Raises:
         InputError: The module does not log it.
@@ -97,11 +101,15 @@ def check_monitor(monitor: str, build: Callable[[], tuple[LightningModule, Light
     try:
         with isolate_rng():
             module, data = build()
-            _, scores = train(module, data, 1, limit_train_batches=1, limit_val_batches=1)
+            trainer, scores = train(module, data, 1, limit_train_batches=1, limit_val_batches=1)
+            names = set(scores)
+            if validates:
+                trainer.validate(module, data, verbose=False)
+                names = set(trainer.callback_metrics)
     except Exception:  # an error in the user's module; the trials will report it
         return
-    if monitor not in scores:
-        logged = ", ".join(sorted(scores)) or "nothing"
+    if monitor not in names:
+        logged = ", ".join(sorted(names)) or "nothing"
         raise InputError(f"monitor={monitor}: {type(module).__name__} logs {logged}; give --monitor one of them")
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
+from softmax_regression.errors import InputError
 from softmax_regression.studies import alone
 from softmax_regression.studies.learning import Labelled, Scores, Watcher, held_out, learn
 from softmax_regression.studies.stacked import CHUNK
@@ -110,12 +111,17 @@ class OverfitTraining:
     design: Design
     plan: Plan
     data: FashionMNISTDataModule
-    monitor: str  # the name of the validation loss; that of the accuracy has `acc` in the place of `loss`
+    monitor: str  # the name of the validation loss; with `acc` in the place of `loss` that of the accuracy
 
     def check_monitor(self) -> None:
-        """Check, before anything is trained, that the model logs the monitor."""
+        """Check, before anything is trained, that the model logs the monitor in validation."""
+        model = self.plan.model
+        if model.validation_step is LightningModule.validation_step:
+            raise InputError(
+                f"model={model.__name__}: has no validation_step, by which overfit scores a model; add one"
+            )
         params = {"lr": LR, **hyperparameters(self.plan.first)}
-        alone.check_monitor(self.monitor, lambda: (alone.make_model(self.plan.model, params, 0), self.data))
+        alone.check_monitor(self.monitor, lambda: (alone.make_model(model, params, 0), self.data), validates=True)
 
     def train(self, configurations: Sequence[Params], seed: int, watch: Watcher | None = None) -> list[Scores]:
         """Return the scores of each configuration."""
@@ -160,7 +166,9 @@ class OverfitTraining:
                 for stage, images_of_stage in loaders.items():
                     trainer.validate(module, images_of_stage, verbose=False)
                     logged = alone.numbers_of(trainer.callback_metrics)
-                    accuracy = logged.get(self.monitor.replace("loss", "acc"), math.nan)  # it may not be logged
+                    accuracy = math.nan
+                    if "loss" in self.monitor:
+                        accuracy = logged.get(self.monitor.replace("loss", "acc"), math.nan)  # it may not be logged
                     scores.setdefault(f"{stage}/loss", []).append(logged[self.monitor])
                     scores.setdefault(f"{stage}/acc", []).append(accuracy)
         return scores

@@ -28,7 +28,7 @@ from softmax_regression.studies.overfit.measurements import MONITOR, OverfitTrai
 from softmax_regression.studies.sweep.page import error_bars, rows
 from softmax_regression.studies.sweep.results import Result
 from softmax_regression.studies.sweep.search import Search, number_of_workers
-from softmax_regression.studies.sweep.space import Plan
+from softmax_regression.studies.sweep.space import Plan, changed_batches
 
 TESTED = {"test/loss": "test loss", "test/acc": "test accuracy"}
 
@@ -50,7 +50,7 @@ def run(
         out: Folder of the page; the default is studies/overfit, with an ending such as `-quick` for another study.
         model: Class of the model; remedies for which it has no parameter are left out.
         data: Class of the data module, a subclass of FashionMNISTDataModule, which can train on few of its images.
-        monitor: Name of the validation loss; that of the accuracy has `acc` in the place of `loss`.
+        monitor: Name of the validation loss; that of the accuracy has `acc` in the place of `loss`, if that is in it.
         source: `files`, or `synthetic` for generated images.
         dirs: Folders to search for the files.
         workers: Number of trials trained at the same time, at most one for each core; None for one for each core.
@@ -63,6 +63,9 @@ def run(
     if not issubclass(data, FashionMNISTDataModule):
         name = FashionMNISTDataModule.__name__
         raise InputError(f"data={data.__name__}: expected a subclass of {name}, to take few of its images")
+    hooks = changed_batches(data)
+    if hooks:
+        raise InputError(f"data={data.__name__}: overfit takes images without its {', '.join(hooks)}; drop --data")
     out = out or STUDIES / own_name("overfit", model, data, source, quick)
     check_output(out / "index.html", force)
     design = measurements.FULL
@@ -100,14 +103,20 @@ def _train(out: Path, training: OverfitTraining, workers: int) -> Path:
     write_csv(out / "runs.csv", table)
     remedies = {size: choose_remedies(found) for size, found in of_size.items()}
     manifest = {"data": training.data.loaded.origin, "design": design._asdict(), **environment()}
-    page = write(out, remedies, plan, manifest)
+    page = write(out, remedies, plan, manifest, training.monitor)
     shutil.rmtree(unfinished)
     with suppress(OSError):  # another design may be unfinished
         unfinished.parent.rmdir()
     return page
 
 
-def write(folder: Path, remedies: Mapping[Size, Sequence[Remedy]], plan: Plan, manifest: Mapping[str, object]) -> Path:
+def write(
+    folder: Path,
+    remedies: Mapping[Size, Sequence[Remedy]],
+    plan: Plan,
+    manifest: Mapping[str, object],
+    monitor: str = MONITOR,
+) -> Path:
     """Write the page of the remedies for each size; return its path."""
     figures = {}
     sizes = []
@@ -127,6 +136,8 @@ def write(folder: Path, remedies: Mapping[Size, Sequence[Remedy]], plan: Plan, m
         names=TESTED,
         interval=Interval.of,
         plan=plan,
+        ours=issubclass(plan.model, SoftmaxRegression),
+        monitor=monitor,
         lr=measurements.LR,
         batch_size=measurements.BATCH_SIZE,
         patience=measurements.PATIENCE,
