@@ -279,6 +279,21 @@ def test_a_run_that_diverges_is_exit_3_and_saves_no_weight_that_is_not_finite(
     assert manifest(only_run())["status"] == "diverged"
 
 
+def test_a_best_that_could_not_be_saved_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    save = SafeCheckpointIO.save_checkpoint
+
+    def fill(self: SafeCheckpointIO, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if checkpoint["epoch"] == 1 and "best.ckpt" in str(path):
+            raise StorageError("no space left")
+        save(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(SafeCheckpointIO, "save_checkpoint", fill)
+    assert fit("--model.lr=0.01") == 4
+    run = only_run()
+    kept = read(run / "checkpoints" / "best.ckpt")
+    assert manifest(run)["best"]["epoch"] == kept["epoch"] + 1 == 1
+
+
 def test_weights_that_are_not_finite_are_not_saved_over_those_that_are(run: Path) -> None:
     path = run / "checkpoints" / "last.ckpt"
     before, saved = path.read_bytes(), read(path)

@@ -1,6 +1,8 @@
 """Early stopping and the best checkpoint, and the folder of a run."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,7 +164,8 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         self._has_validated = trainer.state.fn == "fit" and not trainer.sanity_checking
         if self._has_validated:
             self._check_logged(trainer)
-        super().on_validation_end(trainer, pl_module)
+        with self._best_is_kept_on_error():
+            super().on_validation_end(trainer, pl_module)
 
     def _check_logged(self, trainer: Trainer) -> None:
         """Switch off and print a line if nothing logs the default metric.
@@ -189,9 +192,20 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
             InputError: Nothing logs the metric.
         """
         if self.monitor in (*trainer.callback_metrics, "epoch", "step"):
-            super().on_train_epoch_end(trainer, pl_module)
+            with self._best_is_kept_on_error():
+                super().on_train_epoch_end(trainer, pl_module)
         elif self._has_validated or not trainer.enable_validation:
             self._check_logged(trainer)
+
+    @contextmanager
+    def _best_is_kept_on_error(self) -> Iterator[None]:
+        """Set `best` back if best.ckpt could not be saved."""
+        before = self.best
+        try:
+            yield
+        except BaseException:
+            self.best = before
+            raise
 
     def check_monitor_top_k(self, trainer: Trainer, current: Tensor | None = None) -> bool:
         """Return whether to save now; if so, set `best`."""
