@@ -59,6 +59,14 @@ def test_the_scores_of_a_run_without_a_best_checkpoint_are_of_its_last_epoch(tmp
     ]
 
 
+def test_a_run_without_validation_has_the_metrics_of_its_training(tmp_path: Path) -> None:
+    record(tmp_path / "net" / "run", [row(1, train_loss=0.5)], best=best(1))
+    assert list_runs(tmp_path).splitlines()[1:] == [
+        "run  state     best epoch  train_loss",
+        "run  finished           1      0.5000",
+    ]
+
+
 def test_a_run_is_running_as_long_as_a_process_keeps_its_folder(tmp_path: Path) -> None:
     record(tmp_path / "softmax" / "killed", status="running")
     record(tmp_path / "softmax" / "diverged", status="diverged")

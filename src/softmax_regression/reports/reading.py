@@ -144,5 +144,7 @@ def labels_of(runs: Sequence[Run]) -> list[str]:
 
 
 def held_out_metrics(scores: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of the validation and test metrics."""
-    return [name for name in metrics_of(scores) if split_metric(name)[0] != "train"]
+    """Return the names of the validation and test metrics or, if there are none, those of the training."""
+    metrics = metrics_of(scores)
+    held_out = [name for name in metrics if split_metric(name)[0] != "train"]
+    return held_out or metrics
