@@ -42,6 +42,14 @@ MLP = ("--model=mlp.MLP", "--model.hidden=32")
 LINEAR = ("--model.dropout=0.1", "--model.momentum=0.9", "--model.lr=0.01")
 TWO_LAYERS = (*MLP, *LINEAR)
 RUN = Path("logs/softmax/run")
+UNSYNCED = """
+from softmax_regression import SoftmaxRegression
+
+class Net(SoftmaxRegression):
+    def validation_step(self, batch, batch_idx):
+        x, y = batch
+        self.log("val/loss", self.loss(self(x), y), batch_size=len(y))
+"""
 VALIDATIONS: dict[int, tuple[str, ...]] = {  # sizes of the validation set, and the options for it
     1: ("--data.val_size=1",),
     100: ("--data.val_size=100",),
@@ -193,6 +201,15 @@ def test_one_process_writes_and_speaks(trained: Callable[[int], Path]) -> None:
     assert ended[0].out.startswith("training on 3 x CPU, ")
     assert [process.out.count("epoch 1/1") for process in ended] == [1, 0, 0]
     assert [process.out for process in ended[1:]] == ["", ""]
+
+
+@pytest.mark.slow
+def test_a_module_that_logs_the_value_of_one_process_is_told(tmp_path: Path) -> None:
+    """As by Lightning in a plain Trainer; a Classifier's metrics are those of all processes."""
+    (tmp_path / "unsynced.py").write_text(UNSYNCED)
+    first, second = run_group(2, [*FIT, "--trainer.max_epochs=1", "--model=unsynced.Net"])
+    assert (first.code, second.code) == (0, 0)
+    assert "recommended to use `self.log('val/loss', ..., sync_dist=True)`" in first.err
 
 
 @pytest.mark.parametrize(

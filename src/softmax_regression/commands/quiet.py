@@ -11,7 +11,6 @@ LOGGING_INTERVAL = "The number of training batches .* is smaller than the loggin
 # Each with the reason why it does not matter here.
 HIDDEN_WARNINGS = (
     r"You called `self.log\(.*\)` but have no logger configured",  # test and validate write run.json instead
-    r"It is recommended to use `self.log\(.*, sync_dist=True\)`",  # torchmetrics has summed over the ranks
     "Be aware that when using `ckpt_path`",  # a run of a Trainer of the user's own
     "Checkpoint directory .* exists and is not empty",  # as in every resumed run
     "`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # https://github.com/Lightning-AI/pytorch-lightning/issues/21326
