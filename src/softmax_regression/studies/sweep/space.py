@@ -14,7 +14,6 @@ from optuna.samplers import BaseSampler
 from optuna.trial import Trial
 
 from softmax_regression.data.module import FashionMNISTDataModule
-from softmax_regression.engine.reasons import TRANSFER_HOOKS
 from softmax_regression.errors import InputError
 from softmax_regression.files import reason
 from softmax_regression.model import SoftmaxRegression
@@ -27,6 +26,10 @@ Params = dict[str, Value]
 
 BOOK: Params = {"lr": 0.1, "batch_size": 256, "epochs": 10}  # the book's values
 COUNTS = ("batch_size", "epochs", "train_size")  # whole numbers, which are not parameters of the model
+BATCH_HOOKS = (
+    *("train_dataloader", "val_dataloader", "test_dataloader"),
+    *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
+)
 STACKED = ("lr", "weight_decay", "momentum", "init_std")  # hyperparameters in which the models of a stack may differ
 
 
@@ -194,8 +197,7 @@ class Plan:
 
 def changed_batches(data: type[LightningDataModule]) -> list[str]:
     """Return the names of the methods by which a subclass of FashionMNISTDataModule changes the minibatches."""
-    hooks = ("train_dataloader", "val_dataloader", "test_dataloader", *TRANSFER_HOOKS)
-    return [hook for hook in hooks if getattr(data, hook) is not getattr(FashionMNISTDataModule, hook)]
+    return [hook for hook in BATCH_HOOKS if getattr(data, hook) is not getattr(FashionMNISTDataModule, hook)]
 
 
 def _plain(value: object) -> object:
