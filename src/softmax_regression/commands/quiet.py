@@ -28,7 +28,6 @@ HIDDEN_WARNINGS = (
 HIDDEN_MESSAGES = (
     "-----",
     "GPU available",
-    "HPU available",
     "Initializing distributed",
     "LOCAL_RANK",
     "Loaded model weights",
