@@ -16,19 +16,7 @@ from torchmetrics.wrappers import MetricTracker
 from softmax_regression.engine.callback import results_of_epoch
 from softmax_regression.metrics import EpochScores
 
-# Arguments of Lightning's `log` that are attributes of a result.
-ARGUMENTS = (
-    "add_dataloader_idx",
-    "enable_graph",
-    "fx",
-    "logger",
-    "metric_attribute",
-    "name",
-    "on_epoch",
-    "on_step",
-    "prog_bar",
-)
-# The values that its argument `reduce_fx` can have; a checkpoint holds the index.
+# The values that the argument `reduce_fx` of Lightning's `log` can have; a checkpoint holds the index.
 REDUCTIONS: tuple[Any, ...] = (torch.mean, torch.sum, torch.max, torch.min, sum, max, min)
 
 
@@ -82,7 +70,7 @@ class RunningMetrics:
         for saved in self.logged:
             arguments = saved["arguments"]
             value: Any = torch.zeros(())
-            if arguments["metric_attribute"]:
+            if arguments.get("metric_attribute"):
                 value = module.get_submodule(arguments["metric_attribute"])
             options = {"reduce_fx": REDUCTIONS[saved["reduction"]], "sync_dist_fn": trainer.strategy.reduce}
             results.log(**arguments, **options, value=value, batch_size=1)
@@ -96,8 +84,9 @@ def _logged(result: Any) -> dict[str, Any]:
     """Return the arguments of `self.log` for one of Lightning's results, and its sums, as plain data."""
     meta = result.meta
     arguments = {"sync_dist": meta.sync.should, "rank_zero_only": meta.sync.rank_zero_only}
-    for name in ARGUMENTS:
-        arguments[name] = getattr(meta, name)
+    for name, value in vars(meta).items():
+        if isinstance(value, str | bool):
+            arguments[name] = value
     return {"arguments": arguments, "reduction": REDUCTIONS.index(meta.reduce_fx), "state": _state(result)}
 
 
