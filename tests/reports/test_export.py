@@ -242,6 +242,15 @@ class Denoiser(ColourNet):
         return x
 
 
+class Branching(ColourNet):
+    """Looks at its inputs to choose what to compute."""
+
+    def forward(self, x: Tensor) -> Any:
+        if x.mean() > 100:
+            return self.net(-x)
+        return self.net(x)
+
+
 class Bytes(Colours):
     """Images as bytes, which the model itself divides."""
 
@@ -384,6 +393,17 @@ def test_a_module_that_is_no_classifier_is_refused_before_anything_is_written(
     assert main(["export", str(run)]) == 2
     assert "Denoiser: no classifier of images that torch.onnx can export (it returns (30, 3, 8, 12)" in one_line(capsys)
     assert not (run / "export").exists()
+
+
+def test_what_torch_cannot_export_is_one_line_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained_elsewhere("Branching", tmp_path)
+    capsys.readouterr()
+    assert main(["export", str(run)]) == 2
+    line = one_line(capsys)
+    assert "data-dependent" in line
+    assert "This is step 1" not in line
 
 
 def test_a_model_that_is_no_classifier_of_images_is_one_line(

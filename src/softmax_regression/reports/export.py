@@ -4,11 +4,13 @@ Source: torch.onnx, https://docs.pytorch.org/docs/stable/onnx.html.
 Command: python study.py export RUN
 """
 
+import io
 import json
 import sys
 import warnings
 from base64 import b64encode
 from collections.abc import Sequence
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import torch
@@ -126,7 +128,7 @@ def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
     except InputError:
         raise
     except Exception as error:  # the model may be any module
-        why = reason(error)[:200]
+        why = reason(error.__cause__ or error)[:200]  # torch.onnx hides the reason behind advice
         raise InputError(f"{kind}: no classifier of images that torch.onnx can export ({why})") from error
     for file, content in contents.items():
         write(content, out / file)
@@ -172,7 +174,7 @@ def _held_out_inputs(opened: OpenedRun) -> tuple[str, Tensor]:
 
 def to_onnx(exported: nn.Module, images: Tensor, names: Sequence[str], checkpoint: str) -> bytes:
     """Return the bytes of an ONNX file: `images` (n, 28, 28), of the dtype of `images` -> `probabilities`, `logits`."""
-    with warnings.catch_warnings(action="ignore"):  # torch warns about its own code
+    with warnings.catch_warnings(action="ignore"), redirect_stderr(io.StringIO()):  # torch talks about its own code
         program = torch.onnx.export(
             exported,
             (images,),
