@@ -110,11 +110,7 @@ class ResumableLoader(DataLoader[Any]):
         self.first = {}
         if self.num_workers == 0:
             self.first = random_state() | self.source_states()
-        while True:
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
+        for batch in iterator:
             self.batches += 1
             yield batch
 
