@@ -1,6 +1,7 @@
 """What cannot work for somebody's module or data is one true line before the work, with exit code 2."""
 
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from zoo import data, modules
 
 from commands import manifest, only_run
 from softmax_regression import LastCheckpoint, RunLogger, RunRecord
-from softmax_regression.commands.train import main
+from softmax_regression.__main__ import main
 
 HERE = Path(__file__).parent
 PLAIN = ["--data=zoo.data.Own", "--figures.every_n_epochs=0", "--trainer.max_epochs=2"]
@@ -93,3 +94,38 @@ def test_a_schedule_of_a_fixed_length_is_not_gone_on_with_for_more_epochs(capsys
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=3"]) == 2
     assert "14" in error_of(capsys)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_options_that_other_data_do_not_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *PLAIN, "--model=zoo.modules.Plain", "--best_checkpoint.monitor=val_loss"]) == 0
+    for words, says in (
+        (["predict", "--ckpt_path=best", "--data.images=x"], "--data.images: no option of the class that is used here"),
+        (["report", "best", "--dirs=[x]"], "dirs=['x']: the data of this run have no parameter of this name; drop"),
+        (["export", "best", "--dirs=[x]"], "dirs=['x']: the data of this run have no parameter of this name; drop"),
+    ):
+        capsys.readouterr()
+        assert main(words) == 2
+        assert says in error_of(capsys)
+
+
+def test_a_file_is_no_folder_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("plain.ckpt").write_bytes(b"mine")
+    for command in ("compare", "curve"):
+        for which in ("plain.ckpt", "best"):
+            capsys.readouterr()
+            assert main([command, which]) == 2
+            assert f"left out: {which}: no such folder; give that of a run" in capsys.readouterr().err
+
+
+def test_a_class_in_a_function_is_asked_to_be_in_a_module(capsys: pytest.CaptureFixture[str]) -> None:
+    class Local(modules.Plain):
+        pass
+
+    options: dict[str, Any] = {"logger": RunLogger(), "enable_progress_bar": False, "enable_model_summary": False}
+    with warnings.catch_warnings(action="ignore"):
+        Trainer(accelerator="cpu", max_epochs=1, callbacks=[LastCheckpoint(), RunRecord()], **options).fit(
+            Local(), data.Own()
+        )
+    capsys.readouterr()
+    assert main(["report", "last"]) == 2
+    assert "Local: is in a function; no command opens its runs until it is in a module" in error_of(capsys)

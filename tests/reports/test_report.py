@@ -245,4 +245,5 @@ def test_a_run_without_a_data_module_has_its_curves(tmp_path: Path) -> None:
     assert study.main(["report", str(trainer.log_dir)]) == 0
     page = text_of(Path(str(trainer.log_dir), "report", "index.html"))
     assert page.count("<img") == 1
-    assert "held out no validation images" in page
+    assert "held out no validation images that can be loaded again: it was trained on DataLoaders of a script" in page
+    assert "FashionMNISTDataModule" not in page.partition("How to repeat it")[0]

@@ -35,6 +35,7 @@ REPETITIONS = (
     "Problem with given class_path",
 )
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
+_LOCAL = re.compile(r"Unexpected import path format: (\S+\.<locals>\.\w+)")
 _KEY = re.compile(r'^(?: *- | *)Parser key "([^"]+)":$', re.MULTILINE)
 _UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)|ption '(\S+)' is not accepted|not accept option '(\S+)'")
 
@@ -84,6 +85,9 @@ def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
             return f"{name}: class {refused[1]}: {why}"
         why = "it is of the standard library, or came along with a run; name one of your own modules that wraps it"
         return f"{name}: class {refused[1]} is refused: {why}"
+    local = _LOCAL.search(message)
+    if local:
+        return f"{name}: class {local[1]}: is in a function; no command opens its runs until it is in a module"
     reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", "; ".join(reasons)).replace("a typing.Literal", "one of ")
     return f"{name}: {reason}" if name else reason
 
@@ -91,7 +95,10 @@ def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
 def _unknown_option(option: str, known: Iterable[str]) -> str:
     if not option.startswith("-"):
         return f"{option}: one word too many; drop it, or write a list as '[a, b]'"
-    near = _near_options(option.lstrip("-"), list(known))
+    names = list(known)
+    if option.lstrip("-") in names:
+        return f"{option}: no option of the class that is used here; drop it"
+    near = _near_options(option.lstrip("-"), names)
     meant = " or ".join(f"--{name}" for name in near)
     return f"{option}: no such option; " + (f"did you mean {meant}" if near else "see --help")
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import yaml
+from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import ExperimentCLI
 from softmax_regression.figures.scoring import choose_loader
 from softmax_regression.runs.checkpoint import about_run
@@ -64,7 +66,14 @@ def open_run(which: str, dirs: Sequence[str] | None = None) -> OpenedRun:
     flags = [f"--trainer.{name}=false" for name in SWITCHED_OFF]
     if dirs is not None:
         flags.append(f"--data.dirs={json.dumps(dirs)}")
-    cli = _Opener("validate", flags, checkpoint)
+    try:
+        cli = _Opener("validate", flags, checkpoint)
+    except ArgumentError as error:
+        if dirs is not None and "dirs" in str(error):
+            raise InputError(
+                f"dirs={dirs}: the data of this run have no parameter of this name; drop --dirs"
+            ) from error
+        raise
     warn_of_other_data(checkpoint.content, cli.datamodule)
     config = yaml.safe_load(cli.recorded_configuration())
     return OpenedRun(checkpoint, cli.model.eval(), cli.datamodule, cli.trainer, config)

@@ -67,6 +67,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     found = []
     for folder in folders:
         try:
+            if not folder.is_dir():
+                raise InputError(f"{folder}: no such folder; give that of a run, such as logs/softmax/RUN")
             run = read_run(folder)
             if run.manifest.get("status") == "diverged":
                 raise InputError(f"{folder}: diverged")

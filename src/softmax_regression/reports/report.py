@@ -54,7 +54,10 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     rows = {"best epoch": run.best, "last epoch": run.last, "test": run.manifest.get("test", {})}
     metrics = metrics_of(rows.values())
     scores = [[what, row.get("epoch"), *map(row.get, metrics)] for what, row in rows.items() if row]
-    settings = settings_of(opened.config).items()
+    config = dict(opened.config)
+    if opened.data is None:
+        del config["data"]  # it is the default, which was not used
+    settings = settings_of(config).items()
     num_classes = 1
     if isinstance(opened.model, Classifier) and type(opened.model).loss in (Classifier.loss, SoftmaxRegression.loss):
         num_classes = opened.model.num_classes  # the loss is a mean cross-entropy, so that guessing has a loss
@@ -66,13 +69,14 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
         stopped=run.manifest.get("stopped") or "no end was recorded",
         checkpoint=path.name,
         data=run.manifest.get("data", {}).get("origin") or type(opened.data).__name__,
+        of_loaders=opened.data is None,
         metrics=metrics,
         scores=scores,
         num_classes=num_classes,
         guessing=math.log(num_classes),
         settings=[(name, value) for name, value in settings if name.startswith(ON_TOP) and value != "none"],
         command=run.manifest.get("command", "no command was recorded"),
-        config=yaml.safe_dump(opened.config, sort_keys=False),
+        config=yaml.safe_dump(config, sort_keys=False),
         manifest=json.dumps({**run.manifest, "config": "see above"}, indent=2),
         **page,
     )
