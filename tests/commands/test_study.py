@@ -26,6 +26,7 @@ MISTAKES = [
     ("numerics --config nowhere.yaml", "nowhere.yaml: no such file"),
     ("sweep --workers many", "workers: Expected a int; Given value: many"),
     ("sweep --quick --source synthetic --space.depth [1]", "depth"),
+    ("sweep --quick --model torch.nn.Nothing", "module 'torch.nn' has no attribute 'Nothing'"),
 ]
 
 

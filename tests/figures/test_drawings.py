@@ -156,6 +156,13 @@ def reliability_of_nan() -> Figure:
     return reliability_diagram(torch.full((3, 2), torch.nan), torch.zeros(3).long())
 
 
+def test_of_many_classes_some_are_named() -> None:
+    figure = confusion_matrix(torch.eye(1000).long(), list(map(str, range(1000))))
+    labels = figure.axes[0].get_yticklabels()
+    assert [label.get_text() for label in labels[:3]] == ["0", "10", "20"]
+    assert len(labels) == 100
+
+
 FIGURES = (of_curves, of_confusion, of_a_grid, of_templates, of_reliability, of_an_explanation)
 ODD = (
     curves_of_a_run_without_metrics, curves_that_diverge, confusion_of_nothing, confusion_of_many_classes,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from commands import fit
 from softmax_regression import RunLogger, RunRecord
@@ -153,6 +153,20 @@ class Unlabelled(FiveGreys):
         return super().example(i)[0]
 
 
+class Stream(IterableDataset[Any]):
+    """Examples without an end; who takes too many meets an error rather than waiting for ever."""
+
+    def __iter__(self) -> Any:
+        for i in range(10_000):
+            yield torch.full((1, 28, 28), (i % 5) / 5), i % 5
+        raise RecursionError("endless")
+
+
+class Endless(FiveGreys):
+    def val_dataloader(self) -> Any:
+        return DataLoader(Stream(), 20)
+
+
 class Net(LightningModule):
     """Somebody else's module: names of its own, an injected part, layers that are made late."""
 
@@ -226,6 +240,11 @@ def test_of_anybodys_model_and_data_the_page_shows_what_can_be_drawn_and_says_wh
     assert left_out in page
     assert '<th class="number">ce</th>' in page
     assert "cross-entropy in nats" not in page  # nobody knows
+
+
+def test_the_page_shows_as_many_batches_as_were_validated(tmp_path: Path) -> None:
+    flags = ["--model=test_report.Net", "--data=test_report.Endless", "--trainer.limit_val_batches=2"]
+    assert "What it makes of the 40 validation images" in page_of(tmp_path, *flags)
 
 
 @pytest.mark.slow

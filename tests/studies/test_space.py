@@ -123,6 +123,7 @@ def test_what_is_not_ours_in_everything_is_not_stacked(space: Any, model: Any, d
         ({"schedule": ["cosinus"]}, r"space\.schedule: .*'constant', 'cosine'.*[Vv]alue: cosinus"),
         ({"epochs": [0]}, r"space\.epochs: expected a whole number, at least 1. Got value: 0"),
         ({"batch_size": [16.5]}, r"space\.batch_size: expected a whole number"),
+        ({"seed": [1, 2]}, r"space\.seed: every configuration is trained with each of --seeds; drop it"),
         ({}, "need at least one"),
     ],
 )

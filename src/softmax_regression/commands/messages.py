@@ -124,6 +124,8 @@ def _is_about_options(error: BaseException) -> bool:
     *_, (frame, _) = traceback.walk_tb(error.__traceback__)
     module = str(frame.f_globals.get("__name__"))
     kinds = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError)
+    if isinstance(error, AttributeError):  # a module has no class of this name
+        return module.startswith("jsonargparse.")
     return isinstance(error, kinds) and module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
 
 

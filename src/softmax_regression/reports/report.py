@@ -83,12 +83,18 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
 
 
 def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:
-    """Return the values of the page for validation or test images: their number, scores by class, and figures."""
+    """Return the values of the page for validation or test images: their number, scores by class, and figures.
+
+    They are those of as many batches as the run was scored on.
+    """
     loader = held_out_loader(opened, stage)
     if loader is None:
         return {}
     opened.model.to(opened.trainer.strategy.root_device)
-    inputs, labels, logits = score(opened.trainer, opened.model, loader)
+    limit = opened.config["trainer"][f"limit_{stage}_batches"]
+    if not isinstance(limit, int):  # a share, or none
+        limit = None
+    inputs, labels, logits = score(opened.trainer, opened.model, loader, limit)
     k = logits.shape[1]
     names = names_of_classes(class_names_of(opened.data), k)
     drawn = figures_of(inputs, labels, logits, names, list(opened.model.parameters()))

@@ -95,6 +95,8 @@ class Plan:
         known = sorted({*parameters_of(self.model), *parameters_of(self.data), "epochs"})
         if name.partition(".")[0] not in known:
             raise ValueError(f"unknown; expected one of {', '.join(known)}")
+        if name == "seed":
+            raise ValueError("every configuration is trained with each of --seeds; drop it")
         if isinstance(choices, Range):
             if self.is_grid:
                 raise ValueError("a range has no grid; give a list, or sampler random or tpe")
