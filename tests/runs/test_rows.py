@@ -93,6 +93,9 @@ def test_callbacks_in_any_order_read_the_same_rows(kinds: list[type[Callback]]) 
     trainer.fit(BoringModel())
     (rows,) = [callback.rows for callback in trainer.callbacks if isinstance(callback, RowCallback)]  # type: ignore[attr-defined]
     assert [row["epoch"] for row in rows] == [1, 2, 3]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, LiveCurve):
+            assert callback.rows == rows
     if RunRecord in kinds:
         assert read_rows(Path(str(trainer.log_dir))) == rows
 

@@ -1,21 +1,28 @@
 """Curves in a notebook while a model trains."""
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from softmax_regression.figures.drawings import curves, learning_curves, to_png
-from softmax_regression.runs.rows import row_collector
+from softmax_regression.runs.rows import Row, row_collector
 
 
 class LiveCurve(Callback):
-    """Draw loss, accuracy and other metrics in a notebook while the model trains, as the book's `Animator` does."""
+    """Draw loss, accuracy and other metrics in a notebook while the model trains, as the book's `Animator` does.
+
+    Attributes:
+        rows: The metrics of the training so far, a row for each epoch.
+    """
+
+    rows: Sequence[Row] = ()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find out whether this is a notebook; if not, print what shows the curves instead."""
-        self._collector = row_collector(trainer, self)
+        self.rows = row_collector(trainer, self).rows
         ipython: Any = sys.modules.get("IPython")
         self._in_notebook = ipython is not None and hasattr(ipython.get_ipython(), "kernel")
         self._display: Any = None
@@ -24,10 +31,9 @@ class LiveCurve(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the metrics of the epochs so far."""
-        rows = self._collector.rows
-        if not rows or not self._in_notebook or not trainer.is_global_zero:
+        if not self.rows or not self._in_notebook or not trainer.is_global_zero:
             return
-        figure = learning_curves({"": curves(rows)})
+        figure = learning_curves({"": curves(self.rows)})
         notebook: Any = import_module("IPython.display")
         picture = notebook.Image(to_png(figure))  # independent of matplotlib's backend
         if self._display:

@@ -89,7 +89,7 @@ class EpochProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print device and data; in a terminal, install the hook for each step."""
-        self._collector = row_collector(trainer, self)
+        self._rows = row_collector(trainer, self).rows
         self._began = time.perf_counter()
         self._shown = trainer.current_epoch
         if trainer.is_global_zero:
@@ -108,9 +108,8 @@ class EpochProgress(ProgressBar):
         """Print the metrics of the last epoch, after all hooks of its end."""
         epoch = trainer.current_epoch
         now = time.perf_counter()
-        rows = self._collector.rows
-        if epoch > self._shown and rows and trainer.is_global_zero:
-            text = metrics_text(rows[-1])
+        if epoch > self._shown and self._rows and trainer.is_global_zero:
+            text = metrics_text(self._rows[-1])
             print(f"{_epoch_text(epoch, trainer)}  {text}  {now - self._began:.2f} s", flush=True)
             self._shown = epoch
             self._began = now

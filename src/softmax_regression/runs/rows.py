@@ -50,7 +50,7 @@ class RowCallback(Callback):
     """Collect a row at the end of each epoch and of each validation, with the metrics logged since the row before.
 
     Attributes:
-        rows: The rows so far, the same on all processes.
+        rows: The rows so far, the same on all processes; always the same list.
         file: Where they are written to; None for nowhere.
     """
 
@@ -63,7 +63,7 @@ class RowCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the rows up to the current step; there are none in a new run."""
-        self.rows = [row for row in self.rows if row["step"] <= steps_done(trainer)]
+        self.rows[:] = [row for row in self.rows if row["step"] <= steps_done(trainer)]
         self.note_logged(trainer)
         self._row_at = None
 
@@ -77,7 +77,7 @@ class RowCallback(Callback):
         for before in (folder, path.parent, path.parent.parent):
             rows = [row for row in read_rows(before) if row["step"] <= step]
             if rows:
-                self.rows = rows
+                self.rows[:] = rows
                 if rows[-1]["step"] == steps_done(trainer):
                     self._row_at = trainer.fit_loop.total_batch_idx
                 break
