@@ -156,6 +156,13 @@ def reliability_of_nan() -> Figure:
     return reliability_diagram(torch.full((3, 2), torch.nan), torch.zeros(3).long())
 
 
+def test_of_many_metrics_the_first_have_panels_and_the_figure_says_so() -> None:
+    figure = learning_curves({"": curves([{"epoch": 1, "step": 4, **{f"val/ap_{i}": 0.5 for i in range(99)}}])})
+    assert len(figure.axes) == 24
+    assert figure.get_suptitle() == "the first 24 of 99 quantities"
+    assert learning_curves({"": curves([{"epoch": 1, "step": 4, "val/ap": 0.5}])}).get_suptitle() == ""
+
+
 def test_of_many_classes_some_are_named() -> None:
     figure = confusion_matrix(torch.eye(1000).long(), list(map(str, range(1000))))
     labels = figure.axes[0].get_yticklabels()

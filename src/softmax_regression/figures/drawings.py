@@ -30,6 +30,7 @@ PALETTE = (BLUE, VERMILION, GREEN, ORANGE, SKY, "#CC79A7", BLACK)
 STAGES = ("train", "val", "test")
 STROKES: tuple[Any, ...] = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))  # of train, val, test, and others
 PANELS = {"loss": "loss", "acc": "accuracy"}  # these two come first
+MAX_PANELS = 24  # with ten times as many, as of a metric for each class, a figure takes a minute
 
 
 def metrics_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -87,7 +88,7 @@ def learning_curves(runs: Mapping[str, Curves]) -> Figure:
     colours = dict(zip(owners, _colours(len(owners)), strict=True))
     for run, metrics in runs.items():
         for metric, (stage, quantity) in parts.items():
-            if metric in metrics:
+            if metric in metrics and quantity in panels:
                 owner = run if several else stage
                 _draw(panels[quantity], *metrics[metric], colours[owner], strokes[stage])
     handles = []
@@ -104,12 +105,15 @@ def learning_curves(runs: Mapping[str, Curves]) -> Figure:
 
 
 def _panels(quantities: Sequence[str]) -> tuple[Figure, dict[str, Axes]]:
-    """Make a figure of two columns, with a panel for each quantity: loss, accuracy, then the others."""
+    """Make a figure of two columns, with a panel for each of the first quantities: loss, accuracy, then others."""
     first = [name for name in PANELS if name in quantities]
-    names = list(dict.fromkeys([*first, *quantities])) or ["loss"]
+    found = list(dict.fromkeys([*first, *quantities])) or ["loss"]
+    names = found[:MAX_PANELS]
     columns = min(2, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(8.4, 4 * rows), layout="constrained")
+    if len(found) > len(names):
+        figure.suptitle(f"the first {len(names)} of {len(found)} quantities")
     panels = {}
     for i, name in enumerate(names, 1):
         axes = figure.add_subplot(rows, columns, i, xlabel="epoch", ylabel=PANELS.get(name, name))
