@@ -43,8 +43,10 @@ EXTRAS = {
             "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
         },
         (
-            "data/fashion-mnist", "~/.keras/datasets/fashion-mnist",
-            "../shared/fashion-mnist", "/usr/share/datasets/fashion-mnist",
+            "data/fashion-mnist",
+            "~/.keras/datasets/fashion-mnist",
+            "../shared/fashion-mnist",
+            "/usr/share/datasets/fashion-mnist",
         ),
         (
             "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
@@ -61,7 +63,7 @@ EXTRAS = {
         },
         ("data/mnist",),
     ),
-}  # fmt: skip
+}
 
 
 class ImageFiles:

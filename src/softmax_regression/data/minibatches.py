@@ -74,9 +74,16 @@ class Minibatches:
     batch_sampler = None  # Lightning asks every loader that has a sampler for this one too
 
     def __init__(
-        self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int, seed: int | None = None,
-        rank: int = 0, world_size: int = 1, device: torch.device | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        images: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        batch_size: int,
+        seed: int | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+        device: torch.device | None = None,
+    ) -> None:
         self.images, self.labels, self.index, self.batch_size = images, labels, index, batch_size
         self.rank, self.world_size, self.device = rank, world_size, device or images.device
         self.dataset = Subset(TensorDataset(images, labels), index)  # type: ignore[arg-type]

@@ -20,26 +20,54 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from softmax_regression.engine.ddp import ExactDDP
 
 BATCH_HOOKS = (
-    *("on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward"),
-    *("on_after_backward", "on_before_optimizer_step"),
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_before_zero_grad",
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
 )
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 UPDATE_HOOKS = ("optimizer_step", "optimizer_zero_grad", "backward", "configure_gradient_clipping", "clip_gradients")
 STRATEGY_METHODS = (
-    *("training_step", "post_training_step", "backward", "optimizer_step", "batch_to_device"),
+    "training_step",
+    "post_training_step",
+    "backward",
+    "optimizer_step",
+    "batch_to_device",
     "on_train_batch_start",
 )
 LOOP_METHODS = (
-    *("update_lr_schedulers", "_update_learning_rates", "_build_kwargs", "_should_check_val_fx"),
-    *("_should_check_val_epoch", "_accumulated_batches_reached", "_num_ready_batches_reached"),
+    "update_lr_schedulers",
+    "_update_learning_rates",
+    "_build_kwargs",
+    "_should_check_val_fx",
+    "_should_check_val_epoch",
+    "_accumulated_batches_reached",
+    "_num_ready_batches_reached",
 )
 PRECISION_METHODS = (
-    *("convert_input", "train_step_context", "forward_context", "pre_backward", "backward", "post_backward"),
-    *("optimizer_step", "_after_closure", "_wrap_closure", "_clip_gradients"),
+    "convert_input",
+    "train_step_context",
+    "forward_context",
+    "pre_backward",
+    "backward",
+    "post_backward",
+    "optimizer_step",
+    "_after_closure",
+    "_wrap_closure",
+    "_clip_gradients",
 )
 AUTOMATIC_METHODS = (
-    *("run", "_make_closure", "_make_step_fn", "_make_zero_grad_fn", "_make_backward_fn", "_training_step"),
-    *("_on_before_zero_grad", "_optimizer_zero_grad", "_optimizer_step"),
+    "run",
+    "_make_closure",
+    "_make_step_fn",
+    "_make_zero_grad_fn",
+    "_make_backward_fn",
+    "_training_step",
+    "_on_before_zero_grad",
+    "_optimizer_zero_grad",
+    "_optimizer_step",
 )
 # What the lean step does without a call, and what Lightning has under these names.
 LEFT_OUT: dict[type, tuple[str, ...]] = {

@@ -27,8 +27,12 @@ Params = dict[str, Value]
 BOOK: Params = {"lr": 0.1, "batch_size": 256, "epochs": 10}  # the book's values
 COUNTS = ("batch_size", "epochs", "train_size")  # whole numbers, which are not parameters of the model
 BATCH_HOOKS = (
-    *("train_dataloader", "val_dataloader", "test_dataloader"),
-    *("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"),
+    "train_dataloader",
+    "val_dataloader",
+    "test_dataloader",
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
 )
 STACKED = ("lr", "weight_decay", "momentum", "init_std")  # hyperparameters in which the models of a stack may differ
 
