@@ -15,7 +15,9 @@ class Shuffle(Sampler[int]):
     """A random order of n examples, which depends on the seed and on the epoch that Lightning sets."""
 
     def __init__(self, n: int, seed: int) -> None:
-        self.n, self.seed, self.epoch = n, seed, 0
+        self.n = n
+        self.seed = seed
+        self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch, counted from 0."""
@@ -84,11 +86,17 @@ class Minibatches:
         world_size: int = 1,
         device: torch.device | None = None,
     ) -> None:
-        self.images, self.labels, self.index, self.batch_size = images, labels, index, batch_size
-        self.rank, self.world_size, self.device = rank, world_size, device or images.device
+        self.images = images
+        self.labels = labels
+        self.index = index
+        self.batch_size = batch_size
+        self.rank = rank
+        self.world_size = world_size
+        self.device = device or images.device
         self.dataset = Subset(TensorDataset(images, labels), index)  # type: ignore[arg-type]
         self.sampler = InOrder(index) if seed is None else Shuffle(len(index), seed)
-        self.position, self.share = 0, 1.0
+        self.position = 0
+        self.share = 1.0
         self._resumed_epoch: int | None = None  # the one that `position` was loaded for
 
     def __len__(self) -> int:
@@ -126,7 +134,8 @@ class Minibatches:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Start the next pass at a saved position, if that pass is of the same epoch."""
-        self._resumed_epoch, self.position = state["epoch"], state["position"]
+        self._resumed_epoch = state["epoch"]
+        self.position = state["position"]
 
 
 def to_float_images(images: Tensor) -> Tensor:

@@ -48,8 +48,12 @@ class SharedSignals:
 
     def __init__(self, processes: int = 1) -> None:
         self.is_alone = processes == 1
-        self.received, self.terminated, self.wants_save = 0, False, False
-        self.agreed, self.save, self.sigterm = 0, False, False
+        self.received = 0
+        self.terminated = False
+        self.wants_save = False
+        self.agreed = 0
+        self.save = False
+        self.sigterm = False
         self._batch = -1  # the last one of which `at_step` was told
         self._steps = 0  # since the last exchange
         self._interval = 1  # steps between the last exchange and the next one
@@ -74,7 +78,8 @@ class SharedSignals:
     def exchange(self, trainer: Trainer) -> None:
         """Tell the other processes what has come, and hear what they know; all of them take part."""
         if self.is_alone:
-            self.agreed, self.save = self.received, self.wants_save
+            self.agreed = self.received
+            self.save = self.wants_save
             return
         elapsed = max(time.monotonic() - self._exchanged_at, 1e-6)
         wanted = int(self._steps * SECONDS / elapsed)
@@ -87,8 +92,12 @@ class SharedSignals:
         tensor = torch.tensor(mine, device=trainer.strategy.root_device)
         reduced = trainer.strategy.reduce(tensor, reduce_op="max")
         agreed, save, sigterm, interval = reduced.tolist()
-        self.agreed, self.save, self.sigterm = int(agreed), save > 0, sigterm > 0
-        self._interval, self._steps, self._exchanged_at = int(interval), 0, time.monotonic()
+        self.agreed = int(agreed)
+        self.save = save > 0
+        self.sigterm = sigterm > 0
+        self._interval = int(interval)
+        self._steps = 0
+        self._exchanged_at = time.monotonic()
 
 
 _SIGNALS: WeakKeyDictionary[Trainer, SharedSignals] = WeakKeyDictionary()

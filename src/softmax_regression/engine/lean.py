@@ -78,7 +78,9 @@ class LeanLoop(_TrainingEpochLoop):
         if not hooks.lean or self.restarting or self.val_loop.restarting:
             super().advance(data_fetcher)
             return
-        trainer, progress, results = self.trainer, self.batch_progress, self._results
+        trainer = self.trainer
+        progress = self.batch_progress
+        results = self._results
         connector = trainer._logger_connector
         if not hooks.is_alone:
             self._broadcast_sigterm_tensor()
@@ -88,8 +90,11 @@ class LeanLoop(_TrainingEpochLoop):
         batch = self._to_device(batch)
         progress.increment_ready()
         connector._first_loop_iter = connector._first_loop_iter is None
-        results.batch, results.batch_size, results.dataloader_idx = batch, None, None
-        output, skip = None, False
+        results.batch = batch
+        results.batch_size = None
+        results.dataloader_idx = None
+        output = None
+        skip = False
         if batch is None:
             self._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
         else:

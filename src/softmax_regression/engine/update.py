@@ -25,7 +25,8 @@ class Update:
     """
 
     def __init__(self, loop: _TrainingEpochLoop, hooks: Hooks) -> None:
-        self.loop, self.hooks = loop, hooks
+        self.loop = loop
+        self.hooks = hooks
         self.automatic: _AutomaticOptimization = loop.automatic_optimization
         self._known_step: Any = None  # a `training_step` whose arguments are known
         self._takes_index = True

@@ -159,7 +159,8 @@ class RunRecord(Callback):
     """
 
     def __init__(self, config: str | None = None, seed: int | None = None) -> None:
-        self.config, self.seed = config, seed
+        self.config = config
+        self.seed = seed
         self._describes_itself = config is None  # take the configuration from model, data and Trainer, for each run
         self.run: Path | None = None  # on the first process, if there is a logger
         self._unrecorded: list[str] = []  # parts of a run from Python that its configuration lacks

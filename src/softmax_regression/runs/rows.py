@@ -204,7 +204,8 @@ class RowsFile:
             append(text.getvalue().encode(), self.path)
         else:
             write_csv(self.path, rows, names)
-        self._names, self._count = names, len(rows)
+        self._names = names
+        self._count = len(rows)
         if rows:
             self._last = dict(rows[-1])
 

@@ -77,7 +77,8 @@ class RunningMetrics:
             state = move_data_to_device(saved["state"], trainer.strategy.root_device)
             vars(results[f"{arguments['fx']}.{arguments['name']}"]).update(state)
         trainer.callback_metrics.update(move_data_to_device(self.values, trainer.strategy.root_device))
-        self.logged, self.values = [], {}
+        self.logged = []
+        self.values = {}
 
 
 def _logged(result: Any) -> dict[str, Any]:
