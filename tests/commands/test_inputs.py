@@ -120,6 +120,25 @@ WRONG_OPTIONS = [
     slow("--trainer.callbacks=3", "trainer.callbacks: Expected a list"),
     ("--trainer.callbacks+=absent.Callback", "No module named 'absent'"),
     slow("--trainer.callbacks+=softmax_regression.InputError", "subclass of Callback"),
+    (
+        "--trainer.callbacks+=LearningRateMonitor --trainer.callbacks.logging_interval=steps",
+        "trainer.callbacks.logging_interval: Expected one of ['step', 'epoch']; Given value: steps\n",
+    ),
+    slow(
+        "--trainer.callbacks+=RichProgressBar --trainer.callbacks.leave=maybe",
+        "trainer.callbacks.leave: Expected a bool. Got value: maybe\n",
+    ),
+    slow("--trainer.callbacks+=Timer --trainer.callbacks.durations=3", "--trainer.callbacks.durations: no such option"),
+    slow(
+        "--trainer.callbacks+=StochasticWeightAveraging",
+        "trainer.callbacks: the following arguments are required: swa_lrs\n",
+    ),
+    slow("--trainer.callbacks+=Timer --trainer.callbacks.duration=5", "in the format DD:HH:MM:SS.\n"),
+    slow(
+        "--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStoping",
+        "has no attribute 'EarlyStoping'; did you mean lightning.pytorch.callbacks.EarlyStopping\n",
+    ),
+    slow("--trainer.callbacks+=BackboneFinetuning", "'SoftmaxRegression' object has no attribute 'backbone'"),
     # what goes together
     slow("--optimizer=SGD --optimizer.lr=-1", "Invalid learning rate: -1.0"),
     ("--lr_scheduler=StepLR --lr_scheduler.step_size=1", "goes with --optimizer"),
@@ -157,6 +176,10 @@ WRONG_FILES = [
     slow("data: {batch_size: many}", "many"),
     slow("seed_everything: 2020-01-01", "seed_everything: Expected a int. Got value: 2020-01-01"),
     slow("model: null", "required"),
+    ("model: {class_path: softmax_regression.SoftmaxRegression, init_args: null}", "model: init_args is empty"),
+    slow("model: {class_path: softmax_regression.SoftmaxRegression, lr: 1}", "put its arguments under init_args"),
+    ("early_stopping: null", "early_stopping: is empty; give options of it, or drop it"),
+    slow("seed_everything: null", "seed_everything=None: must be at least 0 and below 2^32"),
     ("resume: best", "use --resume"),
     ("model: !!python/object/apply:os.system [touch x]", "not a configuration"),
 ]

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from softmax_regression.classifier import Classifier
 from softmax_regression.data.module import FashionMNISTDataModule, class_names_of
 from softmax_regression.errors import InputError
+from softmax_regression.experiment.cli import DEFAULT_CALLBACKS
 from softmax_regression.experiment.flags import named_classes
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
 from softmax_regression.runs.checkpoint import about_run
@@ -36,7 +37,10 @@ def check_options(command: str, config: Any) -> None:
         raise InputError("--force: goes with --output; drop it")
     if config.lr_scheduler and not config.optimizer:
         raise InputError("--lr_scheduler: goes with --optimizer; give both")
-    if not 0 <= config.seed_everything < 2**32:
+    for group in DEFAULT_CALLBACKS:
+        if config[group] is None:
+            raise InputError(f"{group}: is empty; give options of it, or drop it")
+    if config.seed_everything is None or not 0 <= config.seed_everything < 2**32:
         raise InputError(f"seed_everything={config.seed_everything}: must be at least 0 and below 2^32")
     if config.threads is not None and config.threads < 1:
         raise InputError(f"threads={config.threads}: must be at least 1, or dropped")

@@ -26,14 +26,21 @@ OWN_ERRORS = (InputError, DivergedError, StorageError, LostProcessError)
 REPETITIONS = (
     "Does not validate against any of",
     "Subtypes:",
+    "Subclass types expect one of:",
+    "a class path (str)",
+    "a dict with",
     "Errors:",
     "Given value type:",
     "Given value: Namespace(",
     "Given value: NestedArg(",
+    "Given value: [Namespace(",
     "Expected a <class 'NoneType'>",
     "Expected a path but",
     "Problem with given class_path",
 )
+# What a message says of a class that was named, as one of several types that an option may have.
+_OF_CLASS = re.compile(r"^( *)- Problem with given class_path .*?(?=^\1- |\Z)", re.MULTILINE | re.DOTALL)
+_ABSENT = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
 _LOCAL = re.compile(r"Unexpected import path format: (\S+\.<locals>\.\w+)")
 _KEY = re.compile(r'^(?: *- | *)Parser key "([^"]+)":$', re.MULTILINE)
@@ -66,15 +73,21 @@ class BrokenPipeSafeStream:
 
 def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
     """Return a message of jsonargparse without its repetitions; for an unknown option, suggest similar known ones."""
+    message = _without_other_types(message)
     name = ".".join(dict.fromkeys(_KEY.findall(message)))
     reasons: list[str] = []
     for line in _KEY.sub("", message).splitlines():
         text = line.strip().removeprefix("- ")
         if text and not text.startswith(REPETITIONS) and text not in reasons:
             reasons.append(text)
+    if len(reasons) > 1 and reasons[1].startswith("Not a valid subclass of"):
+        del reasons[1]
     unknown = _UNKNOWN.search(message)
     if unknown:
-        return _unknown_option(unknown[1] or f"--{name and name + '.'}{unknown[2] or unknown[3]}", known)
+        option = unknown[1] or f"--{unknown[2] or unknown[3]}"
+        return _unknown_option(f"--{name}.{option.lstrip('-')}" if name else option, known)
+    if "'NoneType' object has no attribute 'keys'" in message:
+        return f"{name}: init_args is empty; give arguments there, or drop it"
     if "Multiple subclasses with name EarlyStopping" in message:
         remedy = "set it by --early_stopping.monitor, or name lightning.pytorch.callbacks.EarlyStopping for your own"
         return f"{name}: every run has an EarlyStopping; {remedy}"
@@ -89,10 +102,24 @@ def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
     if local:
         return f"{name}: class {local[1]}: is in a function; no command opens its runs until it is in a module"
     reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", "; ".join(reasons)).replace("a typing.Literal", "one of ")
+    absent = _ABSENT.search(reason)
+    if absent:
+        near = difflib.get_close_matches(absent[2], dir(sys.modules.get(absent[1])), n=1)
+        reason += f"; did you mean {absent[1]}.{near[0]}" if near else ""
     return f"{name}: {reason}" if name else reason
 
 
+def _without_other_types(message: str) -> str:
+    """Return a message that ends with what it says of the class that was named, if one was."""
+    for found in _OF_CLASS.finditer(message):
+        if "does not correspond to a subclass" not in found[0]:
+            return message[: found.start()] + found[0]
+    return message
+
+
 def _unknown_option(option: str, known: Iterable[str]) -> str:
+    if option.endswith(".class_path"):
+        return f"{option}: has other options beside it; put its arguments under init_args"
     if not option.startswith("-"):
         return f"{option}: one word too many; drop it, or write a list as '[a, b]'"
     names = list(known)
@@ -121,11 +148,12 @@ def _near_options(name: str, known: Sequence[str]) -> list[str]:
 
 def _is_about_options(error: BaseException) -> bool:
     """Return whether a library raised an error about the options it was given, as when two of them contradict."""
-    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-    module = str(frame.f_globals.get("__name__"))
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    module = modules[-1]
     kinds = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError)
-    if isinstance(error, AttributeError):  # a module has no class of this name
-        return module.startswith("jsonargparse.")
+    if isinstance(error, AttributeError):  # a module has no class of this name, or a model no part for a callback
+        is_of_callback = modules[-2:] == ["lightning.pytorch.callbacks.finetuning", "torch.nn.modules.module"]
+        return is_of_callback or module.startswith("jsonargparse.")
     return isinstance(error, kinds) and module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
 
 
