@@ -49,7 +49,9 @@ def test_validation_by_the_clock_goes_with_early_stopping() -> None:
     assert main(["fit", *USUAL, "--model=zoo.modules.Plain", *flags]) == 0
 
 
-@pytest.mark.parametrize("name", ["Renamed", "OwnKeys", slow("CompiledLate"), slow("OwnStateDict"), "LogsValidation"])
+@pytest.mark.parametrize(
+    "name", ["Renamed", "OwnKeys", slow("CompiledLate"), slow("OwnStateDict"), "LogsValidation", slow("OnDevice")]
+)
 def test_a_module_that_loads_or_logs_in_its_own_way_is_opened_again(name: str) -> None:
     flags = [f"--model=zoo.loading.{name}", "--best_checkpoint.monitor=val_loss"]
     assert main(["fit", *USUAL, *flags, "--trainer.max_epochs=2"]) == 0

@@ -193,7 +193,7 @@ ENDS: dict[str, tuple[list[str], str, str]] = {  # options, why it ended, what t
     "a callback": (
         [f"--trainer.callbacks+={STOPPING}", "--trainer.callbacks.monitor=val/acc",
          "--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=1"],
-        "early stopping: val/acc did not improve with a patience of 1", "val/acc did not improve with a patience of 1",
+        "early stopping: val/acc did not improve with a patience of 1", "a new run with more patience trains on",
     ),
 }  # fmt: skip
 

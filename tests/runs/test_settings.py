@@ -214,6 +214,17 @@ def test_the_learning_rate_that_was_found_is_recorded_and_used() -> None:
     assert [row["lr"] for row in rows] == pytest.approx([found] * 3)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_batch_size_that_was_found_is_at_most_the_number_of_images() -> None:
+    assert fit("--trainer.max_epochs=1", "--trainer.callbacks+=BatchSizeFinder") == 0
+    run = only_run()
+    assert manifest(run)["config"]["data"]["init_args"]["batch_size"] == 499
+    assert main(["test", "--ckpt_path", str(run)]) == 0
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
+    assert [row["step"] for row in read_rows(run)] == [1, 2]
+
+
 class OneCycle(SoftmaxRegression):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), 0.1)

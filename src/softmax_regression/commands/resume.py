@@ -5,13 +5,14 @@ from typing import Any
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, ModelPruning, Timer
+from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
+from lightning.pytorch.callbacks import ModelPruning, Timer
 
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import as_list
 from softmax_regression.experiment.flags import options_of
 from softmax_regression.experiment.opening import other_data
-from softmax_regression.runs.callbacks import folder_of
+from softmax_regression.runs.callbacks import EarlyStopping, folder_of
 from softmax_regression.runs.checkpoint import about_run, read
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
@@ -132,13 +133,13 @@ def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:
         return f"it has made step {steps}, max_steps={trainer.max_steps}; raise trainer.max_steps to continue"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         state = saved["callbacks"].get(callback.state_key, {})
-        if isinstance(callback, EarlyStopping):
+        if isinstance(callback, LightningEarlyStopping):
             waited = state.get("wait_count", 0)
             if 0 < callback.patience <= waited:
-                return (
-                    f"early stopping: {callback.monitor} did not improve with a patience of {waited}; "
-                    f"continue with --early_stopping.patience {waited + 1} or more"
-                )
+                remedy = "a new run with more patience trains on"
+                if isinstance(callback, EarlyStopping):
+                    remedy = f"continue with --early_stopping.patience {waited + 1} or more"
+                return f"early stopping: {callback.monitor} did not improve with a patience of {waited}; {remedy}"
         elif isinstance(callback, Timer):
             trained = state.get("time_elapsed", {}).get("train", 0)
             if 0 < (callback.time_remaining() or 0) <= trained:

@@ -155,6 +155,7 @@ class FashionMNISTDataModule(LightningDataModule):
     def train_dataloader(self) -> Minibatches:
         """Return the training minibatches, in an order that depends on (seed, epoch)."""
         data = self.loaded
+        self.batch_size = min(self.batch_size, len(self.train_index))  # Lightning's BatchSizeFinder tries more
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0  # the same minibatches in every epoch
         seed = None if overfit else self.seed
         loader = self._minibatches(data.images, data.labels, self.train_index, self.batch_size, seed)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentParser
+from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
@@ -64,6 +66,7 @@ class ExperimentCLI(LightningCLI):
         os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # about the calls that Lightning makes
         # Some classes of Lightning, such as Timer, have a member of a string Enum as a default; write its string.
         yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
+        register_type(torch.device, fail_already_registered=False)  # or it could be written, but not read again
         self.command = command
         self.checkpoint = checkpoint
         self.flags = find_configurations(flags)

@@ -79,3 +79,11 @@ class Noisy(Plain):
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x + 0.1 * torch.rand_like(x))
+
+
+class OnDevice(Plain):
+    """Has an argument whose default is an object with a short name."""
+
+    def __init__(self, place: torch.device = torch.device("cpu")) -> None:  # noqa: B008
+        super().__init__()
+        self.net.to(place)
