@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from commands import fit, manifest, only_run
-from softmax_regression import BestCheckpoint, EarlyStopping, RunLogger, RunRecord
+from softmax_regression import BestCheckpoint, EarlyStopping, RunLogger, RunRecord, SoftmaxRegression
 from softmax_regression.errors import InputError
 from softmax_regression.reports.reading import read_run
 from softmax_regression.runs.checkpoint import read
 from softmax_regression.runs.record import saved_best, update_manifest
 from softmax_regression.runs.rows import read_rows
+from test_model import data
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*sequence of dataloaders")
 
@@ -130,3 +131,48 @@ def test_of_several_loaders_the_first_one_is_watched() -> None:
 def test_a_metric_that_nothing_logs_is_refused_after_the_first_validation() -> None:
     with pytest.raises(InputError, match=r"best_checkpoint\.monitor=val_f1: nothing logs it; choose one of val_loss"):
         trained(Line([1.0] * 3), BestCheckpoint("val_f1"))
+
+
+def quiet_trainer(callbacks: list[Callback], **options: Any) -> Trainer:
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False, "log_every_n_steps": 1}
+    return Trainer(accelerator="cpu", callbacks=callbacks, **quiet | options)
+
+
+def test_callbacks_that_another_trainer_has_used_begin_anew() -> None:
+    best, stopping = BestCheckpoint(), EarlyStopping(patience=1)
+    callbacks = [best, stopping, RunRecord()]
+    quiet_trainer(callbacks, fast_dev_run=True).fit(SoftmaxRegression(), data())
+    for lr in (0.1, 0.01):
+        trainer = quiet_trainer(callbacks, max_epochs=2, logger=RunLogger())
+        torch.manual_seed(0)
+        trainer.fit(SoftmaxRegression(lr=lr), data())
+        losses = [row["val/loss"] for row in read_rows(Path(str(trainer.log_dir)))]
+        assert len(losses) == 2
+        assert best.best
+        assert best.best["score"] == min(losses) == stopping.best_score
+        assert Path(best.best_model_path) == Path(str(trainer.log_dir), "checkpoints/best.ckpt")
+
+
+def test_callbacks_that_found_nothing_to_watch_look_again_in_the_next_run() -> None:
+    best, stopping = BestCheckpoint(), EarlyStopping(patience=2)
+    trained(Line([1.0] * 3), best, stopping)
+    assert (best.save_top_k, stopping.strict) == (0, False)
+    trainer = quiet_trainer([best, stopping], max_epochs=1, logger=RunLogger())
+    trainer.fit(SoftmaxRegression(), data())
+    assert (best.save_top_k, stopping.strict, stopping.patience) == (1, True, 2)
+    assert best.best
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_second_training_of_one_trainer_goes_on() -> None:
+    best, stopping = BestCheckpoint(), EarlyStopping()
+    trainer = quiet_trainer([best, stopping], max_epochs=1, logger=RunLogger())
+    module = SoftmaxRegression()
+    trainer.fit(module, data())
+    first = best.best
+    assert first
+    trainer.fit_loop.max_epochs = 2
+    module.lr = 100
+    trainer.fit(module, data())
+    assert best.best == first
+    assert (stopping.best_score, stopping.wait_count) == (first["score"], 1)

@@ -23,6 +23,7 @@ from softmax_regression.runs.checkpoint import read
 from softmax_regression.runs.folder import open_checkpoint
 from softmax_regression.runs.record import update_manifest
 from softmax_regression.runs.rows import read_rows
+from test_model import data, trainer
 
 
 def events(run: Path) -> list[Any]:
@@ -91,6 +92,29 @@ def test_a_run_is_listed_and_drawn_once_however_often_it_goes_on(run: Path) -> N
     assert graphs == 1
     assert tags.count("_hparams_/session_start_info") == 1
     assert tags.count("val/loss") == 4
+
+
+class FailsOnce(SoftmaxRegression):
+    """Its third step fails, once."""
+
+    has_failed = False
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if batch_idx == 2 and not self.has_failed:
+            self.has_failed = True
+            raise ZeroDivisionError
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_trainer_fits_again_after_an_error() -> None:
+    module = FailsOnce()
+    again = trainer(1, logger=RunLogger(), log_every_n_steps=1)
+    with pytest.raises(ZeroDivisionError):
+        again.fit(module, data())
+    again.fit(module, data())
+    assert steps_of(scalars(only_run())["val/loss"])
+    tags = [value.tag for event in events(only_run()) for value in event.summary.value]
+    assert tags.count("_hparams_/session_start_info") == 1
 
 
 class LogsAMetric(Callback):

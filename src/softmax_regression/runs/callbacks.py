@@ -1,11 +1,13 @@
 """Early stopping and the best checkpoint, and the folder of a run."""
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -60,6 +62,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         at_epoch_end = True if monitor.startswith("train") else None  # None: Lightning decides in `setup`
         super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=at_epoch_end)
         self.state_key = super().state_key
+        self._before_off: tuple[int, bool, bool] | None = None  # what `_check_default` has set in this run
         if not patience:
             self.switch_off()
 
@@ -70,10 +73,26 @@ class EarlyStopping(callbacks.EarlyStopping):
         self.check_finite = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose whether to check after validations or epochs; Lightning fails if validations are timed."""
+        """Choose whether to check after validations or epochs; Lightning fails if validations are timed.
+
+        The first training of a Trainer begins anew: the callback may have been used by another Trainer.
+        """
+        if stage == "fit" and not trainer.global_step:
+            self._begin_anew()
         if not hasattr(trainer, "val_check_interval"):
             self._check_on_train_epoch_end = False
         super().setup(trainer, pl_module, stage)
+
+    def _begin_anew(self) -> None:
+        """Forget another run; the state of a resumed run is loaded later."""
+        self.wait_count = 0
+        self.stopped_epoch = 0
+        self.best_score = torch.tensor(math.inf if self.mode == "min" else -math.inf)
+        self.stopping_reason = callbacks.early_stopping.EarlyStoppingReason.NOT_STOPPED
+        self.stopping_reason_message = None
+        if self._before_off:
+            self.patience, self.strict, self.check_finite = self._before_off
+            self._before_off = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the metric, unless it is the default one and the module does not log it."""
@@ -92,6 +111,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         in_training = trainer.state.fn == "fit" and not trainer.sanity_checking
         is_missing = self.monitor == DEFAULT_MONITOR and self.monitor not in trainer.callback_metrics
         if in_training and is_missing and self.strict:
+            self._before_off = self.patience, self.strict, self.check_finite
             self.switch_off()
             print_rank_zero(f"no early stopping: nothing logs {DEFAULT_MONITOR}; choose with --early_stopping.monitor")
 
@@ -118,6 +138,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     def __init__(self, monitor: str | None = AS_EARLY_STOPPING, mode: Mode | None = None) -> None:
         self.best: dict[str, Any] | None = None
+        self._given_monitor = monitor
         self._given_mode = mode
         self._has_validated = False
         self._watch(monitor, mode or "min")
@@ -142,12 +163,23 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
             self._watch(monitor, mode)
 
     def switch_off(self) -> None:
-        """Keep no best.ckpt."""
+        """Keep no best.ckpt, in no run."""
+        self._given_monitor = None
+        self._switch_off_in_run()
+
+    def _switch_off_in_run(self) -> None:
         self.monitor = None
         self.save_top_k = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Choose the monitor and the folder; without a folder nothing is kept."""
+        """Choose the monitor and the folder; without a folder nothing is kept.
+
+        The first training of a Trainer begins anew: the callback may have been used by another Trainer.
+        """
+        if stage == "fit" and not trainer.global_step:  # the state of a resumed run is loaded later
+            self.best = None
+            self._has_validated = False
+            self._watch(self._given_monitor, self._given_mode or "min")
         if stage == "fit":
             self.follow_early_stopping(trainer)
             folder = folder_of(trainer)
@@ -176,7 +208,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         if self.monitor in (None, *trainer.callback_metrics, "epoch", "step"):
             return
         if self.monitor == DEFAULT_MONITOR:
-            self.switch_off()
+            self._switch_off_in_run()
             print_rank_zero(f"no best.ckpt: nothing logs {DEFAULT_MONITOR}; choose with --best_checkpoint.monitor")
         elif not trainer.validating:
             logged = ", ".join(trainer.callback_metrics)

@@ -21,6 +21,7 @@ from softmax_regression.metrics import learning_rate
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.events import dropped_events
 from softmax_regression.runs.last_checkpoint import INITIAL_CHECKPOINT
+from softmax_regression.runs.loops import file_writer
 from softmax_regression.runs.record import read_manifest
 from softmax_regression.runs.rows import read_rows
 
@@ -63,7 +64,7 @@ class RunLogger(TensorBoardLogger):
         now = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         names = [now, *(f"{now}-{i}" for i in range(1, 1000))]
         if self._given_version:
-            names = [self._given_version]
+            names = [str(self._given_version)]
         try:
             root.mkdir(parents=True, exist_ok=True)
             for name in names:
@@ -80,7 +81,7 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def _log_again(self, run: Path, step: int) -> None:
         for event in dropped_events(run, step):
-            self.experiment.file_writer.event_writer.add_event(event)
+            file_writer(self.experiment).event_writer.add_event(event)
 
     def reopen(self, run: Path, step: int) -> None:
         """Continue in the folder of a run that has made `step` steps; what it logged after it was saved is hidden."""
@@ -120,7 +121,7 @@ class RunLogger(TensorBoardLogger):
             if not name.startswith("_"):
                 shown[name] = value if isinstance(value, int | float | str) else str(value)
         for summary in hparams(shown, self._hparams_metrics):
-            self.experiment.file_writer.add_summary(summary)
+            file_writer(self.experiment).add_summary(summary)
 
     @rank_zero_only
     def log_graph(self, model: LightningModule, input_array: Tensor | None = None) -> None:  # type: ignore[override]
