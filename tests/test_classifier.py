@@ -132,6 +132,25 @@ def test_a_metric_that_is_a_vector_is_refused_before_the_first_epoch() -> None:
         fitted(1, PerClass())
 
 
+@pytest.mark.parametrize("name", ["loss", "f.1", "keys"])
+def test_a_metric_of_a_name_that_cannot_be_is_refused(name: str) -> None:
+    class Named(SoftmaxRegression):
+        def metrics(self) -> dict[str, Metric]:
+            return {name: MulticlassAccuracy(10)}
+
+    with pytest.raises(InputError, match=rf"metric {name}: .*; choose another"):
+        Named()
+
+
+def test_a_loss_that_is_no_single_number_is_refused() -> None:
+    class Unreduced(SoftmaxRegression):
+        def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+            return F.cross_entropy(logits, y, reduction="none")
+
+    with pytest.raises(InputError, match=r"loss of shape \(\d+,\): expected one number; return its mean"):
+        fitted(1, Unreduced())
+
+
 @pytest.mark.parametrize("kind", [MinMaxMetric, Running], ids=["MinMaxMetric", "Running"])
 def test_wrapped_metrics_go_on_in_mid_epoch(kind: Any, tmp_path: Path) -> None:
     class Scored(SoftmaxRegression):

@@ -108,6 +108,14 @@ def test_a_logit_that_is_no_finite_number_never_has_a_finite_loss(row: list[floa
         assert not cross_entropy(torch.tensor([row]), torch.tensor([label])).isfinite()
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 3, 3), (2, 3, 4, 5)])
+@pytest.mark.parametrize("loss", [cross_entropy, naive_cross_entropy])
+def test_the_losses_have_the_classes_where_torch_has_them(loss: Callable[..., Tensor], shape: tuple[int, ...]) -> None:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    y = x.argmin(min(1, len(shape) - 1))
+    torch.testing.assert_close(loss(x, y), torch_cross_entropy(x, y))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("loss", [cross_entropy, naive_cross_entropy])

@@ -104,6 +104,8 @@ class Classifier(LightningModule):
         x, y = batch
         logits = self(x)
         loss = self.loss(logits, y)
+        if loss.ndim:
+            raise InputError(f"loss of shape {tuple(loss.shape)}: expected one number; return its mean")
         first = not scores.started
         scores.update(logits.detach(), y, loss.detach())
         if first:  # once an epoch: Lightning computes the values at its end

@@ -12,6 +12,8 @@ from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassStatScores
 from torchmetrics.wrappers.abstract import WrapperMetric
 
+from softmax_regression.errors import InputError
+
 BATCHES_PER_UPDATE = 64  # minibatches that are scored at a time, which is much faster than one at a time
 
 
@@ -124,6 +126,9 @@ class EpochScores(nn.Module):
 
     Attributes:
         metrics: `loss` and the given metrics, as torchmetrics' modules, which Lightning can log.
+
+    Raises:
+        InputError: A metric has the name `loss`, or one that no module can have.
     """
 
     def __init__(self, metrics: Mapping[str, Metric]) -> None:
@@ -132,10 +137,15 @@ class EpochScores(nn.Module):
         self._others: list[Metric] = []
         self.metrics = nn.ModuleDict({"loss": self._loss})
         for name, metric in metrics.items():
+            if name in self.metrics:
+                raise InputError(f"metric {name}: the mean loss has this name; choose another")
             # Only for counts of images the grouping of minibatches certainly does not matter.
             scored = Buffered(metric) if isinstance(metric, MulticlassStatScores) else metric
             self._others.append(scored)
-            self.metrics[name] = scored
+            try:
+                self.metrics[name] = scored
+            except KeyError as error:  # names of modules have no dots and are no attributes
+                raise InputError(f"metric {name}: {error.args[0]}; choose another name") from error
 
     @property
     def started(self) -> bool:

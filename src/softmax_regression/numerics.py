@@ -25,7 +25,7 @@ def naive_softmax(x: Tensor, dim: int = -1) -> Tensor:
 
 def naive_cross_entropy(x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
     """-log(naive_softmax(o)_y), as `cross_entropy`: also inf where the label's probability underflows."""
-    return torch.nn.functional.nll_loss(naive_softmax(x).log(), y, reduction=reduction)
+    return torch.nn.functional.nll_loss(naive_softmax(x, _classes(x)).log(), y, reduction=reduction)
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -63,10 +63,15 @@ def logsumexp(x: Tensor, dim: int = -1) -> Tensor:
 def cross_entropy(x: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
     """-log_softmax(o)_y = m - o_y + log(sum_j exp(o_j - m)), in nats, with the error of `log_softmax`.
 
-    Of logits (b, n) of any floating dtype and labels (b,) int64, by the "mean" or "sum" over the b examples, or
+    Of logits (b, n, ...) of any floating dtype and labels (b, ...) int64, by the "mean" or "sum" over the labels, or
     "none". The gradient, softmax(o) - onehot(y), has an absolute error of at most 4 (n + 1) u.
     """
-    return torch.nn.functional.nll_loss(log_softmax(x), y, reduction=reduction)
+    return torch.nn.functional.nll_loss(log_softmax(x, _classes(x)), y, reduction=reduction)
+
+
+def _classes(x: Tensor) -> int:
+    """The dimension of the classes in logits (n,), (b, n) or (b, n, ...), as torch's losses have it."""
+    return min(1, x.ndim - 1)
 
 
 def _split(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
