@@ -176,6 +176,16 @@ BAD = [
 ]
 
 
+CHOICES = [("schedule", "constant or cosine"), ("loss", "torch or stable or naive")]
+
+
+@pytest.mark.parametrize(("name", "expected"), CHOICES)
+def test_a_word_that_is_no_choice_is_refused_from_python_too(name: str, expected: str) -> None:
+    options: dict[str, Any] = {name: "linear"}
+    with pytest.raises(InputError, match=f"{name}=linear: expected {expected}"):
+        SoftmaxRegression(**options)
+
+
 @pytest.mark.parametrize(("name", "value"), BAD)
 def test_a_value_out_of_range_is_named(name: str, value: float) -> None:
     with pytest.raises(InputError, match=f"{name}={value}: must be .*; change model.{name}"):

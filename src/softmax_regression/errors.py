@@ -3,6 +3,7 @@
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -36,6 +37,12 @@ class Interrupted(SystemExit):
     def __init__(self, number: int, outcome: str) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}: {outcome}")
         self.code = self.exit_code = 128 + number
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices; a command line does so by itself, Python does not."""
+    if value not in choices:
+        raise InputError(f"{name}={value}: expected {' or '.join(choices)}")
 
 
 def format_error(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from softmax_regression import numerics
 from softmax_regression.classifier import Classifier
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, check_choice
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "torch": F.cross_entropy,
@@ -52,7 +52,7 @@ class SoftmaxRegression(Classifier):
         net: Pixels (n, 1, 28, 28) in [0, 1] -> logits (n, num_classes).
 
     Raises:
-        InputError: A value is out of range.
+        InputError: A value is out of range, or none of the words above.
 
     >>> SoftmaxRegression()(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
@@ -75,6 +75,8 @@ class SoftmaxRegression(Classifier):
         _check("dropout", dropout, below=1)
         _check("init_std", init_std)
         _check("num_classes", num_classes, above=0)
+        check_choice("schedule", schedule, ("constant", "cosine"))
+        check_choice("loss", loss, tuple(LOSSES))
         super().__init__(num_classes)
         self.save_hyperparameters()
         self.lr = lr

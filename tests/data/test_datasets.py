@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import examples.mnist
 import numpy as np
@@ -159,6 +160,16 @@ def test_packed_official_files_in_a_folder_that_is_named_are_unpacked_there_once
     folder.chmod(0o555)
     assert same(load_files(dirs=[str(folder)]), first)
     assert len(list(folder.iterdir())) == 4  # it is meant to stay as it is
+
+
+def test_a_single_folder_need_not_be_in_a_list(folder: Path) -> None:
+    assert load_files(datasets.KMNIST, str(folder)).origin == str(folder)
+
+
+@pytest.mark.parametrize("dataset", [datasets.CIFAR10, datasets.USPS, None, "MNIST"])
+def test_a_data_set_of_another_family_is_refused(dataset: Any) -> None:
+    with pytest.raises(InputError, match=r"dataset = \w+: expected a class of torchvision's MNIST family"):
+        ImageFiles(dataset)
 
 
 def test_packed_files_that_have_no_checksum_are_not_kept_unpacked(folder: Path) -> None:

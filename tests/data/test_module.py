@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -224,6 +225,21 @@ def test_a_bad_value_is_one_line_that_names_it_what_was_expected_and_the_remedy(
     with pytest.raises(InputError) as caught:
         loaded(tiny, **options)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", ["val_size", "train_size", "batch_size", "eval_batch_size", "synthetic_size"])
+def test_a_size_that_is_no_whole_number_is_refused(name: str) -> None:
+    options: dict[str, Any] = {"source": "synthetic", "synthetic_size": 600, "val_size": 10, "batch_size": 10}
+    with pytest.raises(InputError, match=f"{name}=100.0: must be a whole number; change data.{name}"):
+        FashionMNISTDataModule(**options | {name: 100.0}).setup()
+    FashionMNISTDataModule(**options | {name: np.int64(50)}).setup()
+
+
+@pytest.mark.parametrize(("name", "expected"), [("source", "files or synthetic"), ("device", "auto or host")])
+def test_a_word_that_is_no_choice_is_refused_from_python_too(name: str, expected: str) -> None:
+    options: dict[str, Any] = {name: "Synthetic"}
+    with pytest.raises(InputError, match=f"{name}=Synthetic: expected {expected}"):
+        FashionMNISTDataModule(**options)
 
 
 def test_the_largest_values_that_make_sense_are_accepted(tiny: Path) -> None:

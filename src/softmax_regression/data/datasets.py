@@ -41,7 +41,7 @@ def generate_dataset(size: int, class_names: Sequence[str]) -> Dataset:
     return Dataset(images[:size], labels[:size], images[size:], labels[size:], digest, origin, tuple(class_names))
 
 
-def load_files(dataset: DatasetClass = FashionMNIST, dirs: Sequence[str] | None = None) -> Dataset:
+def load_files(dataset: DatasetClass = FashionMNIST, dirs: Sequence[str] | str | None = None) -> Dataset:
     """Load a data set from the first folder that has its four files, or download them into the first folder.
 
     Args:
@@ -85,10 +85,12 @@ def _keep_unpacked(raw: Path, target: Path) -> None:
                 write(file.read_bytes(), target / file.name)
 
 
-def search_folders(files: ImageFiles, dirs: Sequence[str] | None = None) -> list[Path]:
-    """Return the folders to search, in order: `dirs`, or the usual ones."""
+def search_folders(files: ImageFiles, dirs: Sequence[str] | str | None = None) -> list[Path]:
+    """Return the folders to search, in order: `dirs`, which may be a single one, or the usual ones."""
     if dirs is None:
         dirs = files.folders
+    elif dirs and isinstance(dirs, str):  # each of its characters would be a folder
+        dirs = [dirs]
     # Path.expanduser raises for a user without a home.
     return [Path(os.path.expanduser(folder)) for folder in dirs]  # noqa: PTH111
 

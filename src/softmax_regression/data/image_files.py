@@ -84,7 +84,9 @@ class ImageFiles:
         self.options: dict[str, Any] = {}
         if isinstance(dataset, partial):
             self.kind, self.options = dataset.func, dataset.keywords
-        self.name: str = self.kind.__name__
+        self.name: str = getattr(self.kind, "__name__", str(self.kind))
+        if MNIST not in getattr(self.kind, "__mro__", ()):
+            raise InputError(f"dataset = {self.name}: expected a class of torchvision's MNIST family")
         self.variable = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", self.name).upper() + "_DIR"
         self.extras = EXTRAS.get(self.kind, Extras())
         self.folders = (f"data/{self.name}/raw", f"../data/{self.name}/raw", *self.extras.folders)

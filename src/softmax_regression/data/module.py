@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +16,7 @@ from softmax_regression.data.datasets import Dataset, generate_dataset, load_fil
 from softmax_regression.data.image_files import DatasetClass, ImageFiles
 from softmax_regression.data.minibatches import Minibatches, to_float_images
 from softmax_regression.data.photos import Photos, load_photos
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, check_choice
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
@@ -36,9 +37,11 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
 
 
 def check_size(name: str, value: int | None, low: int, high: float = math.inf, expected: str = "") -> None:
-    """Refuse a size below `low` or above `high`, which the message calls `expected`; None is always accepted."""
+    """Refuse a size that is no integer, below `low` or above `high`, in words `expected`; None is accepted."""
     if value is None:
         return
+    if not isinstance(value, Integral):
+        raise InputError(f"{name}={value!r}: must be a whole number; change data.{name}")
     if value < low:
         raise InputError(f"{name}={value}: must be at least {low}; raise data.{name}")
     if value > high:
@@ -76,7 +79,7 @@ class FashionMNISTDataModule(LightningDataModule):
         seed: Seed of the order of the training images; None for that of `seed_everything`.
 
     Raises:
-        InputError: A size is out of range, or the data cannot be loaded.
+        InputError: A size is out of range, a word is none of those above, or the data cannot be loaded.
     """
 
     dataset: ClassVar[DatasetClass] = FashionMNIST
@@ -96,6 +99,8 @@ class FashionMNISTDataModule(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
+        check_choice("source", source, ("files", "synthetic"))
+        check_choice("device", device, ("auto", "host"))
         if seed is None:
             seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         self.save_hyperparameters()
