@@ -235,6 +235,12 @@ def test_a_size_that_is_no_whole_number_is_refused(name: str) -> None:
     FashionMNISTDataModule(**options | {name: np.int64(50)}).setup()
 
 
+@pytest.mark.parametrize("images", ["", [""], []])
+def test_no_photos_are_not_the_test_set(tiny: Path, images: str | list[str]) -> None:
+    with pytest.raises(InputError, match=r"data\.images"):
+        module(tiny, images=images).setup("predict")
+
+
 @pytest.mark.parametrize(("name", "expected"), [("source", "files or synthetic"), ("device", "auto or host")])
 def test_a_word_that_is_no_choice_is_refused_from_python_too(name: str, expected: str) -> None:
     options: dict[str, Any] = {name: "Synthetic"}

@@ -180,6 +180,19 @@ def test_files_come_in_the_order_given_and_folders_by_name_without_hidden_files(
     assert found.skipped == []
 
 
+def test_a_linked_folder_in_a_folder_is_named_as_skipped(tmp_path: Path) -> None:
+    for name in ("b/1.png", "c/2.png"):
+        (tmp_path / name).parent.mkdir()
+        picture().save(tmp_path / name)
+    (tmp_path / "b" / "link").symlink_to(tmp_path / "c")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path / "b")
+    found = load_photos([tmp_path / "b"])
+    assert found.paths == [tmp_path / "b" / "1.png"]
+    why = "a link to a folder; name the folder itself in data.images"
+    assert found.skipped == [(tmp_path / "b" / "link", why), (tmp_path / "b" / "loop", why)]
+    assert load_photos([tmp_path / "b" / "link"]).paths == [tmp_path / "b" / "link" / "2.png"]
+
+
 def test_what_cannot_be_used_is_named_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "MAX_PIXELS", 300 * 400)
     monkeypatch.setitem(sys.modules, "pillow_heif", None)

@@ -133,7 +133,7 @@ class FashionMNISTDataModule(LightningDataModule):
         """Load the images once and choose the splits; Lightning calls this before it restores a checkpoint."""
         self._position = {}
         check_size("eval_batch_size", self.eval_batch_size, 1)
-        if stage == "predict" and self.images:
+        if stage == "predict" and self.images is not None:
             self.photos = self.photos or load_photos(self.images)
         elif self.data is None:
             self._load()

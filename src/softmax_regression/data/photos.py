@@ -53,6 +53,8 @@ def load_photos(paths: Sequence[str | Path] | str) -> Photos:
     used: dict[Path, Tensor] = {}
     skipped: list[tuple[Path, str]] = []
     for path in paths:
+        if not str(path):  # of a shell's variable that is not set; as a Path it is the current folder
+            raise InputError("data.images has an empty name; give photos, or folders of them")
         for file in _files_in(Path(path)):
             try:
                 used[file] = _load(file)
@@ -71,13 +73,15 @@ def load_photos(paths: Sequence[str | Path] | str) -> Photos:
 
 
 def _files_in(path: Path) -> list[Path]:
-    """Return the files of a folder that are not hidden, or the path itself if there are none."""
-    files = [file for file in sorted(path.rglob("*")) if not file.is_dir()]
+    """Return the files and the links of a folder that are not hidden, or the path itself if there are none."""
+    files = [file for file in sorted(path.rglob("*")) if file.is_symlink() or not file.is_dir()]
     visible = [file for file in files if "/." not in f"/{file.relative_to(path).as_posix()}"]
     return visible or [path]
 
 
 def _load(path: Path) -> Tensor:
+    if path.is_symlink() and path.is_dir():
+        raise ValueError("a link to a folder; name the folder itself in data.images")
     if path.exists() and not path.is_file():  # opening a pipe would wait for ever
         raise ValueError("neither a file nor a folder with files")
     Image.init()
