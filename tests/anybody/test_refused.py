@@ -35,7 +35,15 @@ REFUSED = {
     ),
     "a class that is not there": (
         ["--model=zoo.modules.Plian"],
-        "module 'zoo.modules' has no attribute 'Plian'",
+        "module 'zoo.modules' has no attribute 'Plian'; did you mean zoo.modules.Plain",
+    ),
+    "a class of a module that another one hides": (
+        ["--model=yaml.Net"],
+        "module 'yaml' has no attribute 'Net'; the module is /",
+    ),
+    "an error in the class itself": (
+        ["--model=zoo.odd.WithError"],
+        "unsupported operand type(s) for +: 'int' and 'str' (odd.py, line ",
     ),
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ from softmax_regression.commands.quiet import quiet_lightning
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
 from softmax_regression.runs import processes
 
+LIBRARIES = ("jsonargparse", "lightning", "softmax_regression", "torch")
 OWN_ERRORS = (InputError, DivergedError, StorageError, LostProcessError)
 # The first words of lines in jsonargparse's messages that repeat other lines, or only name types of Python.
 REPETITIONS = (
@@ -34,6 +35,7 @@ REPETITIONS = (
     "Given value: Namespace(",
     "Given value: NestedArg(",
     "Given value: [Namespace(",
+    "Given value: {'class_path'",
     "Expected a <class 'NoneType'>",
     "Expected a path but",
     "Problem with given class_path",
@@ -104,16 +106,18 @@ def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
     reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", "; ".join(reasons)).replace("a typing.Literal", "one of ")
     absent = _ABSENT.search(reason)
     if absent:
-        near = difflib.get_close_matches(absent[2], dir(sys.modules.get(absent[1])), n=1)
-        reason += f"; did you mean {absent[1]}.{near[0]}" if near else ""
+        module = sys.modules.get(absent[1])
+        near = difflib.get_close_matches(absent[2], dir(module), n=1, cutoff=0.7)
+        found = getattr(module, "__file__", None)
+        reason = f"{absent[0]}; did you mean {absent[1]}.{near[0]}" if near else f"{absent[0]}; the module is {found}"
     return f"{name}: {reason}" if name else reason
 
 
 def _without_other_types(message: str) -> str:
-    """Return a message that ends with what it says of the class that was named, if one was."""
+    """Return a message that has, if a class was named, only what it says of that class, and the value."""
     for found in _OF_CLASS.finditer(message):
         if "does not correspond to a subclass" not in found[0]:
-            return message[: found.start()] + found[0]
+            return f"{message[: found.start()]}{found[0]}\n{message.splitlines()[-1]}"
     return message
 
 
@@ -157,6 +161,18 @@ def _is_about_options(error: BaseException) -> bool:
     return isinstance(error, kinds) and module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
 
 
+def _place(error: BaseException) -> str:
+    """Return in which line of the user's own code the first cause of an error was raised, or nothing."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        package = str(frame.f_globals.get("__name__")).partition(".")[0]
+        is_own = package not in LIBRARIES and package not in sys.stdlib_module_names
+        place = f" ({Path(frame.f_code.co_filename).name}, line {line})" if is_own else ""
+    return place
+
+
 def _own_cause(error: BaseException) -> BaseException:
     """Return the InputError of one of our classes if jsonargparse has wrapped it, else the error itself."""
     cause: BaseException | None = error
@@ -183,7 +199,7 @@ def describe_error(error: BaseException, known: Callable[[], Iterable[str]]) -> 
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         return shorten(f"error: a checkpoint of another model: {error}", 400), InputError.exit_code
     if _is_about_options(error):
-        return f"error: {shorten_parser_error(str(error))}", InputError.exit_code
+        return f"error: {shorten_parser_error(str(error))}{_place(error)}", InputError.exit_code
     return None
 
 

@@ -59,6 +59,12 @@ class WithDataclass(Plain):
         self.save_hyperparameters()
 
 
+class WithError(Plain):
+    def __init__(self, hidden: Any = 16) -> None:
+        super().__init__()
+        self.hidden = hidden + "x"
+
+
 class WithIgnored(Plain):
     def __init__(self, act: nn.Module, hidden: int = 16) -> None:
         super().__init__()
