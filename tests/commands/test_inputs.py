@@ -84,6 +84,7 @@ WRONG_OPTIONS = [
     ("--optimizer=Adam --optimizer.lrr=3", "--optimizer.lrr: no such option; see --help"),
     ("--data.images a b", "b: one word too many; drop it, or write a list as '[a, b]'"),
     slow("-x", "-x: no such option"),
+    slow("-trainer.max_epochs=3", "-trainer.max_epochs: no such option; did you mean --trainer.max_epochs"),
     # wrong values
     ("--data.batch_size=x", "data.batch_size: Expected a int. Got value: x"),
     slow("--data.batch_size=0", "batch_size=0"),

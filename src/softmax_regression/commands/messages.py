@@ -127,7 +127,7 @@ def _unknown_option(option: str, known: Iterable[str]) -> str:
     if not option.startswith("-"):
         return f"{option}: one word too many; drop it, or write a list as '[a, b]'"
     names = list(known)
-    if option.lstrip("-") in names:
+    if option.removeprefix("--") in names:
         return f"{option}: no option of the class that is used here; drop it"
     near = _near_options(option.lstrip("-"), names)
     meant = " or ".join(f"--{name}" for name in near)
