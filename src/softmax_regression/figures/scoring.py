@@ -15,6 +15,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression.errors import InputError
 from softmax_regression.figures.drawings import STAGES
+from softmax_regression.runs.loops import changed_by_hooks
 
 Scored = tuple[Tensor, Tensor, Tensor]  # inputs (n, ...), labels (n,) and logits (n, k) of a classifier
 
@@ -95,7 +96,7 @@ def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limi
 def as_in_a_step(trainer: Trainer, module: LightningModule, batch: Any, device: torch.device | None = None) -> Any:
     """Return a batch of a loader as a step is given it: converted, changed by the hooks, and on the device."""
     converted = trainer.precision_plugin.convert_input(batch)
-    return trainer.strategy.batch_to_device(module._on_before_batch_transfer(converted), device)
+    return trainer.strategy.batch_to_device(changed_by_hooks(module, converted), device)
 
 
 def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:

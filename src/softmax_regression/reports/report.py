@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch import LightningModule
 
 from softmax_regression.classifier import Classifier
 from softmax_regression.data.module import class_names_of
@@ -54,13 +55,9 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     rows = {"best epoch": run.best, "last epoch": run.last, "test": run.manifest.get("test", {})}
     metrics = metrics_of(rows.values())
     scores = [[what, row.get("epoch"), *map(row.get, metrics)] for what, row in rows.items() if row]
-    config = dict(opened.config)
-    if opened.data is None:
-        del config["data"]  # it is the default, which was not used
+    config = _used_config(opened)
     settings = settings_of(config).items()
-    num_classes = 1
-    if isinstance(opened.model, Classifier) and type(opened.model).loss in (Classifier.loss, SoftmaxRegression.loss):
-        num_classes = opened.model.num_classes  # the loss is a mean cross-entropy, so that guessing has a loss
+    num_classes = _number_of_guesses(opened.model)
     return write_page(
         out,
         Path(__file__).with_name("report.html"),
@@ -80,6 +77,21 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
         manifest=json.dumps({**run.manifest, "config": "see above"}, indent=2),
         **page,
     )
+
+
+def _number_of_guesses(model: LightningModule) -> int:
+    """Return the number of classes if the loss is a mean cross-entropy, so that guessing has a loss; else 1."""
+    if isinstance(model, Classifier) and type(model).loss in (Classifier.loss, SoftmaxRegression.loss):
+        return model.num_classes
+    return 1
+
+
+def _used_config(opened: OpenedRun) -> dict[str, Any]:
+    """Return the configuration of a run; without `data`, the default, if it was trained on DataLoaders of a script."""
+    config = dict(opened.config)
+    if opened.data is None:
+        del config["data"]
+    return config
 
 
 def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:

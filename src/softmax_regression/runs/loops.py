@@ -59,6 +59,11 @@ def consumed_loaders(trainer: Trainer) -> list[bool]:
     return consumed
 
 
+def changed_by_hooks(module: LightningModule, batch: Any) -> Any:
+    """Return a batch as the hook `on_before_batch_transfer`, of the module or of its data, changes it."""
+    return _private(module, "_on_before_batch_transfer", lambda batch: batch)(batch)
+
+
 def file_writer(experiment: Any) -> Any:
     """Return the writer of a SummaryWriter's file, which a second training has to open again."""
     return _private(experiment, "_get_file_writer", lambda: experiment.file_writer)()
@@ -69,7 +74,9 @@ def restore_loops(trainer: Trainer, module: LightningModule, within_epoch: bool)
     loop: Any = trainer.fit_loop
     epoch = trainer.current_epoch
     if within_epoch:  # its hook `on_train_epoch_start` is not called again
-        _private(trainer, "_logger_connector", loop)._first_loop_iter = True  # or what was logged in the epoch is reset
+        connector = _private(trainer, "_logger_connector", None)
+        if connector:
+            connector._first_loop_iter = True  # otherwise Lightning resets what was logged in the epoch
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler | StochasticWeightAveraging):
                 callback.on_train_epoch_start(trainer, module)
