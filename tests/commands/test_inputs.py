@@ -140,6 +140,11 @@ WRONG_OPTIONS = [
         "has no attribute 'EarlyStoping'; did you mean lightning.pytorch.callbacks.EarlyStopping\n",
     ),
     slow("--trainer.callbacks+=BackboneFinetuning", "'SoftmaxRegression' object has no attribute 'backbone'"),
+    ("--trainer.callbacks+=SpikeDetection", "SpikeDetection: Lightning cannot load its state"),
+    (
+        "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.dirpath=/proc/forbidden",
+        "/proc/forbidden: cannot be written",
+    ),
     # what goes together
     slow("--optimizer=SGD --optimizer.lr=-1", "Invalid learning rate: -1.0"),
     ("--lr_scheduler=StepLR --lr_scheduler.step_size=1", "goes with --optimizer"),
@@ -192,6 +197,14 @@ def test_a_wrong_configuration_is_one_line(text: str, named: str, capsys: pytest
     assert fit("--config=x.yaml") == 2
     assert named in one_line(capsys)
     assert list(contents()) == ["x.yaml"]
+
+
+def test_a_syntax_error_in_the_users_module_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("unfinished.py").write_text("class Net:\n    def forward(self, x:\n")
+    before = contents()
+    assert fit("--model=unfinished.Net") == 2
+    assert "model: '(' was never closed (unfinished.py, line 2)" in one_line(capsys)
+    assert contents() == before
 
 
 PREDICT = f"predict --ckpt_path {RUN} --output "

@@ -1,5 +1,6 @@
 """The command line of the studies: what was written is printed, a mistake is one line and exit code 2."""
 
+import sys
 import warnings
 from importlib import import_module
 from pathlib import Path
@@ -46,6 +47,20 @@ def test_a_mistake_is_one_line_and_replaces_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert Path("x.py").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("import absent", "No module named 'absent' (broken.py, line 1)"),
+    ("class Net:\n    def forward(self, x:", "'(' was never closed (broken.py, line 2)"),
+])  # fmt: skip
+def test_an_error_in_the_module_of_a_model_says_where(
+    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken", raising=False)
+    Path("broken.py").write_text(text)
+    assert main(["sweep", "--quick", "--model", "broken.Net"]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_help_imports_no_study(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

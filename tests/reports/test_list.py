@@ -37,6 +37,14 @@ def test_runs_are_listed_with_their_best_scores_and_what_sets_them_apart(tmp_pat
     )
 
 
+def test_runs_in_deeper_folders_are_listed_too(tmp_path: Path) -> None:
+    record(tmp_path / "project" / "net" / "a", [row(1, val_loss=0.5)], {"lr": 0.1}, best=best(1))
+    record(tmp_path / "other" / "b", [row(1, val_loss=0.25)], {"lr": 0.1}, best=best(1))
+    listed = list_runs(tmp_path)
+    assert "project/net/a" in listed
+    assert "other/b" in listed
+
+
 def test_no_line_is_wider_than_a_terminal_whatever_is_logged_and_set(tmp_path: Path) -> None:
     many = {f"val/a_rather_long_metric_{i}": i / 16 for i in range(8)}
     settings = {f"a_rather_long_setting_{i}": i for i in range(8)}

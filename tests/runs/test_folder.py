@@ -71,6 +71,13 @@ def test_best_and_last_are_of_the_newest_run_on_real_images_which_a_line_names(
     assert open_checkpoint("best")[0] == run / "checkpoints" / "last.ckpt"
 
 
+def test_a_run_whose_logger_has_a_name_with_a_slash_may_be_the_newest(run: Path) -> None:
+    deeper = run.parent / "project" / "newest"
+    shutil.copytree(run, deeper)
+    os.utime(deeper / "checkpoints", (2e9, 2e9))
+    assert open_checkpoint("best")[0] == deeper / "checkpoints" / "best.ckpt"
+
+
 def test_a_run_that_has_saved_nothing_yet_is_opened_to_go_on_only(trained: Path) -> None:
     start = Path("logs", "softmax", "a", "start.ckpt")
     start.parent.mkdir(parents=True)

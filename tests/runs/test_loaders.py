@@ -1,5 +1,6 @@
 """An ordinary DataLoader resumes where the run was killed: the same batches, and the same random numbers after them."""
 
+import pickle
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -289,3 +290,14 @@ def test_with_max_steps_it_goes_on_in_the_same_order(every: int | None) -> None:
     Path("logs").rename("whole")
     done, *rest = resumed(11, LOADERS["shuffled"], every=every, max_steps=18)
     assert rest == whole[done:]
+
+
+def test_a_trainer_and_its_loader_can_be_pickled_after_the_training() -> None:
+    trainer = Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, callbacks=[LastCheckpoint()],
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Noting(), LOADERS["shuffled"]())
+    copy = pickle.loads(pickle.dumps(trainer))
+    batches = list(copy.train_dataloader)
+    assert torch.cat(batches).sort()[0].tolist() == torch.stack(ROWS).tolist()

@@ -1,9 +1,11 @@
 """Checks that raise an InputError before anything is computed or written."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, SpikeDetection
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
@@ -12,6 +14,7 @@ from softmax_regression.data.module import FashionMNISTDataModule, class_names_o
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import DEFAULT_CALLBACKS
 from softmax_regression.experiment.flags import named_classes
+from softmax_regression.files import check_writable
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
 from softmax_regression.runs.checkpoint import about_run
 from softmax_regression.runs.folder import SavedCheckpoint
@@ -67,6 +70,17 @@ def check_devices(trainer: Trainer, data: LightningDataModule) -> None:
             f"batch_size={data.batch_size}: must be at least 1 for each of {trainer.world_size} devices; "
             "raise data.batch_size or lower trainer.devices"
         )
+
+
+def check_callbacks(trainer: Trainer) -> None:
+    """Refuse a callback whose state cannot be loaded, and a folder of checkpoints that cannot be written."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, SpikeDetection):
+            raise InputError(
+                "SpikeDetection: Lightning cannot load its state, so no command could open the run; drop it"
+            )
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath and "://" not in str(callback.dirpath):
+            check_writable(Path(callback.dirpath))
 
 
 def check_monitors(trainer: Trainer, model: LightningModule, data: LightningDataModule) -> None:

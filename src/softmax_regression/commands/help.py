@@ -58,7 +58,7 @@ def _help_parser(command: str, flags: Sequence[str], everything: bool) -> Argume
     add_own_arguments(parser)
     for group, default in {"model": SoftmaxRegression, "data": FashionMNISTDataModule}.items():
         kind: type = default
-        with suppress(ImportError, AttributeError, ValueError):  # there is no class of that name
+        with suppress(Exception):  # there is no class of that name, or an error in its module
             found = resolve_name(flag_value(flags, group) or flag_value(flags, f"{group}.class_path") or "")
             if isinstance(found, type):
                 kind = found

@@ -21,7 +21,6 @@ from softmax_regression.commands.quiet import quiet_lightning
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
 from softmax_regression.runs import processes
 
-LIBRARIES = ("jsonargparse", "lightning", "softmax_regression", "torch")
 OWN_ERRORS = (InputError, DivergedError, StorageError, LostProcessError)
 # The first words of lines in jsonargparse's messages that repeat other lines, or only name types of Python.
 REPETITIONS = (
@@ -168,8 +167,10 @@ def _place(error: BaseException) -> str:
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         package = str(frame.f_globals.get("__name__")).partition(".")[0]
-        is_own = package not in LIBRARIES and package not in sys.stdlib_module_names
-        place = f" ({Path(frame.f_code.co_filename).name}, line {line})" if is_own else ""
+        path = Path(frame.f_code.co_filename)
+        is_library = "site-packages" in path.parts or package == "softmax_regression"
+        is_own = not is_library and package not in sys.stdlib_module_names
+        place = f" ({path.name}, line {line})" if is_own else ""
     return place
 
 
@@ -191,7 +192,7 @@ def describe_error(error: BaseException, known: Callable[[], Iterable[str]]) -> 
     if isinstance(error, OWN_ERRORS):
         return f"error: {error}", error.exit_code
     if isinstance(error, ArgumentError):
-        return f"error: {shorten_parser_error(str(error), known())}", InputError.exit_code
+        return f"error: {shorten_parser_error(str(error), known())}{_place(error)}", InputError.exit_code
     if isinstance(error, OSError):  # raised by a library that reads or writes files, such as TensorBoard
         return f"error: {error}", StorageError.exit_code
     if isinstance(error, KeyboardInterrupt):

@@ -8,7 +8,7 @@ from inspect import Parameter, signature
 from pathlib import Path
 from typing import NamedTuple
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from softmax_regression.commands.messages import run_command
 from softmax_regression.errors import InputError
@@ -74,11 +74,21 @@ def run(args: Sequence[str]) -> None:
     switches = {f"--{option}" for option, parameter in parameters.items() if parameter.default is False}
     words = [f"{word}=true" if word in switches else word for word in flags]  # jsonargparse requires a value
     parser = _parser(name, study)
-    options = parser.instantiate(parser.parse_args(words)).as_dict()
+    options = parser.instantiate(_parse(parser, words)).as_dict()
     options.pop("config")
     if not 0 <= options.get("seed", 0) < 2**32:
         raise InputError(f"seed={options['seed']}: must be at least 0 and below 2^32")
     print(study.load()(**options))
+
+
+def _parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
+    """Parse the options; an error in a module of the user's own that is imported is an ArgumentError."""
+    try:
+        return parser.parse_args(words)
+    except (ArgumentError, InputError):
+        raise
+    except Exception as error:
+        raise ArgumentError(None, str(error)) from error
 
 
 def _parameters(args: Sequence[str]) -> Mapping[str, Parameter]:

@@ -44,6 +44,7 @@ class TrainCLI(ExperimentCLI):
         """Train a new run or a resumed one, in a folder that is locked for this process."""
         trainer = self.trainer
         checks.check_devices(trainer, self.datamodule)
+        checks.check_callbacks(trainer)
         self._check_data()
         checks.check_monitors(trainer, model, self.datamodule)
         if not isinstance(model, Classifier) or checks.may_log_more(trainer, model):

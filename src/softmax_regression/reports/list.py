@@ -25,7 +25,7 @@ def list_runs(logs: Path = Path("logs")) -> str:
     Args:
         logs: The folder of all experiments.
     """
-    folders = {path.parent for path in (*logs.glob("*/*/run.json"), *logs.glob("*/*/config.yaml"))}
+    folders = {path.parent for path in (*logs.rglob("run.json"), *logs.rglob("config.yaml"))}
     if not folders:
         raise InputError(f"{logs}: has no runs; train one with `train.py fit`")
     runs = list(map(_read, sorted(folders)))

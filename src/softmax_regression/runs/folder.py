@@ -176,7 +176,7 @@ def newest_run(which: str) -> Path:
     Raises:
         InputError: There is none under logs/.
     """
-    folders = {path.parent for path in Path("logs").glob("*/*/checkpoints/*.ckpt")}
+    folders = {path.parent for path in Path("logs").rglob("checkpoints/*.ckpt")}
     newest_first = sorted(folders, key=lambda folder: -folder.stat().st_mtime)
     if not newest_first:
         raise InputError(f"{which}: no run under logs/ has a checkpoint; train one with `train.py fit`")

@@ -4,8 +4,9 @@ Lightning restores neither: it warns, and trains on other images.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -165,6 +166,11 @@ class ResumableLoader(DataLoader[Any]):
             if name in states:
                 setattr(*where, states[name])
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how pickle makes a copy: pickle does not find the class, which was made in this process."""
+        _, kind = type(self).__bases__
+        return _new_resumable, (kind,), vars(self)
+
     def state_dict(self) -> dict[str, Tensor]:
         """Return nothing: the presence of this method tells Lightning that the loader resumes within an epoch."""
         return {}
@@ -201,26 +207,43 @@ def position_of(trainer: Trainer) -> dict[str, Any]:
 def make_loaders_resumable(trainer: Trainer, position: LoaderPosition) -> None:
     """Let the training loaders of a Trainer resume from a position, if they are DataLoaders without a state."""
     strategy: Any = trainer.strategy
-    process = strategy.process_dataloader
-    places = itertools.count()
+    # A partial, not a function in this one, as a Trainer can be pickled.
+    strategy.process_dataloader = partial(
+        _process_dataloader, strategy.process_dataloader, trainer, position, itertools.count()
+    )
 
-    def process_dataloader(loader: object) -> object:
-        loader = process(loader)
-        if not trainer.training:
-            return loader
-        place = next(places)
-        if isinstance(loader, DataLoader) and not hasattr(loader, "state_dict"):
-            kind = type(loader)
-            made: Any = loader
-            made.__class__ = type(kind.__name__, (ResumableLoader, kind), {"__module__": kind.__module__})
-            made.counts = {name: getattr(*where) for name, where in made._counts().items()}
-        if isinstance(loader, ResumableLoader):
-            loader.position = position
-            loader.place = place
-            loader.batches = 0
-            loader.order = {}
-            loader.first = {}
-            loader.set_sources(position.loaders.get(place, {}).get("generators", {}))
+
+def _process_dataloader(
+    process: Callable[[object], object],
+    trainer: Trainer,
+    position: LoaderPosition,
+    places: "itertools.count[int]",
+    loader: object,
+) -> object:
+    """Return a loader as the strategy's own method `process` does; one for the training can be resumed."""
+    loader = process(loader)
+    if not trainer.training:
         return loader
+    place = next(places)
+    if isinstance(loader, DataLoader) and not hasattr(loader, "state_dict"):
+        made: Any = loader
+        made.__class__ = _resumable(type(loader))
+        made.counts = {name: getattr(*where) for name, where in made._counts().items()}
+    if isinstance(loader, ResumableLoader):
+        loader.position = position
+        loader.place = place
+        loader.batches = 0
+        loader.order = {}
+        loader.first = {}
+        loader.set_sources(position.loaders.get(place, {}).get("generators", {}))
+    return loader
 
-    strategy.process_dataloader = process_dataloader
+
+def _resumable(kind: type[DataLoader[Any]]) -> type[ResumableLoader]:
+    """Return a class of resumable loaders that is otherwise like a class of loaders."""
+    return type(kind.__name__, (ResumableLoader, kind), {"__module__": kind.__module__})
+
+
+def _new_resumable(kind: type[DataLoader[Any]]) -> ResumableLoader:
+    """Return a loader without attributes, for pickle."""
+    return object.__new__(_resumable(kind))
