@@ -145,3 +145,20 @@ def test_a_checkpoint_of_a_plain_trainer_is_scored_by_the_classes_that_are_named
         capsys.readouterr()
         assert main(refused) == 2
         assert "plain.ckpt: does not say what was trained; give a run's folder" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'act' is an instance of `nn.Module`")
+@pytest.mark.parametrize("name", ["Child", slow("Parent"), slow("Chosen")])
+def test_arguments_that_a_module_saves_are_those_that_it_saves_without_a_command_line(name: str) -> None:
+    seed_everything(0, workers=True, verbose=False)
+    module = getattr(loading, name)()
+    Trainer(**QUIET, max_epochs=1).fit(module, data.Own())
+    flags = [f"--model=zoo.loading.{name}", "--trainer.max_epochs=1", "--best_checkpoint.monitor=val_loss"]
+    assert main(["fit", *USUAL, *flags]) == 0
+    run = only_run()
+    saved = checkpoint.read(run / "checkpoints" / "last.ckpt")
+    for weight, expected in zip(saved["state_dict"].values(), module.state_dict().values(), strict=True):
+        assert torch.equal(weight, expected)
+    assert main(["test", "--ckpt_path", str(run)]) == 0
+    age(run)
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0

@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
 
 from .modules import Plain
 
@@ -87,3 +88,32 @@ class OnDevice(Plain):
     def __init__(self, place: torch.device = torch.device("cpu")) -> None:  # noqa: B008
         super().__init__()
         self.net.to(place)
+
+
+class Parent(Plain):
+    """Makes itself by the arguments that it has saved."""
+
+    def __init__(self, hidden: int = 8, act: nn.Module | None = None) -> None:
+        act = act or nn.Tanh()
+        super().__init__()
+        self.save_hyperparameters(ignore="lr")
+        sizes: Any = self.hparams
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(784, sizes.hidden), sizes.act, nn.Linear(sizes.hidden, 10))
+
+
+class Child(Parent):
+    """Gives its parent arguments that it has not got itself."""
+
+    def __init__(self) -> None:
+        super().__init__(hidden=4)
+
+
+class Chosen(Plain):
+    """Makes the optimizer by an argument that it has saved, which is a function."""
+
+    def __init__(self, optimizer: OptimizerCallable = torch.optim.Adam) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+    def configure_optimizers(self) -> Any:
+        return self.hparams["optimizer"](self.parameters())
