@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from softmax_regression.commands.outputs import what_is_scored
 from softmax_regression.commands.predictions import (
@@ -180,3 +180,30 @@ def test_a_module_that_cannot_predict_from_inputs_alone_is_asked_for_its_own_ste
     forward_inputs_only(module)
     with pytest.raises(InputError, match=r"Sequences: define predict_step; forward fails .* missing 1 required"):
         predicted_by(module, X, X)
+
+
+class Pictures(Dataset[Any]):
+    """Pictures of different sizes, with three channels."""
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.zeros(3, 1, 1 + index)
+
+
+class Detects(LightningModule):
+    """Returns the boxes that it has found in each picture: as many as it is wide."""
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        return [{"boxes": picture[0, 0, :, None]} for picture in batch]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_an_index_is_that_of_the_example_in_its_data_whatever_the_order_and_the_batch() -> None:
+    table = PredictionTable(None)
+    options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    loaders = [DataLoader(Pictures(), 4, sampler=[4, 1, 0, 2, 3], collate_fn=list) for _ in range(2)]
+    Trainer(callbacks=[table], **options).predict(Detects(), loaders, return_predictions=False)
+    assert [row["index"] for row in table.rows] == [4, 1, 0, 2, 3, 9, 6, 5, 7, 8]
+    assert [row["output.boxes"].count("0.0") for row in table.rows] == [5, 2, 1, 3, 4] * 2

@@ -25,6 +25,7 @@ from softmax_regression.data.photos import Photos
 from softmax_regression.errors import InputError
 from softmax_regression.figures.scoring import loaders_by_name
 from softmax_regression.files import check_writable, reason
+from softmax_regression.runs.loops import predicted_examples
 
 # The beginning of a table of this project; an empty file may be replaced as well.
 _HEADER = re.compile(rb"index,(dataloader,)?(label,|image,)?(predicted|output)|$")
@@ -92,7 +93,8 @@ def allow_positional_arguments(data: LightningDataModule) -> None:
 class PredictionTable(Callback):
     """Collect a row for each example: its index, its label or photo, and what `predict_step` returned for it.
 
-    Where a batch has other than one row for each example, they have the index of its first example.
+    The index is that of the example in its data set, or the number so far where a loader does not tell it; further
+    loaders count on. Where a batch has other than one row for each example, they have the index of its first example.
 
     Args:
         data: The data module; its `class_names`, if it has any, are names for labels and outputs.
@@ -106,6 +108,7 @@ class PredictionTable(Callback):
         self.photos = _photos_of(data)
         self.rows: list[dict[str, Any]] = []
         self._examples = 0  # in all batches so far
+        self._starts: dict[int, int] = {}  # loader -> the number of examples of the loaders before
 
     def on_predict_batch_end(
         self,
@@ -118,14 +121,16 @@ class PredictionTable(Callback):
     ) -> None:
         """Add the rows of a batch."""
         labels = _labels(batch)
-        n = _batch_size(batch)
+        start = self._starts.setdefault(dataloader_idx, self._examples)
+        places = [start + place for place in predicted_examples(trainer, dataloader_idx, batch_idx)]
+        n = len(places) or _batch_size(batch)
         names = class_names_of(self.data)
         found = columns_of(outputs, names, n)
         count = max(map(len, found.values()), default=0)
         first, end = self._examples, self._examples + count
-        columns: Columns = {"index": list(range(first, end))}
+        columns: Columns = {"index": places or list(range(first, end))}
         if n not in (0, count):
-            columns["index"] = [first] * count
+            columns["index"] = columns["index"][:1] * count
         loaders = list(loaders_by_name(trainer.predict_dataloaders))
         if len(loaders) > 1:
             columns["dataloader"] = [loaders[dataloader_idx]] * count

@@ -1,10 +1,12 @@
 """Changes to Lightning's loops, and what only private names give; where one is missing, the loop does as it does."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.utilities import CombinedLoader
 
 
 def steps_done(trainer: Trainer) -> int:
@@ -57,6 +59,16 @@ def consumed_loaders(trainer: Trainer) -> list[bool]:
     """Return for each of several training loaders whether it has begun again in this epoch, as others are longer."""
     consumed: list[bool] = _private(trainer.fit_loop, "_combined_loader._iterator._consumed", [])
     return consumed
+
+
+def predicted_examples(trainer: Trainer, loader: int, batch: int) -> list[int]:
+    """Return the positions in their data set of the examples of a batch to predict; empty if they are not known."""
+    loaders = CombinedLoader(trainer.predict_dataloaders).flattened
+    batches: list[Any] = _private(loaders[loader], "batch_sampler.seen_batch_indices", [])
+    try:
+        return [operator.index(place) for place in batches[batch]]
+    except (IndexError, TypeError):  # the sampler may yield anything
+        return []
 
 
 def changed_by_hooks(module: LightningModule, batch: Any) -> Any:
