@@ -144,3 +144,18 @@ def test_a_module_that_only_trains_by_an_optimizer_of_its_own_has_a_report() -> 
     assert [list(row) for row in read_rows(run)] == [["epoch", "step", "loss"]] * 2
     assert main(["report", str(run)]) == 0
     assert "What the model makes of images is left out" in (run / "report" / "index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        "TQDMProgressBar",
+        pytest.param("RichProgressBar", marks=pytest.mark.slow),
+        pytest.param("BatchSizeFinder", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # of the trials of batch sizes
+def test_a_run_with_a_callback_of_lightnings_is_opened(callback: str) -> None:
+    assert fit("--trainer.max_epochs=1", f"--trainer.callbacks+={callback}") == 0
+    run = only_run()
+    assert open_run(str(run)).checkpoint.run == run

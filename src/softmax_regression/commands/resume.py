@@ -18,7 +18,7 @@ from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.record import RunRecord, read_manifest, saved_results, saved_step, update_manifest
 from softmax_regression.runs.rows import keep_logged_rows
-from softmax_regression.runs.settings import class_path_of, drop_finders
+from softmax_regression.runs.settings import class_path_of
 
 # Options, or first parts of their names, that change the results, so that a resumed run must have the same values.
 MUST_STAY = (
@@ -75,7 +75,6 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
             f"the run was started from Python with {known['unrecorded'][0]}, which its configuration cannot say; "
             "resume from Python with trainer.fit(..., ckpt_path=...)"
         )
-    drop_finders(trainer)
     other = other_data(saved, data)
     if other:
         raise InputError(f"{other}; give the same files, or start a new run")

@@ -36,6 +36,7 @@ from softmax_regression.runs.last_checkpoint import LastCheckpoint
 from softmax_regression.runs.processes import choose_threads, launched_devices, print_rank_zero
 from softmax_regression.runs.progress import EpochProgress
 from softmax_regression.runs.record import RunRecord
+from softmax_regression.runs.settings import drop_finders
 
 # The callbacks of every run, by their group of flags; `trainer.callbacks` is for the user's own.
 DEFAULT_CALLBACKS: dict[str, type[Callback]] = {
@@ -160,6 +161,8 @@ class ExperimentCLI(LightningCLI):
         made = Trainer(**{**trainer, "callbacks": callbacks, **kwargs, **launched_devices()})
         if not _has(CheckpointIO, as_list(trainer.plugins)):
             made.strategy.checkpoint_io = SafeCheckpointIO()
+        if self.checkpoint:
+            drop_finders(made)
         return made
 
     def _wants(self, kind: type[Callback], own: Sequence[Callback]) -> bool:

@@ -16,7 +16,7 @@ from softmax_regression.figures.scoring import choose_loader
 from softmax_regression.runs.checkpoint import about_run
 from softmax_regression.runs.folder import SavedCheckpoint, open_checkpoint
 
-SWITCHED_OFF = ("logger", "enable_progress_bar", "fast_dev_run", "barebones")  # options of the Trainer
+SWITCHED_OFF = ("logger", "fast_dev_run", "barebones")  # options of the Trainer
 
 
 class OpenedRun(NamedTuple):

@@ -168,5 +168,5 @@ def with_found(config: str, trainer: Trainer, pl_module: LightningModule) -> str
 
 
 def drop_finders(trainer: Trainer) -> None:
-    """Remove Lightning's finders from a resumed run, which keeps the values that they found at its start."""
+    """Remove Lightning's finders: a run that is resumed or scored keeps the values that they found at its start."""
     trainer.callbacks[:] = [each for each in trainer.callbacks if not isinstance(each, FINDERS)]  # type: ignore[attr-defined]
