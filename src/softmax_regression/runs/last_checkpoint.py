@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from softmax_regression.errors import InputError
@@ -64,6 +65,7 @@ class LastCheckpoint(Checkpoint):
         self._interruption = Interruption()
         self._position = LoaderPosition()
         self._running = RunningMetrics()
+        self._gradients: dict[str, Tensor] = {}  # of the run to resume, until they have been set
         self.folder: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -84,6 +86,9 @@ class LastCheckpoint(Checkpoint):
             checkpoint["softmax_regression.generators"] = _of_all_processes(generators, trainer)
         # Lightning would write the next epoch if this one is over.
         checkpoint["epoch"] = max(trainer.fit_loop.epoch_progress.current.ready - 1, 0)
+        if not pl_module.automatic_optimization:  # it may accumulate gradients over steps and epochs
+            gradients = move_data_to_device(_gradients(pl_module), torch.device("cpu"))
+            checkpoint["softmax_regression.gradients"] = _of_all_processes(gradients, trainer)
         running = self._running.state_dict(trainer, pl_module)
         if any(running.values()):
             on_cpu = move_data_to_device(running, torch.device("cpu"))
@@ -102,6 +107,8 @@ class LastCheckpoint(Checkpoint):
                 for name, generator in _generators(trainer, pl_module).items():
                     if name in mine:
                         set_generator_state(generator, mine[name])
+            if "softmax_regression.gradients" in checkpoint:
+                self._gradients = checkpoint["softmax_regression.gradients"][trainer.global_rank]
             if "softmax_regression.running" in checkpoint:
                 self._running.load_state_dict(checkpoint["softmax_regression.running"][trainer.global_rank], pl_module)
 
@@ -118,6 +125,10 @@ class LastCheckpoint(Checkpoint):
             validated_batches(trainer).update(self._position.validated)
             if self._position.batches:
                 consumed_loaders(trainer)[:] = self._position.consumed
+        for name, gradient in self._gradients.items():
+            weight = pl_module.get_parameter(name)
+            weight.grad = gradient.to(weight.device)
+        self._gradients = {}
         call_after(trainer.fit_loop, partial(self._save, trainer))
         call_after(trainer.fit_loop.epoch_loop, partial(self._save_if_due, trainer))
         if self._position.random:
@@ -188,6 +199,11 @@ def _generators(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         objects[callback.state_key] = callback
     return own_generators(objects)
+
+
+def _gradients(module: LightningModule) -> dict[str, Tensor]:
+    """Return the gradients that the parameters of a module have."""
+    return {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
 
 
 def _of_all_processes(state: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
