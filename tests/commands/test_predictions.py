@@ -63,6 +63,22 @@ OUTPUTS = {
         [{"label": 3, "box": torch.ones(1, 2)}, {"label": 4, "box": np.ones((0, 2))}],
         {"output.label": [3, 4], "output.box": ["[[1.0, 1.0]]", "[]"]},
     ),
+    "what was found in each example, with parts": (
+        [{"a": {"box": torch.ones(1, 2, dtype=torch.bfloat16)}}, (torch.eye(1), "x")],
+        {"output.a": ['{"box": [[1.0, 1.0]]}', None], "output": [None, '[[[1.0]], "x"]']},
+    ),
+    "complex numbers an example": (
+        [torch.tensor([1 + 2j]), torch.tensor([])],
+        {"output": ['["(1+2j)"]', "[]"]},
+    ),
+    "a nested tensor": (
+        {"at": torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged)},
+        {"output.at": ["[1.0]", "[1.0, 1.0]"]},
+    ),
+    "a sparse tensor in a dictionary": (
+        {"at": torch.eye(2, 2).to_sparse()},
+        {"output.at.0": ["1", "0"], "output.at.1": ["0", "1"]},
+    ),
     "a sparse tensor": (
         torch.eye(2, 3).to_sparse(),
         {"output.0": ["1", "0"], "output.1": ["0", "1"], "output.2": ["0", "0"]},

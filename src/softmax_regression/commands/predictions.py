@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.data import extract_batch_size
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
@@ -30,6 +29,7 @@ from softmax_regression.runs.loops import predicted_examples
 # The beginning of a table of this project; an empty file may be replaced as well.
 _HEADER = re.compile(rb"index,(dataloader,)?(label,|image,)?(predicted|output)|$")
 Columns = dict[str, list[Any]]
+JSON_KINDS = (str, int, float, list, tuple, dict, type(None))
 
 
 def choose_path(run: Path | None, output: str | None, force: bool, data: Any) -> Path:
@@ -82,7 +82,7 @@ def allow_positional_arguments(data: LightningDataModule) -> None:
 
     def predict_dataloader() -> Any:
         loaders = make_loaders()
-        for loader in CombinedLoader(loaders).flattened:
+        for loader in loaders_by_name(loaders).values():
             if type(loader) is DataLoader:
                 vars(loader).pop("__pl_saved_args", None)
         return loaders
@@ -181,9 +181,8 @@ def columns_of(output: Any, class_names: Sequence[str], n: int) -> Columns:
         probability = [f"{value:.6f}" for value in output["probability"].tolist()]
         numbers = _numbers(output["probabilities"], class_names)
         return {"predicted": predicted, "probability": probability, **numbers}
-    if isinstance(output, Tensor):
-        output = output.to_dense()
-    if isinstance(output, Tensor) and output.ndim == 2 and output.shape[1] == len(class_names):
+    if isinstance(output, Tensor) and not output.is_nested and output.ndim == 2 and output.shape[1] == len(class_names):
+        output = _dense(output)
         predicted = _class_names(output.argmax(1).tolist(), class_names)
         return {"predicted": predicted, **_numbers(output, class_names)}
     return _nested_columns(output, "output", n)
@@ -193,6 +192,8 @@ def _nested_columns(output: Any, name: str, n: int) -> Columns:
     """Return the columns of nested dictionaries, tuples or lists of tensors, named by their keys and positions."""
     if output is None:
         return {}
+    if isinstance(output, Tensor) and output.is_nested:
+        output = list(output.unbind())
     if is_dataclass(output):
         output = vars(output)
     if isinstance(output, np.ndarray | np.generic) and output.dtype.kind not in "biufc":  # texts
@@ -210,7 +211,7 @@ def _nested_columns(output: Any, name: str, n: int) -> Columns:
         return columns
     if not isinstance(output, Tensor | np.ndarray | np.generic):
         return {name: [output]}
-    values = torch.as_tensor(output).detach().cpu()
+    values = _dense(torch.as_tensor(output))
     if values.ndim < 2:
         return {name: values.reshape(-1).tolist()}
     values = values.flatten(1)
@@ -243,12 +244,23 @@ def _columns_by_example(output: Sequence[Any], name: str) -> Columns:
 
 
 def _cell(value: Any) -> Any:
-    """Return a value as a cell of a table; an array becomes a list in JSON."""
+    """Return a value as a cell of a table; an array, or what has several values, becomes JSON."""
+    value = _of_python(value)
+    return json.dumps(value, default=_of_python) if isinstance(value, list | tuple | dict) else value
+
+
+def _of_python(value: Any) -> Any:
+    """Return an array as a list, and another value as itself or, where JSON has none of its kind, as text."""
     if isinstance(value, Tensor):
-        value = value.detach().cpu().to_dense().numpy()
+        return _dense(value).tolist()
     if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    return json.dumps(value) if isinstance(value, list) else value
+        return value.tolist()
+    return value if isinstance(value, JSON_KINDS) else str(value)
+
+
+def _dense(values: Tensor) -> Tensor:
+    """Return a tensor without gradients and sparsity, on the CPU."""
+    return values.detach().cpu().to_dense()
 
 
 def _numbers(values: Tensor, names: Sequence[str]) -> Columns:
