@@ -410,9 +410,9 @@ class Net(LightningModule):
 class Deep(Net):
     """It has as many layers as it is given widths."""
 
-    def __init__(self, widths: list[int]) -> None:
+    def __init__(self, widths: list[int] | None = None) -> None:
         super().__init__(nn.ReLU())
-        sizes = [4, *widths, 3]
+        sizes = [4, *(widths or []), 3]
         self.net = nn.Sequential(*(nn.Linear(*pair) for pair in pairwise(sizes)))
 
 
@@ -475,10 +475,10 @@ class TestAnybodysModel:
             sweep.run(self.SPACE, seeds=[0], model=Net, data=Rows)
         assert not Path("studies").exists()
 
-    def test_may_have_parameters_that_are_lists(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_may_have_parameters_that_are_lists_or_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
         words = ["--model=test_sweep.Deep", "--data=test_sweep.Rows", "--monitor=val_loss", "--seeds=[0]"]
-        assert main(["sweep", *words, '--space={"widths": [[4], [4, 3]], "epochs": [1]}']) == 0
-        assert capsys.readouterr().err.count("with widths=[4") == 2
+        assert main(["sweep", *words, '--space={"widths": [[4], null, [4, 3]], "epochs": [1]}']) == 0
+        assert capsys.readouterr().err.count("with widths=") == 3
 
     @pytest.mark.slow
     def test_may_fail_in_one_configuration(self) -> None:

@@ -135,13 +135,17 @@ def _draw_scores(axes: Axes, name: str, colour: str, results: Sequence[Result], 
             place = result.params[name]
         lines.setdefault(result.params.get(colour, ""), {}).setdefault(place, result)
     style = {True: "o-", False: "o"}[plan.is_grid]
-    values = sorted_values(result.params[name] for result in results)
+    values: list[Any] = sorted_values(result.params[name] for result in results)
+    are_numbers = all(isinstance(value, int | float) for value in values)
     for label, shade in zip(sorted_values(lines), itertools.cycle(PALETTE)):
         points = sorted(lines[label].values(), key=lambda result: values.index(result.params[name]))
         x: list[Any] = [result.params[name] for result in points]
+        if not are_numbers:
+            x = [str(value) for value in x]
         scores = torch.stack([result.last(plan.monitor) for result in points])  # (points, seeds)
         error_bars(axes, x, scores, fmt=style, ms=4, color=shade, label=str(label))
-    _set_ticks(axes, values, plan.is_grid)
+    if are_numbers:
+        _set_ticks(axes, values, plan.is_grid)
     if colour:
         axes.legend(title=colour, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=4, fontsize=8)
 
@@ -154,8 +158,6 @@ def error_bars(axes: Axes, x: Any, values: Tensor, **style: Any) -> None:
 
 def _set_ticks(axes: Axes, values: Sequence[Any], is_grid: bool) -> None:
     """Make the axis of a hyperparameter logarithmic if its values span more than a factor of ten."""
-    if not all(isinstance(value, int | float) for value in values):
-        return
     if 0 < 10 * values[0] < values[-1]:
         axes.set_xscale("log")
     axes.xaxis.set(major_formatter="{x:g}", minor_formatter="")
