@@ -273,6 +273,20 @@ def test_several_loaders_go_on_where_the_run_was_killed(kind: str, every: int | 
     assert rest == whole[done:]
 
 
+class Shards:
+    """A loader of another library: it draws an order, and knows neither a length nor a state."""
+
+    def __iter__(self) -> Iterator[Any]:
+        for index in torch.randperm(7):
+            yield ROWS[3 * index : 3 * index + 3]
+
+
+def test_what_cannot_go_on_where_it_was_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    resumed(11, Shards)
+    says = "Shards: has no state_dict, so its minibatches are other than without the interruption\n"
+    assert capsys.readouterr().out.count(says) == 1
+
+
 def test_a_loader_stays_what_it_is() -> None:
     class Mine(DataLoader[Any]):
         pass

@@ -229,6 +229,9 @@ def _process_dataloader(
         made: Any = loader
         made.__class__ = _resumable(type(loader))
         made.counts = {name: getattr(*where) for name, where in made._counts().items()}
+    elif position.started and not hasattr(loader, "state_dict"):
+        name = type(loader).__name__
+        print_rank_zero(f"{name}: has no state_dict, so its minibatches are other than without the interruption")
     if isinstance(loader, ResumableLoader):
         loader.position = position
         loader.place = place
