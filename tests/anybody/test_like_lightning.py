@@ -162,3 +162,15 @@ def test_arguments_that_a_module_saves_are_those_that_it_saves_without_a_command
     assert main(["test", "--ckpt_path", str(run)]) == 0
     age(run)
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
+
+
+def test_figures_that_are_left_out_draw_no_random_number(capsys: pytest.CaptureFixture[str]) -> None:
+    seed_everything(0, workers=True, verbose=False)
+    module = modules.Autoencoder()
+    Trainer(**QUIET, max_epochs=2).fit(module, data.Own())
+    flags = ["--model=zoo.modules.Autoencoder", "--trainer.max_epochs=2", "--best_checkpoint.monitor=val_loss"]
+    assert main(["fit", *USUAL, "--figures.every_n_epochs=1", *flags]) == 0
+    assert "figures val/... are left out: " in capsys.readouterr().err
+    saved = checkpoint.read(only_run() / "checkpoints" / "last.ckpt")
+    for name, weight in module.state_dict().items():
+        assert torch.equal(saved["state_dict"][name], weight)

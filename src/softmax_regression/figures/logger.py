@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from softmax_regression.data.module import class_names_of
 from softmax_regression.errors import InputError
@@ -121,13 +122,14 @@ class FigureLogger(Callback):
     @contextmanager
     def _left_out_on_error(self, trainer: Trainer, what: str) -> Iterator[None]:
         """Print an error once, in one line: a figure must not end a run."""
-        try:
-            yield
-        except Exception as error:  # of the user's module, loader or classes
-            why = reason(error)
-            if trainer.is_global_zero and why not in self._reasons:
-                print(f"{what} are left out: {why}", file=sys.stderr)
-            self._reasons.add(why)
+        with isolate_rng():  # it restores nothing if an error leaves it
+            try:
+                yield
+            except Exception as error:  # of the user's module, loader or classes
+                why = reason(error)
+                if trainer.is_global_zero and why not in self._reasons:
+                    print(f"{what} are left out: {why}", file=sys.stderr)
+                self._reasons.add(why)
 
     def _writer(self, trainer: Trainer) -> "SummaryWriter | None":
         """Return the TensorBoard writer, None if there is none; on all processes, because they score together."""
