@@ -104,6 +104,7 @@ WRONG_OPTIONS = [
     slow("--threads=0", "threads=0"),
     ("--trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: is for processes that a notebook starts; give ddp"),
     ("--early_stopping.patience=-1", "early_stopping.patience=-1"),
+    ("--trainer.callbacks.help=EarlyStopping", "error: trainer.callbacks: every run has an EarlyStopping"),
     ("--early_stopping.monitor=val/accuracy", "val/accuracy of EarlyStopping: nothing logs it"),
     # of the Trainer
     ("--trainer.max_epochs=0", "trainer.max_epochs=0"),

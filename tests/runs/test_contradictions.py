@@ -318,7 +318,8 @@ def test_a_run_is_not_resumed_without_its_folder(run: Path, capsys: pytest.Captu
 @pytest.mark.parametrize("with_ours", [False, slow(True)])
 def test_a_run_with_other_loggers_is_resumed(with_ours: bool, capsys: pytest.CaptureFixture[str]) -> None:
     csv = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: csv}}"
-    loggers = f"[{csv}, softmax_regression.RunLogger]" if with_ours else csv
+    board = "{class_path: lightning.pytorch.loggers.TensorBoardLogger, init_args: {save_dir: board}}"
+    loggers = f"[{csv}, {board}, softmax_regression.RunLogger]" if with_ours else csv
     assert fit("--trainer.max_epochs=1", f"--trainer.logger={loggers}") == 0
     run = only_run() if with_ours else only_run(Path("csv"))
     assert (run / "checkpoints" / "best.ckpt").exists()

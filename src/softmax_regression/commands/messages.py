@@ -91,7 +91,7 @@ def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
         return f"{name}: init_args is empty; give arguments there, or drop it"
     if "Multiple subclasses with name EarlyStopping" in message:
         remedy = "set it by --early_stopping.monitor, or name lightning.pytorch.callbacks.EarlyStopping for your own"
-        return f"{name}: every run has an EarlyStopping; {remedy}"
+        return f"{name or 'trainer.callbacks'}: every run has an EarlyStopping; {remedy}"
     refused = _REFUSED.search(message)
     if refused:
         if refused[1].startswith("__main__."):

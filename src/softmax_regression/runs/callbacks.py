@@ -22,11 +22,12 @@ DEFAULT_MONITOR = "val/loss"  # a Classifier logs it; another module need not
 
 
 def folder_of(trainer: Trainer) -> Path | None:
-    """Return the folder of a run, that of its TensorBoard logger if it has one; all processes must call this."""
+    """Return the folder of a run: that of its RunLogger, or of another TensorBoardLogger; all processes must call it."""
     if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
-    dirs = [logger.log_dir for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
-    folder = trainer.strategy.broadcast(dirs[0]) if dirs else trainer.log_dir
+    boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+    boards.sort(key=lambda logger: not hasattr(logger, "reopen"))  # a RunLogger comes first
+    folder = trainer.strategy.broadcast(boards[0].log_dir) if boards else trainer.log_dir
     return Path(folder or trainer.default_root_dir)
 
 
