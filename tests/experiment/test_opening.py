@@ -147,15 +147,16 @@ def test_a_module_that_only_trains_by_an_optimizer_of_its_own_has_a_report() -> 
 
 
 @pytest.mark.parametrize(
-    "callback",
+    "flag",
     [
-        "TQDMProgressBar",
-        pytest.param("RichProgressBar", marks=pytest.mark.slow),
-        pytest.param("BatchSizeFinder", marks=pytest.mark.slow),
+        "callbacks+=TQDMProgressBar",
+        pytest.param("callbacks+=RichProgressBar", marks=pytest.mark.slow),
+        pytest.param("callbacks+=BatchSizeFinder", marks=pytest.mark.slow),
+        pytest.param("profiler=PyTorchProfiler --trainer.profiler.export_to_chrome=false", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")  # of the trials of batch sizes
-def test_a_run_with_a_callback_of_lightnings_is_opened(callback: str) -> None:
-    assert fit("--trainer.max_epochs=1", f"--trainer.callbacks+={callback}") == 0
+@pytest.mark.filterwarnings("ignore")  # Lightning's, of trials of batch sizes and of a profiler in few steps
+def test_a_run_is_opened_without_what_only_watches_or_searches(flag: str) -> None:
+    assert fit("--trainer.max_epochs=1", *f"--trainer.{flag}".split()) == 0
     run = only_run()
     assert open_run(str(run)).checkpoint.run == run

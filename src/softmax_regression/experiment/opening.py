@@ -16,7 +16,7 @@ from softmax_regression.figures.scoring import choose_loader
 from softmax_regression.runs.checkpoint import about_run
 from softmax_regression.runs.folder import SavedCheckpoint, open_checkpoint
 
-SWITCHED_OFF = ("logger", "fast_dev_run", "barebones")  # options of the Trainer
+SWITCHED_OFF = {"logger": "false", "fast_dev_run": "false", "barebones": "false", "profiler": "null"}  # of the Trainer
 
 
 class OpenedRun(NamedTuple):
@@ -63,7 +63,7 @@ def open_run(which: str, dirs: Sequence[str] | None = None) -> OpenedRun:
         InputError: There is no such run, or its configuration does not fit the checkpoint.
     """
     checkpoint = open_checkpoint(which)
-    flags = [f"--trainer.{name}=false" for name in SWITCHED_OFF]
+    flags = [f"--trainer.{name}={value}" for name, value in SWITCHED_OFF.items()]
     if dirs is not None:
         flags.append(f"--data.dirs={json.dumps(dirs)}")
     try:

@@ -22,7 +22,7 @@ DEFAULT_MONITOR = "val/loss"  # a Classifier logs it; another module need not
 
 
 def folder_of(trainer: Trainer) -> Path | None:
-    """Return the folder of a run: that of its RunLogger, or of another TensorBoardLogger; all processes must call it."""
+    """Return the folder of a run, that of its RunLogger or another TensorBoardLogger; all processes must call this."""
     if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
