@@ -99,6 +99,8 @@ class LastCheckpoint(Checkpoint):
         if trainer.precision == "64-true":  # Lightning has loaded the weights before the module has their type
             trainer.precision_plugin.convert_module(pl_module)
             pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
+        if trainer.state.fn != "fit":  # what the training has counted and drawn is nothing to score with
+            return
         states = checkpoint.get("softmax_regression.random", [])
         if len(states) == trainer.world_size:
             self._position.set(checkpoint.get("softmax_regression.position", {}), states[trainer.global_rank])

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
 
 from .modules import Plain
 
@@ -117,3 +118,25 @@ class Chosen(Plain):
 
     def configure_optimizers(self) -> Any:
         return self.hparams["optimizer"](self.parameters())
+
+
+class Counts(Plain):
+    """Has one metric for all stages, and resets it after each epoch of the training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.accuracy = MulticlassAccuracy(10)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.accuracy.update(self(batch[0]), batch[1])
+        return super().training_step(batch, batch_idx)
+
+    def on_train_epoch_end(self) -> None:
+        self.log("accuracy", self.accuracy.compute())
+        self.accuracy.reset()
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.accuracy.update(self(batch[0]), batch[1])
+
+    def on_test_epoch_end(self) -> None:
+        self.log("test_accuracy", self.accuracy.compute())
