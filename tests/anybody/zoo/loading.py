@@ -121,7 +121,7 @@ class Chosen(Plain):
 
 
 class Counts(Plain):
-    """Has one metric for all stages, and resets it after each epoch of the training."""
+    """Has one metric for all stages, and resets it before each epoch of the training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -131,9 +131,11 @@ class Counts(Plain):
         self.accuracy.update(self(batch[0]), batch[1])
         return super().training_step(batch, batch_idx)
 
+    def on_train_epoch_start(self) -> None:
+        self.accuracy.reset()
+
     def on_train_epoch_end(self) -> None:
         self.log("accuracy", self.accuracy.compute())
-        self.accuracy.reset()
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self.accuracy.update(self(batch[0]), batch[1])
