@@ -20,6 +20,7 @@ from marks import slow
 from softmax_regression import EarlyStopping, FashionMNISTDataModule, RunLogger, RunRecord, SoftmaxRegression
 from softmax_regression.commands.train import main
 from softmax_regression.errors import DivergedError, InputError, StorageError
+from softmax_regression.experiment.opening import open_run
 from softmax_regression.files import remove_temporary_files, write
 from softmax_regression.runs.checkpoint import SafeCheckpointIO, dumps, read
 from softmax_regression.runs.rows import read_rows
@@ -163,7 +164,7 @@ def test_no_truncation_and_nothing_appended_changes_what_is_read(good: bytes, tr
 CONTENTS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a list": lambda saved: [1, 2],
     "nothing": lambda saved: {},
-    "no callbacks": lambda saved: {key: saved[key] for key in ("state_dict", "loops", "epoch")},
+    "no step": lambda saved: {key: saved[key] for key in ("state_dict", "loops", "epoch")},
     "weights that are none": lambda saved: saved | {"state_dict": {WEIGHT: 1}},
     "a NaN": lambda saved: saved | {"state_dict": {WEIGHT: torch.tensor([0, float("nan")])}},
 }
@@ -366,3 +367,19 @@ def test_the_checkpoint_of_a_plain_trainer_opens_with_every_command(
     ours, whole = (read(each / "checkpoints" / "last.ckpt") for each in (run, run.with_name("whole")))
     assert torch.equal(ours["state_dict"][WEIGHT], whole["state_dict"][WEIGHT])
     assert read_rows(run) == read_rows(run.with_name("whole"))
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_weights_alone_is_scored_but_not_resumed(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.save_weights_only=true"]
+    assert fit(*options, "--trainer.callbacks.filename=weights", "--trainer.max_epochs=1") == 0
+    run = only_run()
+    path = str(run / "checkpoints" / "weights.ckpt")
+    assert main(["test", "--ckpt_path", str(run)]) == 0
+    scores = manifest(run)["test"]
+    assert main(["test", "--ckpt_path", path]) == 0
+    assert manifest(run)["test"] == scores
+    assert open_run(path).data is not None
+    capsys.readouterr()
+    assert main(["fit", "--resume", path, "--trainer.max_epochs=2"]) == 2
+    assert "the checkpoint holds weights alone; give the run's folder" in one_line(capsys)

@@ -52,6 +52,8 @@ MAY_CHANGE = (
 
 def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningModule, data: LightningDataModule) -> None:
     """Refuse flags that contradict the configuration of the run to resume, and other data; callbacks may be added."""
+    if "optimizer_states" not in saved:
+        raise InputError("the checkpoint holds weights alone; give the run's folder, whose last.ckpt holds the rest")
     record = next(each for each in trainer.callbacks if isinstance(each, RunRecord))  # type: ignore[attr-defined]
     known = about_run(saved)
     before: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}  # a run started from Python does not record them

@@ -38,7 +38,7 @@ class _Opener(ExperimentCLI):
         trainer = self.trainer
         trainer.limit_val_batches = trainer.limit_test_batches = trainer.limit_predict_batches = 0
         options: dict[str, Any] = {"ckpt_path": str(self.checkpoint.path)}
-        if about_run(self.checkpoint.content).get("data") is None:
+        if about_run(self.checkpoint.content).get("data", "") is None:
             self.datamodule = None
             options["dataloaders"] = []
         else:

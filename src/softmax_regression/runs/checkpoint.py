@@ -28,8 +28,8 @@ NOT_SERIALIZABLE = "Unable to serialize instance "  # jsonargparse writes this f
 EXTRA_STATE = "_extra_state"  # a state_dict name with this ending may have any value: see nn.Module.get_extra_state
 PLAIN_KINDS = {Tensor, bool, int, float, str, type(None)}  # torch.load reads these with weights_only=True
 RUN = "softmax_regression.run"  # the key of what RunRecord adds to checkpoints
-# The entries of every checkpoint of a Trainer, and their types.
-CONTENT = {"state_dict": dict, "callbacks": dict, "loops": dict, "epoch": int, "global_step": int}
+# The entries of every checkpoint of a Trainer, and their types; one of weights alone has no others.
+CONTENT = {"state_dict": dict, "loops": dict, "epoch": int, "global_step": int}
 
 
 def about_run(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def results(trainer: Trainer) -> dict[str, dict[str, Any]]:
 def saved_best(saved: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the value of `BestCheckpoint.best` that a checkpoint has saved."""
     best = None
-    for name, state in saved["callbacks"].items():
+    for name, state in saved.get("callbacks", {}).items():
         if name.startswith("BestCheckpoint"):  # the state of another callback may hold anything
             best = state.get("best", best)
     return best
