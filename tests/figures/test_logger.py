@@ -77,7 +77,8 @@ def trained(model: LightningModule, *callbacks: Callback, data: Any = (), epochs
 
 @pytest.mark.slow
 def test_the_last_and_the_best_epoch_are_drawn_and_all_of_the_test() -> None:
-    assert fit(ON, "--best_checkpoint.mode=max", "--trainer.max_epochs=4") == 0  # the first, with the highest loss
+    own = ["--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=step", "--trainer.callbacks.mode=max"]
+    assert fit(ON, "--best_checkpoint.mode=max", *own, "--trainer.max_epochs=4") == 0  # the first: the highest loss
     run = only_run()
     best = checkpoint.read(run / "checkpoints" / "best.ckpt")["global_step"]
     assert best < 4 * STEPS

@@ -18,6 +18,7 @@ from softmax_regression.errors import InputError
 from softmax_regression.figures.predictions import figures_of
 from softmax_regression.figures.scoring import choose_loader, score
 from softmax_regression.files import reason
+from softmax_regression.runs.callbacks import BestCheckpoint
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -81,9 +82,9 @@ class FigureLogger(Callback):
             return
         if self._drawn != trainer.global_step:
             self._draw(trainer, pl_module, "val", trainer.global_step)
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
-                self._draw_best(trainer, pl_module, callback.best_model_path)
+        best = _best_checkpoint(trainer)
+        if best:
+            self._draw_best(trainer, pl_module, best)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw all figures of the test images."""
@@ -137,6 +138,17 @@ class FigureLogger(Callback):
         if self.run:
             boards.append(TensorBoardLogger(self.run, name="", version=""))
         return boards[0].experiment if boards else None
+
+
+def _best_checkpoint(trainer: Trainer) -> str | None:
+    """Return the path of best.ckpt or, without a BestCheckpoint, of what another callback has found the best."""
+    best = None
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
+            best = callback.best_model_path
+            if isinstance(callback, BestCheckpoint):
+                break
+    return best
 
 
 def _choose(trainer: Trainer, stage: str) -> tuple[Iterable[Any], int | None] | None:
