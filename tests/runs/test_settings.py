@@ -256,9 +256,20 @@ class Unfreeze(BaseFinetuning):
                 parameter.requires_grad = True
 
 
+class Thaws(SoftmaxRegression):
+    """Freezes its weights in a hook, and trains them from the second epoch on."""
+
+    def on_fit_start(self) -> None:
+        self.net[-1].weight.requires_grad = False
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.net[-1].weight.requires_grad = True
+
+
 @pytest.mark.slow
-def test_what_was_unfrozen_stays_so_when_a_run_goes_on() -> None:
-    unfreeze = f"--trainer.callbacks+={__name__}.Unfreeze"
+@pytest.mark.parametrize("unfreeze", [f"--trainer.callbacks+={__name__}.Unfreeze", f"--model={__name__}.Thaws"])
+def test_what_was_unfrozen_stays_so_when_a_run_goes_on(unfreeze: str) -> None:
     assert fit(unfreeze, "--trainer.logger.version=whole", "--trainer.max_epochs=4") == 0
     assert fit(unfreeze, "--trainer.logger.version=resumed", "--trainer.max_epochs=2") == 0
     whole, resumed = Path("logs/softmax/whole"), Path("logs/softmax/resumed")

@@ -140,7 +140,7 @@ def _frozen(module: LightningModule) -> list[str]:
 
 
 def _restore_frozen(module: LightningModule, names: Sequence[str] | None) -> None:
-    """Freeze what was frozen in a checkpoint, and nothing else: BaseFinetuning freezes everything as a run begins."""
+    """Freeze what was frozen in a checkpoint, and nothing else: a hook may freeze everything as a run begins."""
     if names is None:
         return
     for name, parameter in module.named_parameters():
@@ -184,7 +184,8 @@ class RunRecord(Callback):
         if self._describes_itself:
             self.config, self._unrecorded = describe_run(trainer, pl_module)
         self.config = with_found(str(self.config), trainer, pl_module)
-        if self._saved:
+        finetunes = any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        if self._saved and (finetunes or not self._describes_itself):  # a script may freeze other parts than before
             _restore_frozen(pl_module, about_run(self._saved).get("frozen"))
         if type(pl_module).__module__ == "__main__":
             note = "is in a script or notebook; no command opens its runs until it is in a module"
@@ -235,12 +236,11 @@ class RunRecord(Callback):
             "sha256": getattr(loaded_images(datamodule), "sha256", None),
             "step": steps_done(trainer),
             "unrecorded": self._unrecorded,
+            "frozen": _frozen(pl_module),
         }
         if trainer.is_global_zero:
             mark_saved(trainer.loggers, steps_done(trainer))
             checkpoint[RUN]["csv_rows"] = count_logged_rows(trainer.loggers)
-        if any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
-            checkpoint[RUN]["frozen"] = _frozen(pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Record that the run was interrupted or diverged."""
