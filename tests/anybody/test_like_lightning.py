@@ -175,3 +175,14 @@ def test_figures_that_are_left_out_draw_no_random_number(capsys: pytest.CaptureF
     saved = checkpoint.read(only_run() / "checkpoints" / "last.ckpt")
     for name, weight in module.state_dict().items():
         assert torch.equal(saved["state_dict"][name], weight)
+
+
+@pytest.mark.parametrize("name", ["1e5", slow("-1.5E+3"), slow("1_0e2")])
+def test_a_text_that_looks_like_a_number_stays_a_text(name: str) -> None:
+    flags = ["--model=zoo.odd.WithName", f"--model.name={name}", "--trainer.max_epochs=1"]
+    assert main(["fit", *USUAL, *flags, "--best_checkpoint.monitor=val_loss"]) == 0
+    run = only_run()
+    assert main(["test", "--ckpt_path", str(run)]) == 0
+    age(run)
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
+    assert checkpoint.read(run / "checkpoints" / "last.ckpt")["hyper_parameters"]["name"] == name

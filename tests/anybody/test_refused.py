@@ -41,6 +41,10 @@ REFUSED = {
         ["--model=yaml.Net"],
         "module 'yaml' has no attribute 'Net'; the module is /",
     ),
+    "a default that is an array": (
+        ["--model=zoo.odd.WithArray"],
+        "model: The truth value of an array with more than one element is ambiguous",
+    ),
     "an error in the class itself": (
         ["--model=zoo.odd.WithError"],
         "unsupported operand type(s) for +: 'int' and 'str' (odd.py, line ",

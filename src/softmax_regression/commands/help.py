@@ -62,7 +62,8 @@ def _help_parser(command: str, flags: Sequence[str], everything: bool) -> Argume
             found = resolve_name(flag_value(flags, group) or flag_value(flags, f"{group}.class_path") or "")
             if isinstance(found, type):
                 kind = found
-        parser.add_class_arguments(kind, group, fail_untyped=False)
+        with suppress(Exception):  # of jsonargparse, if a default is an array
+            parser.add_class_arguments(kind, group, fail_untyped=False)
     if command == "fit" or everything:
         for group, callback in DEFAULT_CALLBACKS.items():
             parser.add_class_arguments(callback, group)

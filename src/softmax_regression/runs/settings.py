@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -37,6 +38,9 @@ FINDERS = (BatchSizeFinder, LearningRateFinder)
 # Callbacks that do not change the training, or whose results are recorded instead.
 NOT_RECORDED = (callbacks.ModelSummary, callbacks.ProgressBar, *FINDERS, Engine)
 FOUND = ("lr", "learning_rate", "batch_size")  # the arguments that the finders choose
+# To LightningCLI, but not to YAML, `1e5` is a number: a text of this form needs quotation marks.
+_EXPONENT = re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$")
+yaml.SafeDumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
 
 def class_path_of(kind: type) -> str:

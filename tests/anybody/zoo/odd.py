@@ -59,6 +59,17 @@ class WithDataclass(Plain):
         self.save_hyperparameters()
 
 
+class WithArray(Plain):
+    def __init__(self, weights: Any = np.ones(3)) -> None:  # noqa: B008
+        super().__init__()
+
+
+class WithName(Plain):
+    def __init__(self, name: str = "") -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
 class WithError(Plain):
     def __init__(self, hidden: Any = 16) -> None:
         super().__init__()
