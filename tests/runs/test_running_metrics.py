@@ -38,6 +38,7 @@ class Logging(LightningModule):
         self.extremes = MinMaxMetric(MeanMetric())
         self.window = Running(MeanMetric(), window=4)
         self.epochs = MetricTracker(MeanMetric(), maximize=False)
+        self.outputs: list[Tensor] = []
 
     def on_train_epoch_start(self) -> None:
         self.epochs.increment()
@@ -58,12 +59,15 @@ class Logging(LightningModule):
             self.log(name, metric, on_epoch=True, on_step=False)
         self.extremes(value)
         self.epochs.update(value)
+        self.outputs.append(value)
         return self.weight
 
     def on_train_epoch_end(self) -> None:
         self.log("auroc", self.auroc.compute())
         self.log_dict({f"extreme {name}": value for name, value in self.extremes.compute().items()})
         self.log("each epoch", self.epochs.compute_all().sum())
+        self.log("mean of a list", torch.stack(self.outputs).mean())
+        self.outputs.clear()
         self.auroc.reset()
 
     def configure_optimizers(self) -> Any:
@@ -98,7 +102,7 @@ def test_what_was_logged_is_that_of_the_run_that_was_not_killed() -> None:
     with pytest.raises(Killed):  # before anything more was saved
         logged(Logging(killed_at=11), "again", checkpoint)
     resumed = logged(Logging(), "resumed", Path("logs/softmax/again/checkpoints/last.ckpt"))
-    assert len(whole) == 17
+    assert len(whole) == 18
     assert resumed == whole
 
 

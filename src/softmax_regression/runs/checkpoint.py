@@ -91,7 +91,7 @@ def _with_plain_hyperparameters(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _check_loadable(checkpoint: dict[str, Any]) -> None:
     """Raise an InputError with the name of the entry that could not be read again, if there is one."""
-    if _is_plain_data(checkpoint) or _is_loadable(checkpoint):
+    if is_plain_data(checkpoint) or _is_loadable(checkpoint):
         return
     for name, value in checkpoint.items():
         parts = value if name == "callbacks" else {name: value}
@@ -103,7 +103,7 @@ def _check_loadable(checkpoint: dict[str, Any]) -> None:
                 )
 
 
-def _is_plain_data(value: Any) -> bool:
+def is_plain_data(value: Any) -> bool:
     """Return whether an object consists of plain types only; this takes a fraction of the time of `_is_loadable`."""
     kind = type(value)
     if kind in PLAIN_KINDS:
@@ -112,7 +112,7 @@ def _is_plain_data(value: Any) -> bool:
         value = [*value.keys(), *value.values()]
     elif kind not in (list, tuple):
         return False
-    return all(map(_is_plain_data, value))
+    return all(map(is_plain_data, value))
 
 
 def _is_loadable(value: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ from torchmetrics.wrappers import MetricTracker
 
 from softmax_regression.engine.callback import results_of_epoch
 from softmax_regression.metrics import EpochScores
+from softmax_regression.runs.checkpoint import is_plain_data
 
 # The values that the argument `reduce_fx` of Lightning's `log` can have; a checkpoint holds the index.
 REDUCTIONS: tuple[Any, ...] = (torch.mean, torch.sum, torch.max, torch.min, sum, max, min)
@@ -26,11 +27,13 @@ class RunningMetrics:
     Attributes:
         logged: For each metric, the arguments of `self.log` and the sums.
         values: `callback_metrics`.
+        outputs: The module's own lists, in which many keep what their steps returned, by the names of the attributes.
     """
 
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
         self.values: dict[str, Tensor] = {}
+        self.outputs: dict[str, list[Any]] = {}
 
     def state_dict(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         """Return what was logged in this process, and the states of the module's metrics.
@@ -40,6 +43,7 @@ class RunningMetrics:
         results = results_of_epoch(trainer)
         about_to_be_reset = _logged_metrics(results_of_epoch(trainer, of_validation=True))
         logged = []
+        outputs = {}
         if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             about_to_be_reset += _logged_metrics(results)
         else:
@@ -47,17 +51,22 @@ class RunningMetrics:
             for result in results.values():
                 if not result.has_reset and (result.is_tensor or result.meta.metric_attribute in own):
                     logged.append(_logged(result))
+            for name, value in vars(module).items():
+                if type(value) is list and is_plain_data(value):
+                    outputs[name] = value
         states = {}
         for name, metric in _parts(module, Metric):
             if not any(metric is each for each in about_to_be_reset):
                 states[name] = _state(metric)
         trackers = {name: len(tracker) for name, tracker in _parts(module, MetricTracker)}
-        return {"logged": logged, "metrics": states, "trackers": trackers, "values": dict(trainer.callback_metrics)}
+        state = {"logged": logged, "metrics": states, "trackers": trackers, "outputs": outputs}
+        return state | {"values": dict(trainer.callback_metrics)}
 
     def load_state_dict(self, state: dict[str, Any], module: LightningModule) -> None:
         """Load the states of the module's metrics, and keep what was logged for `log_again`."""
         self.logged = state["logged"]
         self.values = state["values"]
+        self.outputs = state.get("outputs", {})
         for name, tracker in _parts(module, MetricTracker):
             for _ in range(len(tracker), state.get("trackers", {}).get(name, 0)):
                 tracker.increment()
@@ -65,7 +74,7 @@ class RunningMetrics:
             vars(metric).update(state["metrics"].get(name, {}))
 
     def log_again(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log again what was logged in the interrupted epoch, and restore `callback_metrics`."""
+        """Log again what was logged in the interrupted epoch, and restore `callback_metrics` and the module's lists."""
         results: Any = results_of_epoch(trainer)
         for saved in self.logged:
             arguments = saved["arguments"]
@@ -77,8 +86,11 @@ class RunningMetrics:
             state = move_data_to_device(saved["state"], trainer.strategy.root_device)
             vars(results[f"{arguments['fx']}.{arguments['name']}"]).update(state)
         trainer.callback_metrics.update(move_data_to_device(self.values, trainer.strategy.root_device))
+        for name, outputs in self.outputs.items():
+            setattr(module, name, move_data_to_device(outputs, trainer.strategy.root_device))
         self.logged = []
         self.values = {}
+        self.outputs = {}
 
 
 def _logged(result: Any) -> dict[str, Any]:
