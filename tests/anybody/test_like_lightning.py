@@ -51,7 +51,16 @@ def test_validation_by_the_clock_goes_with_early_stopping() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["Renamed", "OwnKeys", slow("CompiledLate"), slow("OwnStateDict"), "LogsValidation", slow("OnDevice"), "Counts"],
+    [
+        "Renamed",
+        "OwnKeys",
+        slow("CompiledLate"),
+        slow("OwnStateDict"),
+        "LogsValidation",
+        slow("OnDevice"),
+        "Counts",
+        "Least",
+    ],
 )
 def test_a_module_that_loads_or_logs_in_its_own_way_is_opened_again(name: str) -> None:
     flags = [f"--model=zoo.loading.{name}", "--best_checkpoint.monitor=val_loss"]

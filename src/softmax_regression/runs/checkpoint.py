@@ -164,7 +164,7 @@ def _loads(data: bytes) -> dict[str, Any]:
         raise ValueError(f"not a readable checkpoint ({type(error).__name__})") from error
     if not _is_checkpoint(checkpoint):
         raise ValueError("not a checkpoint of a Trainer")
-    name = _not_finite(checkpoint["state_dict"])
+    name = _not_finite(checkpoint)
     if name:
         raise ValueError(f"{name} is not finite")
     return dict(checkpoint)
@@ -183,13 +183,18 @@ def _is_checkpoint(value: Any) -> bool:
     return True
 
 
-def _not_finite(weights: dict[str, Tensor]) -> str | None:
-    """Return the name of a weight with NaN or infinity, None if there is none; -inf may be an attention mask."""
-    for name, weight in weights.items():
+def _not_finite(checkpoint: Mapping[str, Any]) -> str | None:
+    """Return the name of a weight with NaN or infinity, None if there is none.
+
+    -inf may be an attention mask; buffers may have inf, as a least value so far that begins with it.
+    """
+    buffers = about_run(checkpoint).get("buffers", ())
+    for name, weight in checkpoint["state_dict"].items():
         if not isinstance(weight, Tensor) or is_lazy(weight):
             continue
-        if not (weight.isfinite() | (weight == -torch.inf)).all():
-            return name
+        bad = weight.isnan() if name in buffers else ~(weight.isfinite() | (weight == -torch.inf))
+        if bad.any():
+            return str(name)
     return None
 
 
@@ -203,7 +208,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
             DivergedError: A weight is not finite; nothing is written.
             InputError: It could not be read again; nothing is written.
         """
-        name = _not_finite(checkpoint["state_dict"])
+        name = _not_finite(checkpoint)
         if name:
             raise DivergedError(
                 f"{name} is not finite in epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}: "

@@ -237,6 +237,7 @@ class RunRecord(Callback):
             "step": steps_done(trainer),
             "unrecorded": self._unrecorded,
             "frozen": _frozen(pl_module),
+            "buffers": [name for name, _ in pl_module.named_buffers()],
         }
         if trainer.is_global_zero:
             mark_saved(trainer.loggers, steps_done(trainer))

@@ -142,3 +142,16 @@ class Counts(Plain):
 
     def on_test_epoch_end(self) -> None:
         self.log("test_accuracy", self.accuracy.compute())
+
+
+class Least(Plain):
+    """Keeps the least loss of each class so far, which begins with infinity."""
+
+    least: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("least", torch.full((10,), torch.inf))
+
+    def on_train_epoch_end(self) -> None:
+        self.least[0] = self.trainer.callback_metrics["val_loss"]
