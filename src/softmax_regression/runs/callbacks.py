@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from softmax_regression.errors import InputError
-from softmax_regression.runs.loops import steps_done
+from softmax_regression.runs.loops import is_epoch_over, steps_done
 from softmax_regression.runs.processes import print_rank_zero
 
 Mode = Literal["min", "max"]
@@ -103,7 +103,7 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the metric, unless the epoch was ended early: the resumed run checks it at the end."""
-        if self._check_on_train_epoch_end and trainer.is_last_batch:
+        if self._check_on_train_epoch_end and is_epoch_over(trainer):
             self._check_default(trainer)
             super().on_train_epoch_end(trainer, pl_module)
 

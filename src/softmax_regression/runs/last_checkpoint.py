@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import move_data_to_device
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
@@ -20,10 +21,12 @@ from softmax_regression.runs.loaders import LoaderPosition, make_loaders_resumab
 from softmax_regression.runs.loops import (
     call_after,
     consumed_loaders,
+    count_skipped_batches,
     end_restart,
     remove_calls,
     restore_loops,
-    validated_batches,
+    restore_validation,
+    resume_after_step,
 )
 from softmax_regression.runs.random_numbers import (
     generator_state,
@@ -72,6 +75,8 @@ class LastCheckpoint(Checkpoint):
         """Prepare the training loaders to be resumed within an epoch."""
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined] # so that it is not the first Checkpoint
+        if trainer.precision == "64-true":  # Lightning loads the weights before the module has their type
+            trainer.precision_plugin.convert_module(pl_module)
         if stage == "fit":
             self._position = LoaderPosition()
             self._running = RunningMetrics()
@@ -86,7 +91,7 @@ class LastCheckpoint(Checkpoint):
             checkpoint["softmax_regression.generators"] = _of_all_processes(generators, trainer)
         # Lightning would write the next epoch if this one is over.
         checkpoint["epoch"] = max(trainer.fit_loop.epoch_progress.current.ready - 1, 0)
-        if not pl_module.automatic_optimization:  # it may accumulate gradients over steps and epochs
+        if _keeps_gradients(trainer, pl_module):
             gradients = move_data_to_device(_gradients(pl_module), torch.device("cpu"))
             checkpoint["softmax_regression.gradients"] = _of_all_processes(gradients, trainer)
         running = self._running.state_dict(trainer, pl_module)
@@ -96,11 +101,9 @@ class LastCheckpoint(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep them until training begins; with another number of processes, other random numbers are drawn."""
-        if trainer.precision == "64-true":  # Lightning has loaded the weights before the module has their type
-            trainer.precision_plugin.convert_module(pl_module)
-            pl_module.load_state_dict(checkpoint["state_dict"], strict=pl_module.strict_loading)
         if trainer.state.fn != "fit":  # what the training has counted and drawn is nothing to score with
             return
+        count_skipped_batches(checkpoint)
         states = checkpoint.get("softmax_regression.random", [])
         if len(states) == trainer.world_size:
             self._position.set(checkpoint.get("softmax_regression.position", {}), states[trainer.global_rank])
@@ -118,13 +121,17 @@ class LastCheckpoint(Checkpoint):
         """Restore loops and random states of a resumed run, and install the signal handlers, after Lightning's own."""
         self.folder = folder_of(trainer)
         self._step = trainer.global_step
+        if self._position.random and not self._position.validating:
+            resume_after_step(trainer)
         if self._position.started:
             restore_loops(trainer, pl_module, within_epoch=self._position.batches > 0)
             self._running.log_again(trainer, pl_module)
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 if isinstance(callback, RowCallback):
                     callback.note_logged(trainer)
-            validated_batches(trainer).update(self._position.validated)
+            restore_validation(trainer, self._position.validated, self._position.validation_loaders)
+            if self._position.ending and not self._position.batches:  # a callback has saved before these schedules
+                trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
             if self._position.batches:
                 consumed_loaders(trainer)[:] = self._position.consumed
         for name, gradient in self._gradients.items():
@@ -201,6 +208,13 @@ def _generators(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         objects[callback.state_key] = callback
     return own_generators(objects)
+
+
+def _keeps_gradients(trainer: Trainer, module: LightningModule) -> bool:
+    """Return whether the next step may use the gradients that are there now."""
+    accumulates = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0
+    own = not module.automatic_optimization or is_overridden("optimizer_zero_grad", module)
+    return accumulates or own
 
 
 def _gradients(module: LightningModule) -> dict[str, Tensor]:

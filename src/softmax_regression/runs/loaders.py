@@ -4,6 +4,7 @@ Lightning restores neither: it warns, and trains on other images.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,13 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from softmax_regression.runs.loops import consumed_loaders, validated_batches, waiting_batches
+from softmax_regression.runs.loops import (
+    consumed_loaders,
+    epoch_of_validation_loaders,
+    is_epoch_over,
+    validated_batches,
+    waiting_batches,
+)
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.random_numbers import (
     RandomState,
@@ -38,7 +45,10 @@ class LoaderPosition:
         batches: Number of batches of this epoch that have been trained on.
         epoch: The current epoch, counted from 0.
         started: Whether any epoch has begun.
+        ending: Whether the checkpoint was saved at the end of an epoch, before all was done.
+        validating: Whether the checkpoint was saved by a callback of the validation, before its step was over.
         validated: For each validation loader, the number of batches so far.
+        validation_loaders: The epoch in which the validation loaders were made last, see `epoch_of_validation_loaders`.
         consumed: For each of several training loaders, whether it has begun again in this epoch, as others are longer.
     """
 
@@ -47,7 +57,10 @@ class LoaderPosition:
     batches: int = 0
     epoch: int = 0
     started: bool = False
+    ending: bool = False
+    validating: bool = False
     validated: dict[int, int] = field(default_factory=dict)
+    validation_loaders: float = -math.inf
     consumed: list[bool] = field(default_factory=list)
 
     def set(self, saved: Mapping[str, Any], random: RandomState) -> None:
@@ -186,20 +199,27 @@ def position_of(trainer: Trainer) -> dict[str, Any]:
     attributes, and `waiting` is the number of batches that have been fetched but not trained on.
     """
     progress = trainer.fit_loop.epoch_loop.batch_progress
+    is_over = is_epoch_over(trainer)
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+    are_made_next = is_over and every and epochs.ready % every == 0
     loaders: dict[int, dict[str, Any]] = {}
     for place, loader in enumerate(CombinedLoader(trainer.train_dataloader).flattened):
-        if not isinstance(loader, ResumableLoader):
+        if are_made_next or not isinstance(loader, ResumableLoader):
             continue
         loaders[place] = {"generators": loader.source_states()}
-        if not progress.is_last_batch:
+        if not is_over:
             loaders[place] |= {"order": loader.order, "first": loader.first}
             loaders[place] |= {"batches": loader.batches, "waiting": waiting_batches(trainer)}
     return {
         "loaders": loaders,
-        "batches": 0 if progress.is_last_batch else progress.current.ready,
+        "batches": 0 if is_over else progress.current.ready,
         "epoch": trainer.current_epoch,
-        "started": trainer.fit_loop.epoch_progress.current.ready > 0,
+        "started": epochs.ready > 0,
+        "ending": epochs.processed > epochs.completed,
+        "validating": trainer.validating,
         "validated": dict(validated_batches(trainer)),
+        "validation_loaders": epoch_of_validation_loaders(trainer),
         "consumed": list(consumed_loaders(trainer)),
     }
 

@@ -1,7 +1,8 @@
 """Changes to Lightning's loops, and what only private names give; where one is missing, the loop does as it does."""
 
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -44,10 +45,37 @@ def _private(owner: Any, path: str, otherwise: Any) -> Any:
     return otherwise if owner is None else owner
 
 
+def is_epoch_over(trainer: Trainer) -> bool:
+    """Return whether the last step of the epoch is over, with a validation that follows it.
+
+    Of data without a length, `is_last_batch` may not say so: that nothing follows is known once it was asked for.
+    """
+    nothing_follows = trainer.is_last_batch or _private(trainer.fit_loop, "_data_fetcher.done", False)
+    return nothing_follows and not trainer.validating
+
+
 def validated_batches(trainer: Trainer) -> dict[int, int]:
     """Return the number of batches so far of each validation loader, the x axis of metrics logged on its steps."""
     counts: dict[int, int] = _private(trainer.fit_loop.epoch_loop, "val_loop._seen_batches_per_dataloader", {})
     return counts
+
+
+def epoch_of_validation_loaders(trainer: Trainer) -> float:
+    """Return the epoch in which the validation loaders were made last; -inf if they are made only once."""
+    epoch: float = -math.inf
+    if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        epoch = _private(trainer.fit_loop.epoch_loop, "val_loop._last_val_dl_reload_epoch", epoch)
+    return epoch
+
+
+def restore_validation(trainer: Trainer, batches: Mapping[int, int], epoch: float) -> None:
+    """Restore what `validated_batches` and `epoch_of_validation_loaders` returned."""
+    if batches and trainer.val_dataloaders is None:  # Lightning would make the loaders later, and count from 0
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        trainer.training = True
+    validated_batches(trainer).update(batches)
+    trainer.fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch = epoch
 
 
 def waiting_batches(trainer: Trainer) -> int:
@@ -81,6 +109,35 @@ def file_writer(experiment: Any) -> Any:
     return _private(experiment, "_get_file_writer", lambda: experiment.file_writer)()
 
 
+def count_skipped_batches(checkpoint: dict[str, Any]) -> None:
+    """Count a minibatch at which `on_train_batch_start` has ended an epoch as one that was trained on.
+
+    Lightning does not, and so finds in no later epoch that a step was over when a checkpoint was saved.
+    """
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    total, current = progress["total"], progress["current"]
+    for name in ("started", "processed", "completed"):
+        total[name] = total["ready"] - current["ready"] + current[name]
+
+
+def resume_after_step(trainer: Trainer) -> None:
+    """Let a resumed run begin with the next minibatch, if the step of the last one was over when it was saved.
+
+    Where a validation was due at that step, Lightning would count it again, and step the schedules again.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    progress = loop.batch_progress.current
+    begin = loop.on_run_start
+
+    def begin_with_next(*args: Any) -> None:
+        begin(*args)
+        loop.restarting = False
+        del loop.on_run_start
+
+    if progress.completed == progress.ready:
+        loop.on_run_start = begin_with_next
+
+
 def restore_loops(trainer: Trainer, module: LightningModule, within_epoch: bool) -> None:
     """Restore the part of a resumed run's loops that Lightning does not, within an epoch or at the end of one."""
     loop: Any = trainer.fit_loop
@@ -95,10 +152,11 @@ def restore_loops(trainer: Trainer, module: LightningModule, within_epoch: bool)
     else:
         end_restart(trainer)
         loop.reset()
-        epoch -= 1  # the last one that has begun
     every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
     if every:
-        loop._last_train_dl_reload_epoch = epoch // every * every
+        loop._last_train_dl_reload_epoch = epoch // every * every  # the loaders have been made for this epoch
+        if not within_epoch and epoch % every == 0:
+            loop._resuming_from_checkpoint = False  # Lightning begins loaders that it makes for an epoch twice
 
 
 def end_restart(trainer: Trainer) -> None:

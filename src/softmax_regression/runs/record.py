@@ -196,7 +196,7 @@ class RunRecord(Callback):
             write(str(self.config).encode(), self.run / "config.yaml")
             rows.file = rows_file(self.run, trainer.loggers)
         if folder and self._saved and trainer.ckpt_path:
-            rows.restore(trainer, folder, saved_step(self._saved))
+            rows.restore(trainer, folder, saved_step(self._saved), about_run(self._saved).get("rows", {}))
         self._saved = None
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
@@ -235,6 +235,7 @@ class RunRecord(Callback):
             "data": class_path_of(type(datamodule)) if datamodule else None,
             "sha256": getattr(loaded_images(datamodule), "sha256", None),
             "step": steps_done(trainer),
+            "rows": row_collector(trainer, self).saved(trainer),
             "unrecorded": self._unrecorded,
             "frozen": _frozen(pl_module),
             "buffers": [name for name, _ in pl_module.named_buffers()],

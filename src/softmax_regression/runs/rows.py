@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class RowCallback(Callback):
         self.rows: list[Row] = []
         self.file: RowsFile | None = None
         self._logged: dict[str, object] = {}  # `callback_metrics` at the last row
+        self._missing: Sequence[str] = ()  # metrics that no row had when the resumed run was saved
         self._row_at: int | None = None  # the index of the last minibatch before that row, counted over the run
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -68,14 +69,22 @@ class RowCallback(Callback):
         self._row_at = None
 
     def note_logged(self, trainer: Trainer) -> None:
-        """Leave what is logged by now out of the next row."""
+        """Leave what is logged by now out of the next row, unless a resumed run was saved before it had a row."""
         self._logged = dict(trainer.callback_metrics)
+        for name in self._missing:
+            self._logged.pop(name, None)
+        self._missing = ()
 
-    def restore(self, trainer: Trainer, folder: Path, step: int) -> None:
+    def saved(self, trainer: Trainer) -> dict[str, Any]:
+        """Return the number of rows, and the names of the metrics that no row has yet, for `restore`."""
+        return {"count": len(self.rows), "missing": list(self._new_metrics(trainer))}
+
+    def restore(self, trainer: Trainer, folder: Path, step: int, saved: Mapping[str, Any]) -> None:
         """Begin with the rows up to a step, from the run's folder or that of the run whose checkpoint is resumed."""
+        self._missing = saved.get("missing", ())
         path = Path(str(trainer.ckpt_path))
         for before in (folder, path.parent, path.parent.parent):
-            rows = [row for row in read_rows(before) if row["step"] <= step]
+            rows = [row for row in read_rows(before) if row["step"] <= step][: saved.get("count")]
             if rows:
                 self.rows[:] = rows
                 if rows[-1]["step"] == steps_done(trainer):
@@ -102,12 +111,8 @@ class RowCallback(Callback):
 
     def update_row(self, trainer: Trainer) -> None:
         """Put what was logged since the last row into the row of this step, and write it."""
-        logged: dict[str, object] = dict(trainer.callback_metrics)
-        new: Row = {}
-        for name, value in logged.items():
-            if name not in RESERVED and not _same(value, self._logged.get(name)):
-                new[name] = float(value)  # type: ignore[arg-type]
-        self._logged = logged
+        new = self._new_metrics(trainer)
+        self._logged = dict(trainer.callback_metrics)
         if trainer.fit_loop.total_batch_idx == self._row_at:
             self.rows[-1] = new | self.rows[-1] | new  # the training's values before the validation's
         else:
@@ -121,6 +126,14 @@ class RowCallback(Callback):
         if self.file and not epoch_ends_next:
             check_there(self.file.path.parent)
             self.file.save(self.rows)
+
+    def _new_metrics(self, trainer: Trainer) -> Row:
+        """Return the metrics that were logged since the last row."""
+        new: Row = {}
+        for name, value in trainer.callback_metrics.items():
+            if name not in RESERVED and not _same(value, self._logged.get(name)):
+                new[name] = float(value)
+        return new
 
 
 def row_collector(trainer: Trainer, reader: Callback) -> RowCallback:

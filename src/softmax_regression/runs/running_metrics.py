@@ -16,6 +16,7 @@ from torchmetrics.wrappers import MetricTracker
 from softmax_regression.engine.callback import results_of_epoch
 from softmax_regression.metrics import EpochScores
 from softmax_regression.runs.checkpoint import is_plain_data
+from softmax_regression.runs.loops import is_epoch_over
 
 # The values that the argument `reduce_fx` of Lightning's `log` can have; a checkpoint holds the index.
 REDUCTIONS: tuple[Any, ...] = (torch.mean, torch.sum, torch.max, torch.min, sum, max, min)
@@ -44,7 +45,7 @@ class RunningMetrics:
         about_to_be_reset = _logged_metrics(results_of_epoch(trainer, of_validation=True))
         logged = []
         outputs = {}
-        if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+        if is_epoch_over(trainer):
             about_to_be_reset += _logged_metrics(results)
         else:
             own = dict(_parts(module, Metric))  # a Classifier logs its scores again itself
