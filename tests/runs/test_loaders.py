@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ class Noting(LightningModule):
     def __init__(self, killed_after: int | None = None, scheduled: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
-        self.seen: list[Any] = []
+        self.seen: deque[Any] = deque()  # no list: those of a module are resumed, too
         self.killed_after = killed_after
         self.scheduled = scheduled
 
@@ -178,7 +179,7 @@ def trained(module: Noting, loader: Callable[[], Any], path: Path | None = None,
         callbacks=[saving], enable_progress_bar=False, enable_model_summary=False, **options,
     )  # fmt: skip
     trainer.fit(module, loader(), ckpt_path=path, weights_only=True)
-    return module.seen
+    return list(module.seen)
 
 
 def resumed(killed_after: int, loader: Callable[[], Any], scheduled: bool = False, **options: Any) -> list[Any]:
