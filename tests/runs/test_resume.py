@@ -1,5 +1,6 @@
 """A run that is killed at any moment and resumed equals the run that was not, bit for bit."""
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from commands import fit, only_run, scalars
 from killed import strike
 from marks import slow, table
+from softmax_regression import SoftmaxRegression
 from softmax_regression.commands.train import main
 from softmax_regression.runs import checkpoint
 
@@ -116,3 +118,24 @@ def test_a_run_that_is_killed_at_every_moment_resumes_bit_for_bit(kind: str) -> 
     assert_same(state(only_run()), state(reference))
     assert {file.name for file in only_run().rglob("*.*pt")} == {"best.ckpt", "last.ckpt"}
     assert not list(only_run().rglob("*.tmp"))
+
+
+def test_a_validation_between_two_steps_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ["--trainer.accumulate_grad_batches=3", "--trainer.val_check_interval=2", "--trainer.max_epochs=2"]
+    assert fit(*options, "--trainer.logger.save_dir=whole") == 0
+    step = SoftmaxRegression.training_step
+    calls = itertools.count(1)
+
+    def killed(self: Any, *args: Any) -> Any:
+        if next(calls) == 20:  # after a validation that followed the save, before the next step
+            raise Killed
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SoftmaxRegression, "training_step", killed)
+        with pytest.raises(Killed):
+            fit(*options)
+    assert resume(only_run()) == 0
+    whole = only_run(Path("whole"))
+    assert (only_run() / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    assert scalars(only_run()) == scalars(whole)

@@ -117,7 +117,7 @@ def reopen_run(run: Path, trainer: Trainer, checkpoint: SavedCheckpoint) -> None
         raise InputError(f"{checkpoint.path}: another process has resumed the run; start the command again")
     loggers = [logger for logger in trainer.loggers if isinstance(logger, RunLogger)]
     for logger in loggers:
-        logger.reopen(run, saved_step(checkpoint.content))
+        logger.reopen(run, saved_step(checkpoint.content), about_run(checkpoint.content).get("batches", 0))
     if not loggers:
         print_rank_zero(f"{run}: only a RunLogger continues in its folder; this run continues in {folder_of(trainer)}")
     if trainer.is_global_zero:

@@ -12,19 +12,22 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from softmax_regression.runs.loops import file_writer
 
 
-def mark_saved(loggers: Iterable[Logger], step: int) -> None:
-    """Write an event that says that the run is saved now, after so many steps."""
+def mark_saved(loggers: Iterable[Logger], step: int, batches: int) -> None:
+    """Write an event that says that the run is saved now, after so many steps and minibatches."""
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
-            saved = Event(session_log=SessionLog(status=SessionLog.CHECKPOINT))
+            saved = Event(session_log=SessionLog(status=SessionLog.CHECKPOINT, msg=str(batches)))
             file_writer(logger.experiment).add_event(saved, step)
             logger.experiment.flush()
 
 
-def dropped_events(run: Path, step: int) -> list[Any]:
-    """Return the events that TensorBoard hides when a run is resumed after so many steps, but were logged before."""
+def dropped_events(run: Path, step: int, batches: int) -> list[Any]:
+    """Return the events that TensorBoard hides when a run is resumed after so many steps, but were logged before.
+
+    Where gradients are accumulated, a run may be saved several times at one step, after other numbers of minibatches.
+    """
     from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
     later: list[Any] = []
@@ -34,7 +37,7 @@ def dropped_events(run: Path, step: int) -> list[Any]:
             status = event.session_log.status
             if status == event.session_log.START:  # the run was resumed here
                 later = [each for each in later if each.step < event.step]
-            elif status == event.session_log.CHECKPOINT and event.step == step:
+            elif status == event.session_log.CHECKPOINT and event.session_log.msg == str(batches):
                 saved = list(later)
             elif event.HasField("summary") and event.step >= step:
                 later.append(event)

@@ -79,19 +79,19 @@ class RunLogger(TensorBoardLogger):
         raise InputError(f"{root / names[0]}: is another run's; choose another name, or --resume that run")
 
     @rank_zero_only
-    def _log_again(self, run: Path, step: int) -> None:
-        for event in dropped_events(run, step):
+    def _log_again(self, run: Path, step: int, batches: int) -> None:
+        for event in dropped_events(run, step, batches):
             file_writer(self.experiment).event_writer.add_event(event)
 
-    def reopen(self, run: Path, step: int) -> None:
-        """Continue in the folder of a run that has made `step` steps; what it logged after it was saved is hidden."""
+    def reopen(self, run: Path, step: int, batches: int) -> None:
+        """Continue in the folder of a run, saved after so many steps and minibatches; what came later is hidden."""
         self._root_dir = str(run.parent.parent)
         self._name = run.parent.name
         self._version = run.name
         self._kwargs["purge_step"] = step
         self._is_drawn = True
         self._is_listed = bool(read_rows(run))
-        self._log_again(run, step)
+        self._log_again(run, step, batches)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None) -> None:

@@ -235,13 +235,14 @@ class RunRecord(Callback):
             "data": class_path_of(type(datamodule)) if datamodule else None,
             "sha256": getattr(loaded_images(datamodule), "sha256", None),
             "step": steps_done(trainer),
+            "batches": trainer.fit_loop.total_batch_idx,
             "rows": row_collector(trainer, self).saved(trainer),
             "unrecorded": self._unrecorded,
             "frozen": _frozen(pl_module),
             "buffers": [name for name, _ in pl_module.named_buffers()],
         }
         if trainer.is_global_zero:
-            mark_saved(trainer.loggers, steps_done(trainer))
+            mark_saved(trainer.loggers, steps_done(trainer), checkpoint[RUN]["batches"])
             checkpoint[RUN]["csv_rows"] = count_logged_rows(trainer.loggers)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
