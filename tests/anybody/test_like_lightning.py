@@ -10,7 +10,8 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
 from zoo import data, loading, modules, odd
 
-from commands import age, manifest, only_run, scalars
+import softmax_regression as sr
+from commands import age, fit, manifest, only_run, scalars
 from marks import slow
 from softmax_regression.commands.train import main
 from softmax_regression.runs import checkpoint
@@ -195,3 +196,23 @@ def test_a_text_that_looks_like_a_number_stays_a_text(name: str) -> None:
     age(run)
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
     assert checkpoint.read(run / "checkpoints" / "last.ckpt")["hyper_parameters"]["name"] == name
+
+
+@pytest.mark.filterwarnings("ignore:Attribute 'act' is an instance of `nn.Module`")
+def test_load_from_checkpoint_makes_the_layers_that_a_module_was_given() -> None:
+    flags = ["--model=zoo.loading.Parent", "--model.hidden=3", "--model.act=torch.nn.GELU", "--trainer.max_epochs=1"]
+    assert main(["fit", *USUAL, *flags, "--best_checkpoint.monitor=val_loss"]) == 0
+    path = only_run() / "checkpoints" / "last.ckpt"
+    module = loading.Parent.load_from_checkpoint(path, weights_only=True)
+    assert isinstance(module.net[2], torch.nn.GELU)
+    expected = checkpoint.read(path)["state_dict"]
+    for name, weight in module.state_dict().items():
+        assert torch.equal(weight, expected[name])
+
+
+def test_load_from_checkpoint_makes_the_default_model_and_data_again() -> None:
+    assert fit("--trainer.max_epochs=1", "--model.lr=0.05") == 0
+    path = only_run() / "checkpoints" / "last.ckpt"
+    assert sr.SoftmaxRegression.load_from_checkpoint(path, weights_only=True).lr == 0.05
+    data_module = sr.FashionMNISTDataModule.load_from_checkpoint(path, weights_only=True)
+    assert data_module.source == "synthetic"

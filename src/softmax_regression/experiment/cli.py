@@ -79,7 +79,7 @@ class ExperimentCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=None,
-            load_from_checkpoint_support=False,  # so that `save_hyperparameters` finds what it finds without a CLI
+            load_from_checkpoint_support=False,  # RunRecord adds it; `hparams` are what they are without a CLI
             seed_everything_default=0,
             parser_kwargs={**strict, command: with_defaults},
             args=[command, *self._flags_of_run(), *without_flag(self.flags, "ckpt_path")],

@@ -28,7 +28,7 @@ from softmax_regression.runs.events import mark_saved
 from softmax_regression.runs.loops import steps_done
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.rows import Row, RowCallback, count_logged_rows, read_rows, row_collector, rows_file
-from softmax_regression.runs.settings import class_path_of, describe_run, with_found
+from softmax_regression.runs.settings import class_path_of, describe_run, instructions, with_found
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -163,6 +163,7 @@ class RunRecord(Callback):
         self.seed = seed
         self._describes_itself = config is None  # take the configuration from model, data and Trainer, for each run
         self.run: Path | None = None  # on the first process, if there is a logger
+        self._settings: dict[str, Any] = {}  # `config` as a dictionary
         self._unrecorded: list[str] = []  # parts of a run from Python that its configuration lacks
         self._saved: Mapping[str, Any] | None = None  # parts of the checkpoint of a resumed run
 
@@ -184,6 +185,7 @@ class RunRecord(Callback):
         if self._describes_itself:
             self.config, self._unrecorded = describe_run(trainer, pl_module)
         self.config = with_found(str(self.config), trainer, pl_module)
+        self._settings = yaml.safe_load(self.config)
         finetunes = any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks)  # type: ignore[attr-defined]
         if self._saved and (finetunes or not self._describes_itself):  # a script may freeze other parts than before
             _restore_frozen(pl_module, about_run(self._saved).get("frozen"))
@@ -212,7 +214,7 @@ class RunRecord(Callback):
             "stopped": None,
             "seed": seed and int(seed),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "config": yaml.safe_load(str(self.config)),
+            "config": self._settings,
             "device": {"type": str(trainer.strategy.root_device), "count": trainer.world_size},
             "data": data,
             "threads": torch.get_num_threads(),
@@ -241,6 +243,10 @@ class RunRecord(Callback):
             "frozen": _frozen(pl_module),
             "buffers": [name for name, _ in pl_module.named_buffers()],
         }
+        if not self._describes_itself:
+            for part, group in (pl_module, "model"), (datamodule, "data"):
+                if part is not None and checkpoint.get(part.CHECKPOINT_HYPER_PARAMS_NAME) == "kwargs":
+                    checkpoint[part.CHECKPOINT_HYPER_PARAMS_KEY] = instructions(self._settings[group])
         if trainer.is_global_zero:
             mark_saved(trainer.loggers, steps_done(trainer), checkpoint[RUN]["batches"])
             checkpoint[RUN]["csv_rows"] = count_logged_rows(trainer.loggers)

@@ -37,6 +37,7 @@ TRAINER_SETTINGS = {
 FINDERS = (BatchSizeFinder, LearningRateFinder)
 # Callbacks that do not change the training, or whose results are recorded instead.
 NOT_RECORDED = (callbacks.ModelSummary, callbacks.ProgressBar, *FINDERS, Engine)
+INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 FOUND = ("lr", "learning_rate", "batch_size")  # the arguments that the finders choose
 # To LightningCLI, but not to YAML, `1e5` is a number: a text of this form needs quotation marks.
 _EXPONENT = re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$")
@@ -57,6 +58,19 @@ def init_args(kind: type, hparams: Mapping[str, Any]) -> dict[str, Any]:
         if not name.startswith("_") and (takes_any or name in parameters):  # LightningCLI adds names with _
             found[name] = value
     return found
+
+
+def instructions(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return hyperparameters for a checkpoint by which `load_from_checkpoint` makes a model or data module again.
+
+    Its arguments may be objects, such as layers: they are made by the parser of LightningCLI, of which these are the
+    keys. The module's own `hparams` have the objects themselves.
+
+    Args:
+        settings: Of the group `model` or `data` of a configuration.
+    """
+    arguments = {**settings.get("init_args", {}), **settings.get("dict_kwargs", {})}
+    return {"_instantiator": INSTANTIATOR, "_class_path": settings["class_path"], **arguments}
 
 
 def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, list[str]]:
