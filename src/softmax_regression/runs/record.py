@@ -244,9 +244,10 @@ class RunRecord(Callback):
             "buffers": [name for name, _ in pl_module.named_buffers()],
         }
         if not self._describes_itself:
+            settings = self._settings or yaml.safe_load(str(self.config))  # a finder saves before the training begins
             for part, group in (pl_module, "model"), (datamodule, "data"):
                 if part is not None and checkpoint.get(part.CHECKPOINT_HYPER_PARAMS_NAME) == "kwargs":
-                    checkpoint[part.CHECKPOINT_HYPER_PARAMS_KEY] = instructions(self._settings[group])
+                    checkpoint[part.CHECKPOINT_HYPER_PARAMS_KEY] = instructions(settings[group])
         if trainer.is_global_zero:
             mark_saved(trainer.loggers, steps_done(trainer), checkpoint[RUN]["batches"])
             checkpoint[RUN]["csv_rows"] = count_logged_rows(trainer.loggers)
