@@ -158,7 +158,7 @@ class LastCheckpoint(Checkpoint):
         self._due = False
         before = self._step
         self._step = trainer.global_step
-        if self._step == before or trainer.is_last_batch:  # accumulated gradients are in no checkpoint
+        if self._step == before or trainer.is_last_batch:  # it is saved between steps, not while gradients accumulate
             return
         self._due = signals.agreed > 0 or signals.save or self._step % self._steps == 0
 

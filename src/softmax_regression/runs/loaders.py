@@ -227,7 +227,7 @@ def position_of(trainer: Trainer) -> dict[str, Any]:
 def make_loaders_resumable(trainer: Trainer, position: LoaderPosition) -> None:
     """Let the training loaders of a Trainer resume from a position, if they are DataLoaders without a state."""
     strategy: Any = trainer.strategy
-    # A partial, not a function in this one, as a Trainer can be pickled.
+    # A partial can be pickled with its Trainer; a function defined in this one could not.
     strategy.process_dataloader = partial(
         _process_dataloader, strategy.process_dataloader, trainer, position, itertools.count()
     )
