@@ -416,6 +416,23 @@ class Deep(Net):
         self.net = nn.Sequential(*(nn.Linear(*pair) for pair in pairwise(sizes)))
 
 
+class Changing(Net):
+    """It ends its training after as many epochs as it draws, and with some arguments it logs a metric more."""
+
+    def __init__(self, extra: bool = False) -> None:
+        super().__init__(nn.ReLU())
+        self.extra = extra
+        self.epochs = int(torch.randint(1, 5, ()))
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        super().validation_step(batch, batch_idx)
+        if self.extra:
+            self.log("val_extra", 0.5)
+
+    def on_train_epoch_end(self) -> None:
+        self.trainer.should_stop = self.trainer.current_epoch + 1 == self.epochs
+
+
 class Rows(LightningDataModule):
     """Rows of four numbers in three classes, in an ordinary DataLoader; which rows, a seed of its own decides."""
 
@@ -479,6 +496,25 @@ class TestAnybodysModel:
         words = ["--model=test_sweep.Deep", "--data=test_sweep.Rows", "--monitor=val_loss", "--seeds=[0]"]
         assert main(["sweep", *words, '--space={"widths": [[4], null, [4, 3]], "epochs": [1]}']) == 0
         assert capsys.readouterr().err.count("with widths=") == 3
+
+    @pytest.mark.parametrize(("sampler", "mode"), [("grid", "min"), ("random", "max")])
+    def test_may_end_its_training_and_log_what_others_do_not(self, sampler: Any, mode: Any) -> None:
+        words: dict[str, Any] = {"model": Changing, "data": Rows, "monitor": "val_loss", "mode": mode}
+        page = sweep.run({"extra": [True, False], "epochs": [6]}, sampler, 3, [0, 1], **words)
+        trained: dict[tuple[str, str], int] = {}
+        for row in table(page):
+            key = row["extra"], row["seed"]
+            trained[key] = trained.get(key, 0) + 1
+            assert bool(row["val_extra"]) == (row["extra"] == "True")
+        for (_, seed), epochs in trained.items():
+            seed_everything(int(seed), verbose=False)
+            assert epochs == Changing().epochs
+        assert len(set(trained.values())) > 1
+
+    def test_that_does_not_always_log_the_monitor_fails_there(self) -> None:
+        words: dict[str, Any] = {"model": Changing, "data": Rows, "monitor": "val_extra"}
+        page = sweep.run({"extra": [True, False], "epochs": [1]}, seeds=[0], **words)
+        assert "InputError: it does not log val_extra" in page.read_text()
 
     @pytest.mark.slow
     def test_may_fail_in_one_configuration(self) -> None:

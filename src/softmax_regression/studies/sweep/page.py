@@ -100,7 +100,8 @@ def _figures(plan: Plan, results: Sequence[Result], book: Sequence[Result]) -> d
 def rows(seeds: Sequence[int], result: Result, every: int = 1) -> Iterator[dict[str, object]]:
     """Yield the rows of a CSV, one for each seed and each scoring; models were scored after every `every` epochs."""
     for i, seed in enumerate(seeds):
-        of_seed = {name: values[i].tolist() for name, values in result.history.items()}
+        times = result.times[i] if result.times else None
+        of_seed = {name: values[i, :times].tolist() for name, values in result.history.items()}
         for number, values in enumerate(zip(*of_seed.values(), strict=True), 1):
             scores = dict(zip(of_seed, values, strict=True))
             yield {**result.params, "seed": seed, "epoch": number * every, **scores}

@@ -16,10 +16,18 @@ from softmax_regression.studies.sweep.space import Params, Plan, describe
 
 
 class Result(NamedTuple):
-    """The scores of a configuration."""
+    """The scores of a configuration.
+
+    Attributes:
+        params: Its hyperparameters.
+        history: Metric -> (s, t) float64, for s seeds and t times of scoring; a seed whose module ended its training
+            earlier than others keeps its last value.
+        times: For each seed the number of times that it was scored; empty if all have t.
+    """
 
     params: Params
-    history: dict[str, Tensor]  # metric -> (s, t) float64, for s seeds and t times of scoring
+    history: dict[str, Tensor]
+    times: Sequence[int] = ()
 
     def __str__(self) -> str:
         return describe(self.params)
@@ -52,10 +60,14 @@ def ranked(runs: Iterable[Mapping[str, Any]], seeds: Sequence[int], plan: Plan) 
     for params, of_seed in found.items():
         if len(of_seed) < len(seeds):
             continue
+        scores = [of_seed[seed] for seed in seeds]
+        times = [len(one[plan.monitor]) for one in scores]
         history = {}
-        for name in of_seed[seeds[0]]:
-            history[name] = torch.tensor([of_seed[seed][name] for seed in seeds], dtype=torch.float64)
-        result = Result(json.loads(params), history)
+        for name in scores[0]:
+            if all(name in one for one in scores):
+                values = [one[name] + one[name][-1:] * (max(times) - len(one[name])) for one in scores]
+                history[name] = torch.tensor(values, dtype=torch.float64)
+        result = Result(json.loads(params), history, times)
         if result.last(plan.monitor).isfinite().all():
             results.append(result)
     return sorted(results, key=lambda result: result.interval(plan.monitor).mean, reverse=plan.mode == "max")
