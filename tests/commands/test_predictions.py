@@ -91,6 +91,11 @@ def test_every_output_has_columns(output: object, columns: Columns) -> None:
     assert columns_of(output, ["a", "b"], 2) == columns
 
 
+def test_classes_without_names_have_columns_too() -> None:
+    scored = {"class": torch.tensor([1]), "probability": torch.tensor([0.75]), "probabilities": PROBABILITIES[:1]}
+    assert columns_of(scored, [], 1) == {"predicted": ["1"], "probability": ["0.750000"], "0": ["0.25"], "1": ["0.75"]}
+
+
 class Loaders(LightningDataModule):
     """Two loaders by name, whose batch size has none; the names of the classes are a and b."""
 

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 from softmax_regression.data.module import class_names_of
 from softmax_regression.data.photos import Photos
 from softmax_regression.errors import InputError
+from softmax_regression.figures.predictions import names_of_classes
 from softmax_regression.figures.scoring import loaders_by_name
 from softmax_regression.files import check_writable, reason
 from softmax_regression.runs.loops import predicted_examples
@@ -179,8 +180,9 @@ def columns_of(output: Any, class_names: Sequence[str], n: int) -> Columns:
     if isinstance(output, Mapping) and output.keys() == {"class", "probability", "probabilities"}:  # of a Classifier
         predicted = _class_names(output["class"].tolist(), class_names)
         probability = [f"{value:.6f}" for value in output["probability"].tolist()]
-        numbers = _numbers(output["probabilities"], class_names)
-        return {"predicted": predicted, "probability": probability, **numbers}
+        probabilities = output["probabilities"]
+        names = names_of_classes(class_names, probabilities.shape[1])
+        return {"predicted": predicted, "probability": probability, **_numbers(probabilities, names)}
     if isinstance(output, Tensor) and not output.is_nested and output.ndim == 2 and output.shape[1] == len(class_names):
         output = _dense(output)
         predicted = _class_names(output.argmax(1).tolist(), class_names)
