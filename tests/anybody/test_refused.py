@@ -111,7 +111,7 @@ def test_a_schedule_of_a_fixed_length_is_not_gone_on_with_for_more_epochs(capsys
 def test_options_that_other_data_do_not_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", *PLAIN, "--model=zoo.modules.Plain", "--best_checkpoint.monitor=val_loss"]) == 0
     for words, says in (
-        (["predict", "--ckpt_path=best", "--data.images=x"], "--data.images: no option of the class that is used here"),
+        (["predict", "--ckpt_path=best", "--data.images=x"], "data: Option 'images' is not accepted; see --help"),
         (["report", "best", "--dirs=[x]"], "dirs=['x']: the data of this run have no parameter of this name; drop"),
         (["export", "best", "--dirs=[x]"], "dirs=['x']: the data of this run have no parameter of this name; drop"),
     ):
@@ -140,4 +140,7 @@ def test_a_class_in_a_function_is_asked_to_be_in_a_module(capsys: pytest.Capture
         )
     capsys.readouterr()
     assert main(["report", "last"]) == 2
-    assert "Local: is in a function; no command opens its runs until it is in a module" in error_of(capsys)
+    assert (
+        "Local: is in a script or notebook, or in a function; no command opens its runs until it is in a module"
+        in error_of(capsys)
+    )

@@ -48,7 +48,7 @@ WRONG_COMMANDS = [
     ("fit --config nowhere.yaml", "nowhere.yaml: no such file"),
     ("fit --config /dev/zero", "/dev/zero: no such file"),
     ("fit --config", "expected one argument"),
-    ("fit --config smoke.yaml -x", "-x: no such option"),
+    ("fit --config smoke.yaml -x", "unrecognized arguments: -x; see --help"),
     ("fit --trainer nowhere.yaml", "trainer: Unable to load config"),
 ]
 
@@ -74,17 +74,17 @@ def test_a_wrong_command_shows_the_four(args: str, line: str, capsys: pytest.Cap
 
 WRONG_OPTIONS = [
     # mistyped
-    ("--lr=0.3", "--lr: no such option; did you mean --model.lr"),
-    slow("--model.lrr=0.3", "--model.lrr: no such option; did you mean --model.lr"),
+    ("--lr=0.3", "unrecognized arguments: --lr=0.3; did you mean --model.lr"),
+    slow("--model.lrr=0.3", "model: Option 'lrr' is not accepted; did you mean --model.lr"),
     slow("--modl.lr=0.3", "did you mean --model.lr"),
     ("--epochs=3", "did you mean --trainer.max_epochs"),
     slow("--trainer.max_epoch=3", "did you mean --trainer.max_epochs"),
     slow("--seed=1", "or --seed_everything"),
     slow("--patience=3", "did you mean --early_stopping.patience"),
-    ("--optimizer=Adam --optimizer.lrr=3", "--optimizer.lrr: no such option; see --help"),
-    ("--data.images a b", "b: one word too many; drop it, or write a list as '[a, b]'"),
-    slow("-x", "-x: no such option"),
-    slow("-trainer.max_epochs=3", "-trainer.max_epochs: no such option; did you mean --trainer.max_epochs"),
+    ("--optimizer=Adam --optimizer.lrr=3", "optimizer: Option 'lrr' is not accepted; see --help"),
+    ("--data.images a b", "unrecognized arguments: b; see --help, and write a list as '[a, b]'"),
+    slow("-x", "unrecognized arguments: -x; see --help"),
+    slow("-trainer.max_epochs=3", "unrecognized arguments: -trainer.max_epochs=3; did you mean --trainer.max_epochs"),
     # wrong values
     ("--data.batch_size=x", "data.batch_size: Expected a int. Got value: x"),
     slow("--data.batch_size=0", "batch_size=0"),
@@ -104,7 +104,10 @@ WRONG_OPTIONS = [
     slow("--threads=0", "threads=0"),
     ("--trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: is for processes that a notebook starts; give ddp"),
     ("--early_stopping.patience=-1", "early_stopping.patience=-1"),
-    ("--trainer.callbacks.help=EarlyStopping", "error: trainer.callbacks: every run has an EarlyStopping"),
+    (
+        "--trainer.callbacks.help=EarlyStopping",
+        "Give the full class path to avoid ambiguity: lightning.pytorch.callbacks.EarlyStopping",
+    ),
     ("--early_stopping.monitor=val/accuracy", "val/accuracy of EarlyStopping: nothing logs it"),
     # of the Trainer
     ("--trainer.max_epochs=0", "trainer.max_epochs=0"),
@@ -130,7 +133,10 @@ WRONG_OPTIONS = [
         "--trainer.callbacks+=RichProgressBar --trainer.callbacks.leave=maybe",
         "trainer.callbacks.leave: Expected a bool. Got value: maybe\n",
     ),
-    slow("--trainer.callbacks+=Timer --trainer.callbacks.durations=3", "--trainer.callbacks.durations: no such option"),
+    slow(
+        "--trainer.callbacks+=Timer --trainer.callbacks.durations=3",
+        "trainer.callbacks: Option 'durations' is not accepted",
+    ),
     slow(
         "--trainer.callbacks+=StochasticWeightAveraging",
         "trainer.callbacks: the following arguments are required: swa_lrs\n",
@@ -184,7 +190,10 @@ WRONG_FILES = [
     slow("seed_everything: 2020-01-01", "seed_everything: Expected a int. Got value: 2020-01-01"),
     slow("model: null", "required"),
     ("model: {class_path: softmax_regression.SoftmaxRegression, init_args: null}", "model: init_args is empty"),
-    slow("model: {class_path: softmax_regression.SoftmaxRegression, lr: 1}", "put its arguments under init_args"),
+    slow(
+        "model: {class_path: softmax_regression.SoftmaxRegression, lr: 1}",
+        "not accepted beside other options; put these under init_args",
+    ),
     ("early_stopping: null", "early_stopping: is empty; give options of it, or drop it"),
     slow("seed_everything: null", "seed_everything=None: must be at least 0 and below 2^32"),
     ("resume: best", "use --resume"),

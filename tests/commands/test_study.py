@@ -21,7 +21,7 @@ MISTAKES = [
     ("curve", "no run was given"),
     ("report nowhere", "nowhere: no such checkpoint"),
     ("list --logs nowhere", "nowhere"),
-    ("numerics --ot x", "--ot: no such option; did you mean --out"),
+    ("numerics --ot x", "unrecognized arguments: --ot x; did you mean --out"),
     ("numerics --seed 18446744073709551616", "seed=18446744073709551616: must be at least 0 and below 2^32"),
     ("numerics --out x.py", "x.py"),
     ("numerics --config nowhere.yaml", "nowhere.yaml: no such file"),

@@ -1,7 +1,9 @@
 """Checks that raise an InputError before anything is computed or written."""
 
 from collections.abc import Sequence
+from inspect import getmembers, isfunction
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -124,19 +126,16 @@ def may_log_more(trainer: Trainer, model: LightningModule) -> bool:
     """Return whether the user's class of the model or of a callback calls `log` or `log_dict`."""
     for part in (model, *trainer.callbacks):  # type: ignore[attr-defined]
         for function in _own_methods(part).values():
-            code = getattr(function, "__code__", None)
-            if code and {"log", "log_dict"} & set(code.co_names):
+            if {"log", "log_dict"} & set(function.__code__.co_names):
                 return True
     return False
 
 
-def _own_methods(part: object) -> dict[str, Any]:
-    """Return the attributes of the user's own classes among those of an object, by their names."""
-    found: dict[str, Any] = {}
-    for kind in type(part).__mro__:
-        if not kind.__module__.startswith(("softmax_regression.", "lightning.", "torch.")):
-            found = {**vars(kind), **found}
-    return found
+def _own_methods(part: object) -> dict[str, FunctionType]:
+    """Return the methods of an object that are defined in the user's own classes, by their names."""
+    methods = dict(getmembers(type(part), isfunction))
+    library = ("softmax_regression.", "lightning.", "torch.")
+    return {name: method for name, method in methods.items() if not method.__module__.startswith(library)}
 
 
 def check_data_named(checkpoint: SavedCheckpoint | None, model: LightningModule, flags: Sequence[str]) -> None:

@@ -1,152 +1,56 @@
-"""Errors as short messages and exit codes; a bug keeps its traceback."""
+"""Errors as short messages with exit codes; a bug keeps its traceback."""
 
-import difflib
-import io
-import os
 import re
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Callable, Iterable
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from textwrap import shorten
-from types import FrameType
-from typing import Any
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from softmax_regression.commands.quiet import quiet_lightning
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
-from softmax_regression.runs import processes
 
-OWN_ERRORS = (InputError, DivergedError, StorageError, LostProcessError)
-# The first words of lines in jsonargparse's messages that repeat other lines, or only name types of Python.
-REPETITIONS = (
+# What a message says of a class that was named, further in than the line with its name.
+_OF_CLASS = re.compile(r"^( *)(?:- )?Problem with given class_path .*\n((?:\1 .*\n?|\n)+)", re.MULTILINE)
+_KEY = re.compile(r'^(?: *- | *)Parser key "([^"]+)":$', re.MULTILINE)
+# The first words of lines that give no reason.
+NO_REASON = (
     "Does not validate against any of",
     "Subtypes:",
+    "Errors:",
     "Subclass types expect one of:",
     "a class path (str)",
     "a dict with",
-    "Errors:",
     "Given value type:",
     "Given value: Namespace(",
-    "Given value: NestedArg(",
     "Given value: [Namespace(",
-    "Given value: {'class_path'",
     "Expected a <class 'NoneType'>",
     "Expected a path but",
-    "Problem with given class_path",
 )
-# What a message says of a class that was named, as one of several types that an option may have.
-_OF_CLASS = re.compile(r"^( *)- Problem with given class_path .*?(?=^\1- |\Z)", re.MULTILINE | re.DOTALL)
+_OPTION = re.compile(r"(?:unrecognized arguments: |ption ')-*([^\s=']+)")
 _ABSENT = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
-_REFUSED = re.compile(r"Importing '([^']+)' is not allowed")
-_LOCAL = re.compile(r"Unexpected import path format: (\S+\.<locals>\.\w+)")
-_KEY = re.compile(r'^(?: *- | *)Parser key "([^"]+)":$', re.MULTILINE)
-_UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)|ption '(\S+)' is not accepted|not accept option '(\S+)'")
+_REFUSED = re.compile(r"Importing '([^']+)' is not allowed|import path format: (\S+\.<locals>\.\w+)")
 
 
-class BrokenPipeSafeStream:
-    """A stream that drops what cannot be written, as when a pipe is closed or a disk is full, and raises no error."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream or io.StringIO()
-        with suppress(AttributeError):
-            stream.reconfigure(errors="backslashreplace")  # for letters that the locale lacks
-
-    def write(self, text: str) -> int:
-        """Write a text, or drop it and all later ones."""
-        try:
-            self.stream.write(text)
-            self.stream.flush()
-        except (OSError, ValueError):
-            with suppress(OSError, ValueError):  # or Python complains when it ends
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            self.stream = io.StringIO()
-        return len(text)
-
-    def __getattr__(self, name: str) -> Any:
-        """Return any other attribute of the stream."""
-        return getattr(self.stream, name)
-
-
-def shorten_parser_error(message: str, known: Iterable[str] = ()) -> str:
-    """Return a message of jsonargparse without its repetitions; for an unknown option, suggest similar known ones."""
-    message = _without_other_types(message)
-    name = ".".join(dict.fromkeys(_KEY.findall(message)))
-    reasons: list[str] = []
-    for line in _KEY.sub("", message).splitlines():
-        text = line.strip().removeprefix("- ")
-        if text and not text.startswith(REPETITIONS) and text not in reasons:
-            reasons.append(text)
-    if len(reasons) > 1 and reasons[1].startswith("Not a valid subclass of"):
-        del reasons[1]
-    unknown = _UNKNOWN.search(message)
-    if unknown:
-        option = unknown[1] or f"--{unknown[2] or unknown[3]}"
-        return _unknown_option(f"--{name}.{option.lstrip('-')}" if name else option, known)
-    if "'NoneType' object has no attribute 'keys'" in message:
-        return f"{name}: init_args is empty; give arguments there, or drop it"
-    if "Multiple subclasses with name EarlyStopping" in message:
-        remedy = "set it by --early_stopping.monitor, or name lightning.pytorch.callbacks.EarlyStopping for your own"
-        return f"{name or 'trainer.callbacks'}: every run has an EarlyStopping; {remedy}"
-    refused = _REFUSED.search(message)
-    if refused:
-        if refused[1].startswith("__main__."):
-            why = "is in a script or notebook; no command opens its runs until it is in a module"
-            return f"{name}: class {refused[1]}: {why}"
-        why = "it is of the standard library, or came along with a run; name one of your own modules that wraps it"
-        return f"{name}: class {refused[1]} is refused: {why}"
-    local = _LOCAL.search(message)
-    if local:
-        return f"{name}: class {local[1]}: is in a function; no command opens its runs until it is in a module"
-    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", "; ".join(reasons)).replace("a typing.Literal", "one of ")
-    absent = _ABSENT.search(reason)
-    if absent:
-        module = sys.modules.get(absent[1])
-        near = difflib.get_close_matches(absent[2], dir(module), n=1, cutoff=0.7)
-        found = getattr(module, "__file__", None)
-        reason = f"{absent[0]}; did you mean {absent[1]}.{near[0]}" if near else f"{absent[0]}; the module is {found}"
-    return f"{name}: {reason}" if name else reason
-
-
-def _without_other_types(message: str) -> str:
-    """Return a message that has, if a class was named, only what it says of that class, and the value."""
-    for found in _OF_CLASS.finditer(message):
-        if "does not correspond to a subclass" not in found[0]:
-            return f"{message[: found.start()]}{found[0]}\n{message.splitlines()[-1]}"
-    return message
-
-
-def _unknown_option(option: str, known: Iterable[str]) -> str:
-    if option.endswith(".class_path"):
-        return f"{option}: has other options beside it; put its arguments under init_args"
-    if not option.startswith("-"):
-        return f"{option}: one word too many; drop it, or write a list as '[a, b]'"
-    names = list(known)
-    if option.removeprefix("--") in names:
-        return f"{option}: no option of the class that is used here; drop it"
-    near = _near_options(option.lstrip("-"), names)
-    meant = " or ".join(f"--{name}" for name in near)
-    return f"{option}: no such option; " + (f"did you mean {meant}" if near else "see --help")
-
-
-def _near_options(name: str, known: Sequence[str]) -> list[str]:
-    """Return at most two known options similar to a mistyped one; `max_epochs` comes before `min_epochs`."""
-    group, _, last = name.rpartition(".")
-    last_parts = {option: option.rpartition(".")[2] for option in known}
-    found = []
-    for option, part in last_parts.items():
-        if option.startswith(group) and f"_{last}_" in f"_{part}_":
-            found.append(option)
-    if not found:
-        found = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
-    if not found and not group:
-        near = difflib.get_close_matches(last, last_parts.values(), n=2, cutoff=0.7)
-        found = [option for option in known if last_parts[option] in near]
-    return sorted(found, key=lambda option: (".max_" not in option, option))[:2]
+def describe_error(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str, int] | None:
+    """Return the message and the exit code of an error; None for a bug, which keeps its traceback."""
+    error = _own_cause(error)
+    if isinstance(error, Interrupted):
+        return str(error), error.exit_code
+    if isinstance(error, InputError | DivergedError | LostProcessError):
+        return f"error: {error}", error.exit_code
+    if isinstance(error, OSError):  # a StorageError, or of a library that reads or writes files
+        return f"error: {error}", StorageError.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+        return shorten(f"error: a checkpoint of another model: {error}", 400), InputError.exit_code
+    if isinstance(error, ArgumentError) or _is_about_options(error):
+        return f"error: {shorten_parser_error(str(error), known)}{_place(error)}", InputError.exit_code
+    return None
 
 
 def _is_about_options(error: BaseException) -> bool:
@@ -184,72 +88,65 @@ def _own_cause(error: BaseException) -> BaseException:
     return error
 
 
-def describe_error(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str, int] | None:
-    """Return the message and the exit code of an error; None for a bug, which keeps its traceback."""
-    error = _own_cause(error)
-    if isinstance(error, Interrupted):
-        return str(error), error.exit_code
-    if isinstance(error, OWN_ERRORS):
-        return f"error: {error}", error.exit_code
-    if isinstance(error, ArgumentError):
-        return f"error: {shorten_parser_error(str(error), known())}{_place(error)}", InputError.exit_code
-    if isinstance(error, OSError):  # raised by a library that reads or writes files, such as TensorBoard
-        return f"error: {error}", StorageError.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted", 130
-    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
-        return shorten(f"error: a checkpoint of another model: {error}", 400), InputError.exit_code
-    if _is_about_options(error):
-        return f"error: {shorten_parser_error(str(error))}{_place(error)}", InputError.exit_code
-    return None
+def shorten_parser_error(message: str, known: Callable[[], Iterable[str]]) -> str:
+    """Return the name of an option and what is wrong with it; an unknown one is compared with the `known` ones."""
+    names = []
+    of_class = _OF_CLASS.search(message)
+    while of_class:  # a class may be an argument of another one
+        names += _KEY.findall(message[: of_class.start()])
+        message = of_class[2]
+        of_class = _OF_CLASS.search(message)
+    names += _KEY.findall(message)
+    reasons: list[str] = []
+    for line in _KEY.sub("", message).splitlines():
+        text = line.strip().removeprefix("- ")
+        if text and not text.startswith(NO_REASON) and text not in reasons:
+            reasons.append(text)
+    if len(reasons) > 1 and reasons[1].startswith("Not a valid subclass of"):
+        del reasons[1]
+    name = ".".join(dict.fromkeys(names))
+    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", "; ".join(reasons)).replace("a typing.Literal", "one of ")
+    reason = _with_remedy(name, reason, known)
+    return f"{name}: {reason}" if name else reason
 
 
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let a signal end a command at once; in training, `LastCheckpoint` installs other handlers."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in before:  # a second signal must not prevent the message
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(number, "nothing was saved")
-
-    before = processes.install_signal_handlers(processes.SIGNALS, interrupt)
-    try:
-        yield
-    finally:
-        processes.restore_signal_handlers(before)
-
-
-def run_command(command: Callable[[], object], known: Callable[[], Iterable[str]]) -> int:
-    """Run a command and return its exit code; a user's mistake is a line on stderr, not a traceback.
-
-    Args:
-        command: The function to run.
-        known: Returns the names of all options of the command, with which a mistyped one is compared.
-    """
-    out, err = BrokenPipeSafeStream(sys.stdout), BrokenPipeSafeStream(sys.stderr)
-    path = sys.path.copy()
-    with redirect_stdout(out), redirect_stderr(err):
-        try:
-            with _interruptible(), quiet_lightning():
-                sys.path.append(str(Path.cwd()))  # the user's own modules, after all installed ones
-                command()
-        except BaseException as error:
-            found = describe_error(error, known)
-            if found is None:
-                raise
-            if _is_printed(error):
-                print(found[0], file=sys.stderr)
-            return found[1]
-        finally:
-            sys.path[:] = path
-    return 0
+def _with_remedy(name: str, reason: str, known: Callable[[], Iterable[str]]) -> str:
+    """Return a reason with what to do, where jsonargparse does not say it."""
+    refused = _REFUSED.search(reason)
+    if refused:
+        path = refused[1] or refused[2]
+        if path.startswith("__main__.") or refused[2]:
+            why = "is in a script or notebook, or in a function; no command opens its runs until it is in a module"
+            return f"class {path}: {why}"
+        why = "it is of the standard library, or came along with a run; name one of your own modules that wraps it"
+        return f"class {path} is refused: {why}"
+    absent = _ABSENT.search(reason)
+    if absent:
+        module = sys.modules.get(absent[1])
+        near = get_close_matches(absent[2], dir(module), n=1, cutoff=0.7)
+        found = f"did you mean {absent[1]}.{near[0]}" if near else f"the module is {getattr(module, '__file__', None)}"
+        return f"{absent[0]}; {found}"
+    if "'NoneType' object has no attribute 'keys'" in reason:
+        return "init_args is empty; give arguments there, or drop it"
+    if "Option 'class_path' is not accepted" in reason:
+        return f"{reason} beside other options; put these under init_args"
+    unknown = _OPTION.search(reason)
+    if unknown:
+        option = f"{name}.{unknown[1]}"
+        near = _near_options(option.removeprefix("."), [each for each in known() if each != option])
+        meant = " or ".join(f"--{each}" for each in near)
+        return f"{reason}; " + (f"did you mean {meant}" if near else "see --help, and write a list as '[a, b]'")
+    return reason
 
 
-def _is_printed(error: BaseException) -> bool:
-    """Return whether this process prints an error: one that all processes of a machine meet is printed once."""
-    if isinstance(error, OSError | LostProcessError):
-        return True
-    if isinstance(error, Interrupted | DivergedError):
-        return processes.is_local_rank_zero()
-    return processes.is_speaking_process()
+def _near_options(option: str, known: Iterable[str]) -> list[str]:
+    """Return at most two known options that are similar to a mistyped one, or have its last word."""
+    group, _, last = option.rpartition(".")
+    similarity = {}
+    for name in sorted(known):
+        part = name.rpartition(".")[2]
+        similarity[name] = max(SequenceMatcher(None, option, each).ratio() for each in (name, part))
+        if name.startswith(group) and f"_{last}_" in f"_{part}_":
+            similarity[name] += 1
+    near = [name for name in similarity if similarity[name] >= 0.8]
+    return sorted(near, key=similarity.__getitem__, reverse=True)[:2]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
-from softmax_regression.commands.messages import run_command
+from softmax_regression.commands.running import run_command
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.allowed_classes import allow_classes
 from softmax_regression.experiment.flags import CONF, find_command, find_configurations, named_texts

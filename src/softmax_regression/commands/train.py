@@ -17,8 +17,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from softmax_regression.classifier import Classifier
 from softmax_regression.commands import checks, outputs, predictions, resume
 from softmax_regression.commands.help import COMMANDS, command_help, known_options, usage
-from softmax_regression.commands.messages import run_command
 from softmax_regression.commands.quiet import show_logging_interval
+from softmax_regression.commands.running import run_command
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import ExperimentCLI

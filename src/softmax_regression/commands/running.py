@@ -1,0 +1,91 @@
+"""Run a command: its output, signals, and exit code."""
+
+import io
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from softmax_regression.commands.messages import describe_error
+from softmax_regression.commands.quiet import quiet_lightning
+from softmax_regression.errors import DivergedError, Interrupted, LostProcessError
+from softmax_regression.runs import processes
+
+
+class BrokenPipeSafeStream:
+    """A stream that drops what cannot be written, as when a pipe is closed or a disk is full, and raises no error."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream or io.StringIO()
+        with suppress(AttributeError):
+            stream.reconfigure(errors="backslashreplace")  # for letters that the locale lacks
+
+    def write(self, text: str) -> int:
+        """Write a text, or drop it and all later ones."""
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):  # or Python complains when it ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            self.stream = io.StringIO()
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return any other attribute of the stream."""
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let a signal end a command at once; in training, `LastCheckpoint` installs other handlers."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in before:  # a second signal must not prevent the message
+            signal.signal(each, signal.SIG_IGN)
+        raise Interrupted(number, "nothing was saved")
+
+    before = processes.install_signal_handlers(processes.SIGNALS, interrupt)
+    try:
+        yield
+    finally:
+        processes.restore_signal_handlers(before)
+
+
+def run_command(command: Callable[[], object], known: Callable[[], Iterable[str]]) -> int:
+    """Run a command and return its exit code; a user's mistake is a line on stderr, not a traceback.
+
+    Args:
+        command: The function to run.
+        known: Returns the names of all options of the command, with which a mistyped one is compared.
+    """
+    out, err = BrokenPipeSafeStream(sys.stdout), BrokenPipeSafeStream(sys.stderr)
+    path = sys.path.copy()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            with _interruptible(), quiet_lightning():
+                sys.path.append(str(Path.cwd()))  # the user's own modules, after all installed ones
+                command()
+        except BaseException as error:
+            found = describe_error(error, known)
+            if found is None:
+                raise
+            if _is_printed(error):
+                print(found[0], file=sys.stderr)
+            return found[1]
+        finally:
+            sys.path[:] = path
+    return 0
+
+
+def _is_printed(error: BaseException) -> bool:
+    """Return whether this process prints an error: one that all processes of a machine meet is printed once."""
+    if isinstance(error, OSError | LostProcessError):
+        return True
+    if isinstance(error, Interrupted | DivergedError):
+        return processes.is_local_rank_zero()
+    return processes.is_speaking_process()
