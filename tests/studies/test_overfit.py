@@ -17,11 +17,11 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError, StorageError
 from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.studies.folders import own_name
+from softmax_regression.studies.folders import folder_name
 from softmax_regression.studies.overfit import measurements as overfit
 from softmax_regression.studies.overfit import study
 from softmax_regression.studies.overfit.measurements import FULL, Design, Size, choose_remedies, early_stop
-from softmax_regression.studies.stacked import METRICS, Scores, Stack
+from softmax_regression.studies.stacked import METRICS, Means, Stack
 from softmax_regression.studies.sweep.results import Result
 
 SIZE = Size(100, 4, 1)
@@ -158,13 +158,13 @@ def test_what_was_finished_before_an_interruption_is_not_trained_again(
     train_epoch = Stack.train_epoch
     trained: list[Stack] = []
 
-    def stopped(self: Stack) -> Scores:
+    def stopped(self: Stack) -> Means:
         if len(trained) == 15:
             raise SystemExit
         trained.append(self)
         return train_epoch(self)
 
-    def counted(self: Stack) -> Scores:
+    def counted(self: Stack) -> Means:
         trained.append(self)
         return train_epoch(self)
 
@@ -240,7 +240,7 @@ def test_each_kind_of_study_has_a_folder_of_its_own(tmp_path: Path, monkeypatch:
     page = study.run(source="synthetic", quick=True)
     assert page == Path("studies/overfit-synthetic-quick/index.html")
     assert study.run(source="synthetic") == Path("studies/overfit-synthetic/index.html")
-    assert own_name("overfit", model=MLP) == "overfit-MLP"
+    assert folder_name("overfit", model=MLP) == "overfit-MLP"
 
 
 class Bare(MLP):

@@ -35,7 +35,7 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import DivergedError, InputError, Interrupted
 from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.studies.stacked import Scores, Stack
+from softmax_regression.studies.stacked import Means, Stack
 from softmax_regression.studies.sweep import study as sweep
 from softmax_regression.studies.sweep.results import failures
 from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
@@ -142,7 +142,7 @@ def interrupt_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> threading.E
     reached = threading.Event()
     calls: list[Stack] = []
 
-    def counted(self: Stack) -> Scores:
+    def counted(self: Stack) -> Means:
         calls.append(self)
         if len(calls) > epochs:
             reached.set()

@@ -57,12 +57,6 @@ def check_options(command: str, config: Any) -> None:
             raise InputError(f"trainer.{name}=0: must be at least 1, or dropped")
 
 
-def check_images(command: str, data: LightningDataModule) -> None:
-    """Refuse photos for a command other than `predict`."""
-    if isinstance(data, FashionMNISTDataModule) and data.images and command != "predict":
-        raise InputError(f"--data.images {data.images}: goes with predict; drop it")
-
-
 def check_devices(trainer: Trainer, data: LightningDataModule) -> None:
     """Refuse more processes than the machine has cores, or than there are images in a minibatch."""
     if trainer.strategy.root_device.type == "cpu" and trainer.num_devices > cores():

@@ -19,7 +19,7 @@ COMMANDS = {
     "test": "Score a trained model on the test data.",
     "predict": "Write a CSV with the predictions for the test data, or for photos.",
 }
-_MORE = (
+_EPILOG = (
     "--config FILE: YAML with any of the options, over which flags win; smoke.yaml and the others of conf/ are found "
     "from any folder. --ckpt_path RUN: a run's folder, a .ckpt file, or `best` or `last` of the newest run. "
     "--model CLASS, --data CLASS: another LightningModule or LightningDataModule, such as examples.mlp.MLP. "
@@ -54,7 +54,7 @@ def known_options(args: Sequence[str]) -> Iterable[str]:
 
 def _help_parser(command: str, flags: Sequence[str], everything: bool) -> ArgumentParser:
     """Return a parser to take the help from; the help of LightningCLI's parser has no options of model and data."""
-    parser = ArgumentParser(usage=f"{usage(command)} [options]", description=COMMANDS[command], epilog=_MORE)
+    parser = ArgumentParser(usage=f"{usage(command)} [options]", description=COMMANDS[command], epilog=_EPILOG)
     add_own_arguments(parser)
     for group, default in {"model": SoftmaxRegression, "data": FashionMNISTDataModule}.items():
         kind: type = default

@@ -133,9 +133,10 @@ def _with_remedy(name: str, reason: str, known: Callable[[], Iterable[str]]) -> 
     unknown = _OPTION.search(reason)
     if unknown:
         option = f"{name}.{unknown[1]}"
-        near = _near_options(option.removeprefix("."), [each for each in known() if each != option])
-        meant = " or ".join(f"--{each}" for each in near)
-        return f"{reason}; " + (f"did you mean {meant}" if near else "see --help, and write a list as '[a, b]'")
+        near = _near_options(option.removeprefix("."), {*known()} - {option})
+        if near:
+            return f"{reason}; did you mean --{' or --'.join(near)}"
+        return f"{reason}; see --help, and write a list as '[a, b]'"
     return reason
 
 
@@ -145,8 +146,9 @@ def _near_options(option: str, known: Iterable[str]) -> list[str]:
     similarity = {}
     for name in sorted(known):
         part = name.rpartition(".")[2]
-        similarity[name] = max(SequenceMatcher(None, option, each).ratio() for each in (name, part))
+        similarity[name] = SequenceMatcher(None, option, name).ratio()
+        similarity[name] = max(similarity[name], SequenceMatcher(None, option, part).ratio())
         if name.startswith(group) and f"_{last}_" in f"_{part}_":
             similarity[name] += 1
-    near = [name for name in similarity if similarity[name] >= 0.8]
-    return sorted(near, key=similarity.__getitem__, reverse=True)[:2]
+    nearest = sorted(similarity, key=similarity.__getitem__, reverse=True)[:2]
+    return [name for name in nearest if similarity[name] >= 0.8]

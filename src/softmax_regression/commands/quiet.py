@@ -74,8 +74,3 @@ def quiet_lightning() -> Iterator[None]:
         threading.excepthook = before
         for handler in handlers:
             handler.removeFilter(_is_shown)
-
-
-def show_logging_interval() -> None:
-    """Show Lightning's warning that there are too few batches to log metrics on steps."""
-    warnings.filterwarnings("default", LOGGING_INTERVAL)

@@ -4,6 +4,7 @@ Exit codes: 0 done; 2, 3, 4, 5 see `errors`; 128 + n: interrupted by signal n, o
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -17,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from softmax_regression.classifier import Classifier
 from softmax_regression.commands import checks, outputs, predictions, resume
 from softmax_regression.commands.help import COMMANDS, command_help, known_options, usage
-from softmax_regression.commands.quiet import show_logging_interval
+from softmax_regression.commands.quiet import LOGGING_INTERVAL
 from softmax_regression.commands.running import run_command
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
@@ -48,7 +49,7 @@ class TrainCLI(ExperimentCLI):
         self._check_data()
         checks.check_monitors(trainer, model, self.datamodule)
         if not isinstance(model, Classifier) or checks.may_log_more(trainer, model):
-            show_logging_interval()  # a Classifier logs nothing on a step
+            warnings.filterwarnings("default", LOGGING_INTERVAL)  # a Classifier logs nothing on a step
         run = None
         if self.checkpoint:
             run = self.checkpoint.run
@@ -143,10 +144,12 @@ class TrainCLI(ExperimentCLI):
     def _check_data(self) -> None:
         """Refuse data that do not fit the model, before the processes of a run wait for one another."""
         checks.check_data_named(self.checkpoint, self.model, self.flags)
-        checks.check_images(self.command, self.datamodule)
-        if isinstance(self.datamodule, FashionMNISTDataModule):  # the Trainer sets up any other
-            self.datamodule.setup(self.command)
-        checks.check_classes(self.model, self.datamodule, self.flags)
+        data = self.datamodule
+        if isinstance(data, FashionMNISTDataModule):  # the Trainer sets up any other
+            if data.images and self.command != "predict":
+                raise InputError(f"--data.images {data.images}: goes with predict; drop it")
+            data.setup(self.command)
+        checks.check_classes(self.model, data, self.flags)
         if self.checkpoint:
             checks.check_shapes(self.checkpoint, self.model)
             if self.checkpoint.run:

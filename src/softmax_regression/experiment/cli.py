@@ -92,19 +92,14 @@ class ExperimentCLI(LightningCLI):
             flags = ["--config", configuration]
             allow_classes(named_texts([*self.flags, *flags]), _untrusted_folder(self.checkpoint))
         else:
-            self._check_named()
+            if self.checkpoint and (self.command == "fit" or "model" not in named_classes(self.flags)):
+                remedy = "give a run's folder with its config.yaml, or name its --model and --data for test or predict"
+                raise InputError(f"{self.checkpoint.path}: does not say what was trained; {remedy}")
             flags = reset_class_defaults(self.flags)
             allow_classes(named_texts(self.flags))
         if self.checkpoint and self.command != "fit":  # one process scores, unless flags say otherwise
             flags += ONE_PROCESS
         return flags
-
-    def _check_named(self) -> None:
-        """Refuse a checkpoint of a plain Trainer, unless it is to be scored and its model is named."""
-        named = "model" in named_classes(self.flags)
-        if self.checkpoint and (self.command == "fit" or not named):
-            remedy = "give a run's folder with its config.yaml, or name its --model and --data for test or predict"
-            raise InputError(f"{self.checkpoint.path}: does not say what was trained; {remedy}")
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """Return only the chosen command, as making the parsers of all four takes longer than parsing."""

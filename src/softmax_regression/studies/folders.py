@@ -13,7 +13,7 @@ from softmax_regression.model import SoftmaxRegression
 STUDIES = Path("studies")
 
 
-def own_name(
+def folder_name(
     name: str,
     model: type[LightningModule] = SoftmaxRegression,
     data: type[LightningDataModule] = FashionMNISTDataModule,
@@ -22,7 +22,7 @@ def own_name(
 ) -> str:
     """Return a name with endings for everything that is not the default: model, data, source of the data, `quick`.
 
-    >>> own_name("overfit", source="synthetic", quick=True)
+    >>> folder_name("overfit", source="synthetic", quick=True)
     'overfit-synthetic-quick'
     """
     parts = [name]

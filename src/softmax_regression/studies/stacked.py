@@ -19,7 +19,7 @@ SHARED = ("dropout", "schedule", "num_classes", "loss")  # hyperparameters that 
 CHUNK = 4096  # images that are gathered or scored at a time
 
 
-class Scores(NamedTuple):
+class Means(NamedTuple):
     """Exact means over a data set, (models,) float64: cross-entropy in nats, and accuracy."""
 
     loss: Tensor
@@ -76,7 +76,7 @@ class Stack:
         values = torch.tensor([float(model.hparams[name]) for model in models], device=self.weight.device)
         return values.repeat_interleave(self.k)[:, None]
 
-    def train_epoch(self) -> Scores:
+    def train_epoch(self) -> Means:
         """Train for one epoch; return the means over its minibatches, each scored before its update."""
         if isinstance(self.loader.sampler, Shuffle):
             self.loader.sampler.set_epoch(self.epoch)
@@ -91,15 +91,15 @@ class Stack:
                 log_probs.append(self._update(batch, labels))
             sums.append(_sums(torch.cat(log_probs, 2), y))
         self.epoch += 1
-        return Scores(*torch.stack(sums).sum(0) / len(order))
+        return Means(*torch.stack(sums).sum(0) / len(order))
 
     @torch.no_grad()
-    def score(self, images: Tensor, labels: Tensor) -> Scores:
+    def score(self, images: Tensor, labels: Tensor) -> Means:
         """Score every model on n images (n, 28, 28) uint8 with labels (n,) int64."""
         sums = []
         for x, y in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
             sums.append(_sums(self._log_probs(to_float_images(x).flatten(1)), y))
-        return Scores(*torch.stack(sums).sum(0) / len(labels))
+        return Means(*torch.stack(sums).sum(0) / len(labels))
 
     def _log_probs(self, x: Tensor) -> Tensor:
         """Return log-probabilities (models, k, b) of x (b, 784)."""

@@ -20,7 +20,7 @@ from softmax_regression.figures.drawings import BLUE, GREEN, ORANGE, VERMILION
 from softmax_regression.figures.page import check_output, write_page
 from softmax_regression.files import write_csv
 from softmax_regression.numerics import logsumexp, naive_softmax, softmax
-from softmax_regression.studies.folders import STUDIES, own_name
+from softmax_regression.studies.folders import STUDIES, folder_name
 from softmax_regression.studies.numerics import measurements as measure
 from softmax_regression.studies.numerics.measurements import DTYPES, FORMS, Error, Failure, Training
 
@@ -52,7 +52,7 @@ def run(
     Raises:
         InputError: The page cannot be written, or the data cannot be loaded.
     """
-    out = out or STUDIES / own_name("numerics", source=source, quick=quick)
+    out = out or STUDIES / folder_name("numerics", source=source, quick=quick)
     check_output(out / "index.html", force)
     rows, scales, steps, size = 25, 31, 400, 60_000
     if quick:

@@ -21,7 +21,7 @@ from softmax_regression.figures.page import check_output, write_page
 from softmax_regression.files import locked, write_csv
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
-from softmax_regression.studies.folders import STUDIES, own_name
+from softmax_regression.studies.folders import STUDIES, folder_name
 from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.overfit import measurements
 from softmax_regression.studies.overfit.measurements import MONITOR, OverfitTraining, Remedy, Size, choose_remedies
@@ -63,8 +63,10 @@ def run(
     if not issubclass(data, FashionMNISTDataModule):
         name = FashionMNISTDataModule.__name__
         raise InputError(f"data={data.__name__}: expected a subclass of {name}, to take few of its images")
-    _check_unchanged(data)
-    out = out or STUDIES / own_name("overfit", model, data, source, quick)
+    hooks = changed_batches(data)  # the study takes images without these
+    if hooks:
+        raise InputError(f"data={data.__name__}: overfit takes images without its {', '.join(hooks)}; drop --data")
+    out = out or STUDIES / folder_name("overfit", model, data, source, quick)
     check_output(out / "index.html", force)
     design = measurements.FULL
     options: dict[str, Any] = {"source": source, "dirs": dirs}
@@ -82,13 +84,6 @@ def run(
         training.check_monitor()
     with locked(out, "choose another --out"):
         return _train(out, training, workers)
-
-
-def _check_unchanged(data: type[FashionMNISTDataModule]) -> None:
-    """Refuse a data module that changes its minibatches, as the study takes its images without them."""
-    hooks = changed_batches(data)
-    if hooks:
-        raise InputError(f"data={data.__name__}: overfit takes images without its {', '.join(hooks)}; drop --data")
 
 
 def _train(out: Path, training: OverfitTraining, workers: int) -> Path:

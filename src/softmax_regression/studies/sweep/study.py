@@ -20,7 +20,7 @@ from softmax_regression.files import check_writable, locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
 from softmax_regression.studies.alone import make, parameters_of
-from softmax_regression.studies.folders import STUDIES, own_name
+from softmax_regression.studies.folders import STUDIES, folder_name
 from softmax_regression.studies.sweep import page
 from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
 from softmax_regression.studies.sweep.space import Plan, Range, Value
@@ -94,8 +94,8 @@ def _search(
     workers = number_of_workers(workers, plan.is_stackable)
     if plan.sampler:
         check_sampler(plan)
-    name = name or own_name("batch-lr-epochs", plan.model, plan.data, options.get("source", "files"))
-    folder = STUDIES / "sweep" / own_name(name, quick=quick)
+    name = name or folder_name("batch-lr-epochs", plan.model, plan.data, options.get("source", "files"))
+    folder = STUDIES / "sweep" / folder_name(name, quick=quick)
     check_writable(folder)
     training = _training(plan, options, quick)
     folder.mkdir(parents=True, exist_ok=True)
