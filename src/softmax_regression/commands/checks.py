@@ -17,7 +17,7 @@ from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import DEFAULT_CALLBACKS
 from softmax_regression.experiment.flags import named_classes
 from softmax_regression.files import check_writable
-from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
+from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, callbacks_of
 from softmax_regression.runs.checkpoint import about_run
 from softmax_regression.runs.folder import SavedCheckpoint
 from softmax_regression.runs.processes import cores, print_rank_zero
@@ -70,12 +70,10 @@ def check_devices(trainer: Trainer, data: LightningDataModule) -> None:
 
 def check_callbacks(trainer: Trainer) -> None:
     """Refuse a callback whose state cannot be loaded, and a folder of checkpoints that cannot be written."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, SpikeDetection):
-            raise InputError(
-                "SpikeDetection: Lightning cannot load its state, so no command could open the run; drop it"
-            )
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath and "://" not in str(callback.dirpath):
+    if callbacks_of(trainer, SpikeDetection):
+        raise InputError("SpikeDetection: Lightning cannot load its state, so no command could open the run; drop it")
+    for callback in callbacks_of(trainer, ModelCheckpoint):
+        if callback.dirpath and "://" not in str(callback.dirpath):
             check_writable(Path(callback.dirpath))
 
 

@@ -12,7 +12,7 @@ from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import as_list
 from softmax_regression.experiment.flags import options_of
 from softmax_regression.experiment.opening import other_data
-from softmax_regression.runs.callbacks import EarlyStopping, folder_of
+from softmax_regression.runs.callbacks import EarlyStopping, callbacks_of, folder_of
 from softmax_regression.runs.checkpoint import about_run, read
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
@@ -54,7 +54,7 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
     """Refuse flags that contradict the configuration of the run to resume, and other data; callbacks may be added."""
     if "optimizer_states" not in saved:
         raise InputError("the checkpoint holds weights alone; give the run's folder, whose last.ckpt holds the rest")
-    record = next(each for each in trainer.callbacks if isinstance(each, RunRecord))  # type: ignore[attr-defined]
+    record = callbacks_of(trainer, RunRecord)[0]
     known = about_run(saved)
     before: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}  # a run started from Python does not record them
     before |= _options(known.get("config", "{}"))
@@ -70,7 +70,7 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
                 f"{name}={wanted}: the run to resume has {was}; keep that, or start a new run without --resume"
             )
     check_length(saved, trainer, before)
-    if any(isinstance(callback, ModelPruning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+    if callbacks_of(trainer, ModelPruning):
         raise InputError("ModelPruning: a pruned run cannot be resumed: no checkpoint has its masks; start a new run")
     if known.get("unrecorded"):
         raise InputError(

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
@@ -16,9 +16,16 @@ from softmax_regression.errors import InputError
 from softmax_regression.runs.loops import is_epoch_over, steps_done
 from softmax_regression.runs.processes import print_rank_zero
 
+C = TypeVar("C", bound=Callback)
 Mode = Literal["min", "max"]
 AS_EARLY_STOPPING = "early_stopping"  # as the monitor of BestCheckpoint: what early stopping watches
 DEFAULT_MONITOR = "val/loss"  # a Classifier logs it; another module need not
+
+
+def callbacks_of(trainer: Trainer, kind: type[C] | tuple[type[C], ...]) -> list[C]:
+    """Return the callbacks of a Trainer that are of a class, in their order."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
 def folder_of(trainer: Trainer) -> Path | None:

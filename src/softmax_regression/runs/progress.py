@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from softmax_regression.data.module import origin_of
 from softmax_regression.engine import Engine
+from softmax_regression.runs.callbacks import callbacks_of
 from softmax_regression.runs.rows import RESERVED, row_collector, split_metric
 
 WIDTH = 79  # of a line in a terminal
@@ -35,7 +36,7 @@ def metrics_text(row: Mapping[str, Any]) -> str:
 def training_lines(trainer: Trainer) -> list[str]:
     """Return a line with device and data, and a second one if the training step is not the lean one."""
     lines = [shorten(f"training on {_device(trainer)}; data: {_data(trainer)}", WIDTH, placeholder=" ...")]
-    engines = [each for each in trainer.callbacks if isinstance(each, Engine)]  # type: ignore[attr-defined]
+    engines = callbacks_of(trainer, Engine)
     step = engines[0].describe(trainer) if engines else "Lightning's own step (no Engine among the callbacks)"
     if step != "lean step":
         lines.append(shorten(f"step: {step}", WIDTH, placeholder=" ..."))

@@ -22,7 +22,7 @@ from lightning.pytorch.callbacks import BaseFinetuning, Timer
 from softmax_regression.data.module import loaded_images, origin_of
 from softmax_regression.errors import DivergedError, InputError, StorageError, format_error
 from softmax_regression.files import check_there, write
-from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, folder_of
+from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, callbacks_of, folder_of
 from softmax_regression.runs.checkpoint import RUN, about_run
 from softmax_regression.runs.events import mark_saved
 from softmax_regression.runs.loops import steps_done
@@ -72,11 +72,10 @@ def results(trainer: Trainer) -> dict[str, dict[str, Any]]:
     """Return `final`, the last row of a run, and `best`, the row that best.ckpt holds; each only if there is one."""
     rows: list[Row] = []
     best = None
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, RowCallback):
-            rows = callback.rows
-        elif isinstance(callback, BestCheckpoint):
-            best = callback.best
+    for collector in callbacks_of(trainer, RowCallback):
+        rows = collector.rows
+    for checkpoint in callbacks_of(trainer, BestCheckpoint):
+        best = checkpoint.best
     return _final_and_best(rows, best)
 
 
@@ -125,7 +124,7 @@ def stop_reason(trainer: Trainer) -> str:
         return f"max_steps={trainer.max_steps} reached"
     if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
         return f"max_epochs={trainer.max_epochs} reached"
-    left = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]  # type: ignore[attr-defined]
+    left = [timer.time_remaining() for timer in callbacks_of(trainer, Timer)]
     timed_out = any(seconds is not None and seconds <= 0 for seconds in left)
     return "max_time is used up" if timed_out else "a callback stopped the run"
 
@@ -186,7 +185,7 @@ class RunRecord(Callback):
             self.config, self._unrecorded = describe_run(trainer, pl_module)
         self.config = with_found(str(self.config), trainer, pl_module)
         self._settings = yaml.safe_load(self.config)
-        finetunes = any(isinstance(callback, BaseFinetuning) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+        finetunes = callbacks_of(trainer, BaseFinetuning)
         if self._saved and (finetunes or not self._describes_itself):  # a script may freeze other parts than before
             _restore_frozen(pl_module, about_run(self._saved).get("frozen"))
         if type(pl_module).__module__ == "__main__":

@@ -5,6 +5,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from softmax_regression.errors import InputError
 from softmax_regression.files import append, check_there, write_csv
 from softmax_regression.metrics import learning_rate
+from softmax_regression.runs.callbacks import callbacks_of
 from softmax_regression.runs.loops import steps_done
 
 Row = dict[str, float]  # `epoch`, from 1, `step`, the number of steps done, `lr`, and metrics by their names
@@ -138,11 +140,10 @@ class RowCallback(Callback):
 
 def row_collector(trainer: Trainer, reader: Callback) -> RowCallback:
     """Return the collector of the rows of a Trainer; if it has none, put one before the callback that reads them."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    for callback in callbacks:
-        if isinstance(callback, RowCallback):
-            return callback
+    for collector in callbacks_of(trainer, RowCallback):
+        return collector
     collector = RowCallback()
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     place = callbacks.index(reader)
     trainer.callbacks = [*callbacks[:place], collector, *callbacks[place:]]  # type: ignore[attr-defined]
     return collector
@@ -205,13 +206,8 @@ class RowsFile:
             StorageError: The file could not be written.
         """
         before = self._count
-        names = list(self._names)
-        for row in rows[max(before - 1, 0) :]:
-            names.extend(name for name in row if name not in names)
-        can_append = before > 0 and names == self._names and rows[before - 1] == self._last
-        if can_append and len(rows) == before:
-            return
-        if can_append:
+        names = list(dict.fromkeys(chain(self._names, *rows[max(before - 1, 0) :])))
+        if before and names == self._names and rows[before - 1] == self._last:
             text = io.StringIO()
             csv.DictWriter(text, names, lineterminator="\n").writerows(rows[before:])
             append(text.getvalue().encode(), self.path)

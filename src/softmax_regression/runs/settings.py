@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from softmax_regression.engine import Engine
-from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
+from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, callbacks_of
 from softmax_regression.runs.checkpoint import plain
 
 # Attributes of a Trainer that are settings, and their values if the argument was not given.
@@ -170,7 +170,7 @@ def _argument(callback: Callback, name: str) -> Any:
 
 def with_found(config: str, trainer: Trainer, pl_module: LightningModule) -> str:
     """Return a configuration with the learning rate and the batch size that Lightning's finders have found."""
-    if not any(isinstance(callback, FINDERS) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+    if not callbacks_of(trainer, FINDERS):
         return config
     settings = yaml.safe_load(config)
     for group, part in (("model", pl_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
