@@ -78,11 +78,6 @@ class RunLogger(TensorBoardLogger):
             ) from error
         raise InputError(f"{root / names[0]}: is another run's; choose another name, or --resume that run")
 
-    @rank_zero_only
-    def _log_again(self, run: Path, step: int, batches: int) -> None:
-        for event in dropped_events(run, step, batches):
-            file_writer(self.experiment).event_writer.add_event(event)
-
     def reopen(self, run: Path, step: int, batches: int) -> None:
         """Continue in the folder of a run, saved after so many steps and minibatches; what came later is hidden."""
         self._root_dir = str(run.parent.parent)
@@ -91,7 +86,9 @@ class RunLogger(TensorBoardLogger):
         self._kwargs["purge_step"] = step
         self._is_drawn = True
         self._is_listed = bool(read_rows(run))
-        self._log_again(run, step, batches)
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            for event in dropped_events(run, step, batches):
+                file_writer(self.experiment).event_writer.add_event(event)
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None) -> None:
@@ -113,12 +110,10 @@ class RunLogger(TensorBoardLogger):
         self._is_listed = True
         from torch.utils.tensorboard.summary import hparams
 
-        names = [name for name in FIRST_COLUMNS if name in self._hparams]
-        names += [name for name in self._hparams if name not in (*names, *NOT_SHOWN)]
         shown = {}
-        for name in names:
-            value = self._hparams[name]
-            if not name.startswith("_"):
+        for name in (*FIRST_COLUMNS, *self._hparams):
+            if name in self._hparams and name not in NOT_SHOWN and not name.startswith("_"):
+                value = self._hparams[name]
                 shown[name] = value if isinstance(value, int | float | str) else str(value)
         for summary in hparams(shown, self._hparams_metrics):
             file_writer(self.experiment).add_summary(summary)
