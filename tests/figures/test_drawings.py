@@ -342,6 +342,14 @@ def test_any_other_metric_has_a_panel_of_its_own() -> None:
     assert np.allclose(figure.axes[2].lines[0].get_ydata(), [0.5, 0.6])
 
 
+def test_a_metric_without_a_finite_value_is_called_so() -> None:
+    epochs = torch.arange(1, 4)
+    figure = learning_curves({"": {"val/n": (epochs, epochs / torch.nan), "val/loss": (epochs, epochs / 2)}})
+    loss, other = figure.axes
+    assert not loss.texts
+    assert [text.get_text() for text in other.texts] == ["no finite value"]
+
+
 def test_the_ticks_of_epochs_are_whole_numbers() -> None:
     for epochs in (1, 2, 37):
         figure = learning_curves({"run": {"train/loss": curve(*range(epochs))}})

@@ -51,6 +51,14 @@ def test_a_figure_is_embedded_and_lies_beside_the_page(tmp_path: Path) -> None:
     assert "<source" not in html
 
 
+def test_a_phone_sees_a_wide_panel_narrower(tmp_path: Path) -> None:
+    figure = Figure(figsize=(8, 4))
+    figure.subplots().plot([0, 1])
+    html = written(tmp_path, "{{ figure('line', 'A line') }}", {"line": figure})
+    (narrow,) = re.findall(r'<source[^>]*base64,([^"]*)"', html)
+    assert size(base64.b64decode(narrow)) == (480, 400)
+
+
 @pytest.mark.parametrize(("panels", "stacked"), [((1, 2), 2), ((2, 2), 4), ((1, 3), 3)])
 def test_a_phone_sees_panels_below_one_another(panels: tuple[int, int], stacked: int, tmp_path: Path) -> None:
     figure = line(*panels)

@@ -37,7 +37,8 @@ from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.studies.stacked import Means, Stack
 from softmax_regression.studies.sweep import study as sweep
-from softmax_regression.studies.sweep.results import failures
+from softmax_regression.studies.sweep.page import scores_by_hyperparameter
+from softmax_regression.studies.sweep.results import Result, failures
 from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
 from softmax_regression.studies.sweep.space import Plan, Range, Value
 from softmax_regression.studies.sweep.training import LightningTraining, StackTraining
@@ -510,6 +511,16 @@ class TestAnybodysModel:
             seed_everything(int(seed), verbose=False)
             assert epochs == Changing().epochs
         assert len(set(trained.values())) > 1
+
+    @pytest.mark.parametrize(("lowest", "scale"), [(0.5, "log"), (-0.5, "linear")])
+    def test_may_have_switches_and_a_loss_below_zero_in_the_figure(self, lowest: float, scale: str) -> None:
+        results = []
+        for extra in (True, False):
+            results.append(Result({"extra": extra}, {"val_loss": torch.tensor([[lowest + extra]])}))
+        plan = Plan({"extra": [True, False]}, [0], model=Changing, data=Rows, monitor="val_loss")
+        (axes,) = scores_by_hyperparameter(["extra"], results, plan).axes
+        assert axes.get_yscale() == scale
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["False", "True"]
 
     def test_that_does_not_always_log_the_monitor_fails_there(self) -> None:
         words: dict[str, Any] = {"model": Changing, "data": Rows, "monitor": "val_extra"}

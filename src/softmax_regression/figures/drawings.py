@@ -91,6 +91,10 @@ def learning_curves(runs: Mapping[str, Curves]) -> Figure:
             if metric in metrics and quantity in panels:
                 owner = run if several else stage
                 _draw(panels[quantity], *metrics[metric], colours[owner], strokes[stage])
+    for axes in panels.values():
+        if not np.isfinite(axes.dataLim.get_points()).all():
+            axes.set(xticks=[], yticks=[])
+            axes.text(0.5, 0.5, "no finite value", ha="center", transform=axes.transAxes)
     handles = []
     if several:
         for run in runs:

@@ -45,18 +45,21 @@ def check_output(path: Path, force: bool = False) -> None:
 
 
 def _stack(figure: Figure) -> bool:
-    """Place the panels of a figure below one another; return False if they are so already."""
+    """Place the panels of a figure below one another, or make a wide one narrower; return False if neither helps."""
     panels = [axes for axes in figure.axes if axes.get_subplotspec()]
     if not panels:
         return False
     rows, columns, *_ = panels[0].get_subplotspec().get_geometry()  # type: ignore[union-attr]
+    wide, high = figure.get_size_inches()
     if columns == 1:
+        if len(panels) == 1 and panels[0].axison and wide > max(6, 1.5 * high):
+            figure.set_size_inches(0.6 * wide, high)
+            return True
         return False
     grid = GridSpec(len(panels), 1, figure)
     for row, axes in enumerate(panels):
         axes.set_subplotspec(grid[row])
         axes.tick_params(labelbottom=True)
-    wide, high = figure.get_size_inches()
     figure.set_size_inches(1.2 * wide / columns, high * len(panels) / rows)
     return True
 

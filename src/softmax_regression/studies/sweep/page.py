@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -55,7 +57,7 @@ def write(folder: Path, search: Search, test: Mapping[str, Sequence[float]], tra
     for rank, result in enumerate(results, 1):
         if rank > 1 and result.params.items() <= usual.items():
             book[rank] = result
-    data = plan.data.__name__
+    data = f"The data module {class_path_of(plan.data)}"
     if training.images:
         data = training.images.loaded.origin
     manifest = {"data": data, "configurations": plan.configurations, "trials": plan.size}
@@ -93,7 +95,7 @@ def _figures(plan: Plan, results: Sequence[Result], book: Sequence[Result]) -> d
     while varied and counts[varied[-1]] == 1:
         varied.pop()
     if varied:
-        figures["trials"] = _scores_by_hyperparameter(varied, results, plan)
+        figures["trials"] = scores_by_hyperparameter(varied, results, plan)
     return figures
 
 
@@ -107,7 +109,7 @@ def rows(seeds: Sequence[int], result: Result, every: int = 1) -> Iterator[dict[
             yield {**result.params, "seed": seed, "epoch": number * every, **scores}
 
 
-def _scores_by_hyperparameter(names: Sequence[str], results: Sequence[Result], plan: Plan) -> Figure:
+def scores_by_hyperparameter(names: Sequence[str], results: Sequence[Result], plan: Plan) -> Figure:
     """Draw the score against each hyperparameter; for a grid, with a line for each value of another one."""
     rows = math.ceil(len(names) / COLUMNS)
     figure = Figure(figsize=(9, 4.2 * rows), layout="constrained")
@@ -121,10 +123,18 @@ def _scores_by_hyperparameter(names: Sequence[str], results: Sequence[Result], p
         _draw_scores(axes, name, colour, results, plan)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel(plan.monitor)
-    if plan.monitor.endswith("loss"):
+    scores = torch.cat([result.last(plan.monitor) for result in results])
+    if plan.monitor.endswith("loss") and scores.min() > 0:
         figure.axes[0].set_yscale("log")
         figure.axes[0].yaxis.set(major_formatter="{x:g}", minor_formatter="{x:g}")
+        if scores.max() > 5 * scores.min():
+            _label_two_and_five(figure.axes[0].yaxis)
     return figure
+
+
+def _label_two_and_five(axis: Axis) -> None:
+    """Label 1, 2 and 5 of each power of ten on a logarithmic axis; more would overlap."""
+    axis.set(minor_locator=LogLocator(subs=(2, 5)), minor_formatter="{x:g}")
 
 
 def _draw_scores(axes: Axes, name: str, colour: str, results: Sequence[Result], plan: Plan) -> None:
@@ -137,7 +147,7 @@ def _draw_scores(axes: Axes, name: str, colour: str, results: Sequence[Result], 
         lines.setdefault(result.params.get(colour, ""), {}).setdefault(place, result)
     style = {True: "o-", False: "o"}[plan.is_grid]
     values: list[Any] = sorted_values(result.params[name] for result in results)
-    are_numbers = all(isinstance(value, int | float) for value in values)
+    are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     for label, shade in zip(sorted_values(lines), itertools.cycle(PALETTE)):
         points = sorted(lines[label].values(), key=lambda result: values.index(result.params[name]))
         x: list[Any] = [result.params[name] for result in points]
@@ -159,10 +169,14 @@ def error_bars(axes: Axes, x: Any, values: Tensor, **style: Any) -> None:
 
 def _set_ticks(axes: Axes, values: Sequence[Any], is_grid: bool) -> None:
     """Make the axis of a hyperparameter logarithmic if its values span more than a factor of ten."""
-    if 0 < 10 * values[0] < values[-1]:
+    is_log = 0 < 10 * values[0] < values[-1]
+    if is_log:
         axes.set_xscale("log")
     axes.xaxis.set(major_formatter="{x:g}", minor_formatter="")
+    if is_log and values[-1] < 100 * values[0]:
+        _label_two_and_five(axes.xaxis)
     if is_grid:
+        axes.xaxis.set(minor_formatter="")
         axes.set_xticks(values, [f"{value:g}" for value in values], rotation=45)
 
 
