@@ -78,7 +78,7 @@ WRONG_OPTIONS = [
     slow("--model.lrr=0.3", "model: Option 'lrr' is not accepted; did you mean --model.lr"),
     slow("--modl.lr=0.3", "did you mean --model.lr"),
     ("--epochs=3", "did you mean --trainer.max_epochs"),
-    slow("--trainer.max_epoch=3", "did you mean --trainer.max_epochs"),
+    slow("--trainer.max_epoch=3", "did you mean --trainer.max_epochs\n"),
     slow("--seed=1", "or --seed_everything"),
     slow("--patience=3", "did you mean --early_stopping.patience"),
     ("--optimizer=Adam --optimizer.lrr=3", "optimizer: Option 'lrr' is not accepted; see --help"),
@@ -108,6 +108,7 @@ WRONG_OPTIONS = [
         "--trainer.callbacks.help=EarlyStopping",
         "Give the full class path to avoid ambiguity: lightning.pytorch.callbacks.EarlyStopping",
     ),
+    ("--trainer.callbacks+=EarlyStopping", "every run has an EarlyStopping, which you set by --early_stopping.monitor"),
     ("--early_stopping.monitor=val/accuracy", "val/accuracy of EarlyStopping: nothing logs it"),
     # of the Trainer
     ("--trainer.max_epochs=0", "trainer.max_epochs=0"),

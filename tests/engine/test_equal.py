@@ -288,6 +288,22 @@ class OwnOptimizer(demos.BoringModel):
         return Half(self.parameters(), 0.1)
 
 
+class Signs(torch.optim.SGD):
+    """An optimizer that steps by signs, without gradients from its first line on."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = closure()
+        for parameter in self.param_groups[0]["params"]:
+            parameter.sub_(parameter.grad.sign(), alpha=0.01)
+        return loss
+
+
+class StepsBySigns(demos.BoringModel):
+    def configure_optimizers(self) -> Any:
+        return Signs(self.parameters(), 0.1)
+
+
 class OfLists(demos.BoringModel):
     def training_step(self, batch: Any) -> Any:  # type: ignore[override]
         loss = self.step(batch.pop() + batch.pop())
@@ -389,6 +405,7 @@ CASES: dict[str, Case] = {
     "dict batches, skipped steps, own hooks": (Own, partial(SizedDicts, 24), FEW),
     "own update and transfer": (OwnUpdate, tuple, SHORT),
     "own zero_grad of the optimizer": (OwnOptimizer, tuple, SHORT),
+    "an optimizer without gradients": (StepsBySigns, tuple, SHORT),
     "a batch is a list": (OfLists, partial(SizedLists, 9), FEW),
     "None batches": (Boring, partial(SizedNones, 9), FEW),
     "several loaders": (OfDicts, partial(dict, a=Sized(9), b=Sized(4)), FEW),

@@ -126,6 +126,8 @@ def _with_remedy(name: str, reason: str, known: Callable[[], Iterable[str]]) -> 
         near = get_close_matches(absent[2], dir(module), n=1, cutoff=0.7)
         found = f"did you mean {absent[1]}.{near[0]}" if near else f"the module is {getattr(module, '__file__', None)}"
         return f"{absent[0]}; {found}"
+    if "Multiple subclasses with name EarlyStopping" in reason:
+        return f"{reason}; every run has an EarlyStopping, which you set by --early_stopping.monitor"
     if "'NoneType' object has no attribute 'keys'" in reason:
         return "init_args is empty; give arguments there, or drop it"
     if "Option 'class_path' is not accepted" in reason:
@@ -151,4 +153,6 @@ def _near_options(option: str, known: Iterable[str]) -> list[str]:
         if name.startswith(group) and f"_{last}_" in f"_{part}_":
             similarity[name] += 1
     nearest = sorted(similarity, key=similarity.__getitem__, reverse=True)[:2]
-    return [name for name in nearest if similarity[name] >= 0.8]
+    best = max(similarity.values(), default=0.0)
+    least = min(1.0, max(0.8, best))  # the best one, or all that have the last word
+    return [name for name in nearest if similarity[name] >= least]

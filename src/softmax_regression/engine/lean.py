@@ -107,7 +107,7 @@ class LeanLoop(_TrainingEpochLoop):
                 progress.increment_started()
                 output = self.update.run(batch, batch_idx)
         progress.increment_processed()
-        if trainer.lr_scheduler_configs:
+        if hooks.strategy.lr_scheduler_configs:
             self.update_lr_schedulers("step", update_plateau_schedulers=False)
             if self._num_ready_batches_reached():
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
@@ -165,7 +165,8 @@ class LeanLoop(_TrainingEpochLoop):
         ):
             super().on_advance_end(data_fetcher)
         elif not self._should_accumulate():
-            self.update_lr_schedulers("step", update_plateau_schedulers=True)
+            if self.hooks.strategy.lr_scheduler_configs:
+                self.update_lr_schedulers("step", update_plateau_schedulers=True)
             self._batches_that_stepped += 1
 
 

@@ -8,12 +8,24 @@ from lightning.pytorch.core.optimizer import do_nothing_closure
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch.optim import Optimizer
 
 from softmax_regression.engine.hooks import Hooks
 
 ZERO_GRAD = Optimizer.zero_grad
+
+
+class LeanClosure(Closure):
+    """Lightning's closure; it enables gradients only where torch's optimizers have not done so already."""
+
+    closure_with_gradients = Closure.closure.__wrapped__  # type: ignore[attr-defined] # what `torch.enable_grad` wraps
+
+    def closure(self, *args: Any, **kwargs: Any) -> ClosureResult:
+        """Compute loss and gradients."""
+        if is_grad_enabled():
+            return self.closure_with_gradients(*args, **kwargs)
+        return super().closure(*args, **kwargs)
 
 
 class Update:
@@ -37,10 +49,9 @@ class Update:
         if self._known_step != step:
             self._known_step = step
             self._takes_index = len(self.loop._build_kwargs(OrderedDict(), batch, batch_idx)) == 2
-        arguments = OrderedDict(batch=batch)
         if self._takes_index:
-            arguments["batch_idx"] = batch_idx
-        return arguments
+            return OrderedDict(batch=batch, batch_idx=batch_idx)
+        return OrderedDict(batch=batch)
 
     def run(self, batch: Any, batch_idx: int) -> Any:
         """Make the update of a minibatch; return what `on_train_batch_end` gets of it."""
@@ -57,7 +68,7 @@ class Update:
         backward, zero_grad = partial(self._backward, optimizer), None
         if batch_idx % trainer.accumulate_grad_batches == 0:
             zero_grad = partial(self._zero_grad, batch_idx, optimizer)
-        closure = Closure(partial(self._training_step, arguments), backward, zero_grad)
+        closure = LeanClosure(partial(self._training_step, arguments), backward, zero_grad)
         if self.loop._should_accumulate():
             with _block_parallel_sync_behavior(self.hooks.strategy):
                 closure()
@@ -95,7 +106,10 @@ class Update:
         for group in method.__self__.param_groups:  # what torch does, less a record for profilers, which costs more
             for parameter in group["params"]:
                 parameter.grad = None
-        self.automatic.optim_progress.optimizer.zero_grad.increment_by(1)
+        progress = self.automatic.optim_progress.optimizer.zero_grad
+        progress.increment_ready()
+        progress.increment_started()
+        progress.increment_completed()
 
     def _backward(self, optimizer: Optimizer, loss: Tensor) -> None:
         """Compute the gradients of a loss."""

@@ -121,23 +121,7 @@ class LastCheckpoint(Checkpoint):
         """Restore loops and random states of a resumed run, and install the signal handlers, after Lightning's own."""
         self.folder = folder_of(trainer)
         self._step = trainer.global_step
-        if self._position.random and not self._position.validating:
-            resume_after_step(trainer)
-        if self._position.started:
-            restore_loops(trainer, pl_module, within_epoch=self._position.batches > 0)
-            self._running.log_again(trainer, pl_module)
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, RowCallback):
-                    callback.note_logged(trainer)
-            restore_validation(trainer, self._position.validated, self._position.validation_loaders)
-            if self._position.ending and not self._position.batches:  # a callback has saved before these schedules
-                trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
-            if self._position.batches:
-                consumed_loaders(trainer)[:] = self._position.consumed
-        for name, gradient in self._gradients.items():
-            weight = pl_module.get_parameter(name)
-            weight.grad = gradient.to(weight.device)
-        self._gradients = {}
+        self._restore(trainer, pl_module)
         call_after(trainer.fit_loop, partial(self._save, trainer))
         call_after(trainer.fit_loop.epoch_loop, partial(self._save_if_due, trainer))
         if self._position.random:
@@ -147,6 +131,27 @@ class LastCheckpoint(Checkpoint):
         lazy = any(is_lazy(weight) for weight in pl_module.parameters())  # without values until the first batch
         if self.folder and not self._step and not lazy:
             trainer.save_checkpoint(self.folder / INITIAL_CHECKPOINT, weights_only=False)
+
+    def _restore(self, trainer: Trainer, module: LightningModule) -> None:
+        """Restore the loops, metrics and gradients of a resumed run, as far as Lightning does not."""
+        position = self._position
+        if position.random and not position.validating:
+            resume_after_step(trainer)
+        if position.started:
+            restore_loops(trainer, module, within_epoch=position.batches > 0)
+            self._running.log_again(trainer, module)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RowCallback):
+                    callback.note_logged(trainer)
+            restore_validation(trainer, position.validated, position.validation_loaders)
+            if position.ending and not position.batches:  # a callback has saved before these schedules
+                trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+            if position.batches:
+                consumed_loaders(trainer)[:] = position.consumed
+        for name, gradient in self._gradients.items():
+            weight = module.get_parameter(name)
+            weight.grad = gradient.to(weight.device)
+        self._gradients = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
