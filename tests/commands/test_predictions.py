@@ -10,13 +10,12 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
+from softmax_regression.commands.columns import Columns, columns_of
 from softmax_regression.commands.outputs import what_is_scored
 from softmax_regression.commands.predictions import (
-    Columns,
     PredictionTable,
     allow_positional_arguments,
     choose_path,
-    columns_of,
     forward_inputs_only,
 )
 from softmax_regression.errors import InputError
