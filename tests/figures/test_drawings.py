@@ -224,12 +224,21 @@ def grid_of_the_longest_names() -> Figure:
     return prediction_grid(pictures(30), *longest_names(), NAMES)
 
 
+def grid_of_longer_names() -> Figure:
+    return prediction_grid(pictures(30), *longest_names(), [f"a class with a long name {i}" for i in range(10)])
+
+
+def templates_of_longer_names() -> Figure:
+    return weight_templates(torch.randn(10, 784), [f"a class with a long name {i}" for i in range(10)])
+
+
 def grid_of_tall_images() -> Figure:
     return prediction_grid(torch.rand(30, 40, 20), *longest_names(), NAMES)
 
 
 @pytest.mark.parametrize(("draw", "captions"), [
-    (grid_of_the_longest_names, 30), (grid_of_tall_images, 30), (of_templates, 10),
+    (grid_of_the_longest_names, 30), (grid_of_longer_names, 30), (grid_of_tall_images, 30), (of_templates, 10),
+    (templates_of_longer_names, 10),
 ])  # fmt: skip
 def test_captions_do_not_touch(draw: Drawing, captions: int) -> None:
     figure = draw()

@@ -60,7 +60,7 @@ def prediction_grid(
     shown = torch.cat((mistakes[:places_of_mistakes], right))[:limit]
     captions = []
     for i in shown.tolist():
-        true, other = class_names[int(labels[i])], class_names[int(predicted[i])]
+        true, other = _short(class_names[int(labels[i])]), _short(class_names[int(predicted[i])])
         captions.append(f"{true}\n→ {other} {confidence[i]:.0%}")
     tiles = images[shown]
     low = min(0.0, float(tiles.min()))
@@ -75,7 +75,7 @@ def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
     weight = weight.detach().cpu().float()
     limit = float(weight.abs().max())
     side = math.isqrt(weight.shape[1])
-    figure, axes = _mosaic(weight.view(-1, side, side), class_names, 5, DIVERGING, -limit, limit)
+    figure, axes = _mosaic(weight.view(-1, side, side), list(map(_short, class_names)), 5, DIVERGING, -limit, limit)
     words = "logit per unit of brightness (nats): red for the class, blue against it"
     figure.colorbar(axes.images[0], ax=axes, orientation="horizontal", shrink=0.6, label=words)
     return figure
@@ -118,7 +118,7 @@ def pixel_contributions(image: Tensor, weight: Tensor, bias: Tensor, label: int,
     """Draw what each pixel adds to the logits of the true and the predicted class: pixel times weight, on one scale.
 
     If the prediction is right, the second map is that of the class with the second highest logit. The image is (h, w)
-    in [0, 1], weights are (k, h * w), biases (k,).
+    in [0, 1] unless it is normalized, weights are (k, h * w), biases (k,).
     """
     parts = weight * image.flatten()  # (k, h * w)
     logits = parts.sum(dim=1) + bias
@@ -132,12 +132,12 @@ def pixel_contributions(image: Tensor, weight: Tensor, bias: Tensor, label: int,
     limit = float(parts[list(shown)].abs().max())
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     left, *maps = figure.subplots(1, 3, subplot_kw={"xticks": [], "yticks": []})
-    left.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1)
+    left.imshow(image.numpy(), cmap="gray", vmin=min(0.0, float(image.min())), vmax=max(1.0, float(image.max())))
     left.set_title("image")
     for axes, (index, role) in zip(maps, shown.items(), strict=True):
         drawn = axes.imshow(parts[index].view(image.shape).numpy(), DIVERGING, vmin=-limit, vmax=limit)
         words = f"logit {logits[index]:.2f} = {parts[index].sum():.2f} + bias {bias[index]:.2f}"
-        axes.set_title(f"{role}: {class_names[index]} {probs[index]:.0%}\n{words}")
+        axes.set_title(f"{role}: {_short(class_names[index])} {probs[index]:.0%}\n{words}")
     figure.colorbar(drawn, ax=maps, shrink=0.8, label="pixel times weight (nats)")
     return figure
 
@@ -184,6 +184,11 @@ def names_of_classes(class_names: Sequence[object], k: int) -> list[str]:
     if len(class_names) != k:
         class_names = range(k)
     return [str(name) for name in class_names]
+
+
+def _short(name: str) -> str:
+    """Return the name or, of a long one, its beginning and its end; captions would overlap."""
+    return name if len(name) <= 11 else f"{name[:6]}…{name[-3:]}"
 
 
 def _linear_layer(pixels: Tensor, logits: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:

@@ -212,7 +212,7 @@ class SafeCheckpointIO(TorchCheckpointIO):
         if name:
             raise DivergedError(
                 f"{name} is not finite in epoch {checkpoint['epoch'] + 1}, step {checkpoint['global_step']}: "
-                "the run diverged; lower model.lr or model.init_std"
+                "the run diverged; lower the learning rate"
             )
         checkpoint = _with_plain_hyperparameters(checkpoint)
         _check_loadable(checkpoint)  # the first save comes before the first step
