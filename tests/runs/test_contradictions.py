@@ -315,6 +315,18 @@ def test_a_run_is_not_resumed_without_its_folder(run: Path, capsys: pytest.Captu
     assert "drop the flag" in one_line(capsys)
 
 
+@pytest.mark.parametrize("flag", ["barebones=true", slow("fast_dev_run=2"), slow("enable_checkpointing=false")])
+def test_a_run_is_not_resumed_where_nothing_would_be_saved(
+    flag: str, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(run)
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4", f"--trainer.{flag}"]) == 2
+    err = one_line(capsys)
+    assert flag.partition("=")[0] in err
+    assert "nothing that a resumed run does would be saved; drop it" in err
+    assert files(run) == before
+
+
 @pytest.mark.parametrize("with_ours", [False, slow(True)])
 def test_a_run_with_other_loggers_is_resumed(with_ours: bool, capsys: pytest.CaptureFixture[str]) -> None:
     csv = "{class_path: lightning.pytorch.loggers.CSVLogger, init_args: {save_dir: csv}}"

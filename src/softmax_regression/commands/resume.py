@@ -15,6 +15,7 @@ from softmax_regression.experiment.opening import other_data
 from softmax_regression.runs.callbacks import EarlyStopping, callbacks_of, folder_of
 from softmax_regression.runs.checkpoint import about_run, read
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
+from softmax_regression.runs.last_checkpoint import LastCheckpoint
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.record import RunRecord, read_manifest, saved_results, saved_step, update_manifest
 from softmax_regression.runs.rows import keep_logged_rows
@@ -54,6 +55,9 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
     """Refuse flags that contradict the configuration of the run to resume, and other data; callbacks may be added."""
     if "optimizer_states" not in saved:
         raise InputError("the checkpoint holds weights alone; give the run's folder, whose last.ckpt holds the rest")
+    if trainer.fast_dev_run or not callbacks_of(trainer, LastCheckpoint):  # type: ignore[attr-defined]
+        flags = "trainer.fast_dev_run, trainer.barebones or trainer.enable_checkpointing=false"
+        raise InputError(f"{flags}: nothing that a resumed run does would be saved; drop it")
     record = callbacks_of(trainer, RunRecord)[0]
     known = about_run(saved)
     before: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}  # a run started from Python does not record them
