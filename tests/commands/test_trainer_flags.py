@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from commands import SMALL, fit, manifest, only_run
+from marks import slow
 from softmax_regression.commands.train import main
 
 OTHER_IMAGES = """
@@ -19,6 +20,35 @@ class Large(LightningDataModule):
 
     val_dataloader = train_dataloader
 """
+
+
+STREAM = """
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, IterableDataset
+
+from softmax_regression import SoftmaxRegression
+
+class Normed(SoftmaxRegression):
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm2d(1)
+
+class Images(IterableDataset):
+    def __iter__(self):
+        for y in range(10):
+            yield torch.rand(1, 28, 28), y
+
+class Stream(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(Images(), batch_size=5)
+
+    val_dataloader = train_dataloader
+"""
+REFUSED_IN_TRAINING = [
+    (["StochasticWeightAveraging", "swa_lrs=0.1"], "Iterable-style datasets are not supported"),
+    slow(["ModelPruning", "pruning_fn=l1_unstructured", "amount=5.5"], "amount=5.5 should either be a float in"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -66,6 +96,20 @@ def test_images_of_another_size_are_one_line_and_leave_no_run(
     assert main(["fit", "--data=large.Large"]) == 2
     assert "images of 3 x 32 x 32: the model takes 1 x 28 x 28" in capsys.readouterr().err
     assert not list(Path("logs").glob("*/*"))
+
+
+@pytest.mark.parametrize(("callback", "says"), REFUSED_IN_TRAINING)
+def test_what_a_callback_asserts_in_training_is_one_line(
+    callback: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("endless.py").write_text(STREAM)
+    name, *options = callback
+    flags = [f"--trainer.callbacks+={name}", *(f"--trainer.callbacks.{option}" for option in options)]
+    assert main(["fit", "--model=endless.Normed", "--data=endless.Stream", "--trainer.max_epochs=3", *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert says in err
+    assert err.count("\n") == 1
 
 
 def test_a_configuration_of_conf_is_found_from_any_folder() -> None:

@@ -57,11 +57,14 @@ def _is_about_options(error: BaseException) -> bool:
     """Return whether a library raised an error about the options it was given, as when two of them contradict."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = modules[-1]
-    kinds = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError)
+    kinds = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError, AssertionError)
     if isinstance(error, AttributeError):  # a module has no class of this name, or a model no part for a callback
         is_of_callback = modules[-2:] == ["lightning.pytorch.callbacks.finetuning", "torch.nn.modules.module"]
         return is_of_callback or module.startswith("jsonargparse.")
-    return isinstance(error, kinds) and module.startswith(("lightning.", "jsonargparse.", "torch.optim."))
+    if isinstance(error, AssertionError) and not str(error):
+        return False
+    of_options = ("lightning.", "jsonargparse.", "torch.optim.", "torch.nn.utils.prune")
+    return isinstance(error, kinds) and module.startswith(of_options)
 
 
 def _place(error: BaseException) -> str:
