@@ -464,6 +464,12 @@ def test_templates_are_the_weights_on_one_scale_centred_at_zero() -> None:
     assert figure.axes[1].get_xlabel().startswith("logit per unit of brightness (nats)")
 
 
+def test_of_very_many_classes_the_first_templates_are_drawn() -> None:
+    figure = weight_templates(torch.randn(2000, 4), [str(i) for i in range(2000)])
+    assert figure.axes[0].get_title() == "the first 100 of 2000 classes"
+    assert len(figure.axes[0].texts) == 100
+
+
 def test_an_explanation_adds_up_to_the_logit() -> None:
     model, image = linear(), pictures(1)[0]
     weight, bias = (parameter.data for parameter in model.parameters())

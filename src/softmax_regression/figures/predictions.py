@@ -17,6 +17,7 @@ from torchmetrics.functional import classification as scores
 from softmax_regression.figures.drawings import BLACK, SKY, VERMILION
 
 CENTRED: dict[str, Any] = {"ha": "center", "in_layout": False}  # of texts; the layout need not measure them
+MAX_TEMPLATES = 100  # with ten times as many, a figure takes minutes
 DIVERGING = "RdBu_r"  # negative blue, zero white, positive red; of ColorBrewer
 
 
@@ -71,11 +72,18 @@ def prediction_grid(
 
 
 def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
-    """Draw the weights (k, h * h) of each class as an image, all on one scale: red pixels raise its logit."""
-    weight = weight.detach().cpu().float()
+    """Draw the weights (k, h * h) of each class as an image, all on one scale: red pixels raise its logit.
+
+    Of very many classes the first are drawn.
+    """
+    classes = len(weight)
+    weight = weight[:MAX_TEMPLATES].detach().cpu().float()
+    names = [_short(name) for name in class_names[:MAX_TEMPLATES]]
     limit = float(weight.abs().max())
     side = math.isqrt(weight.shape[1])
-    figure, axes = _mosaic(weight.view(-1, side, side), list(map(_short, class_names)), 5, DIVERGING, -limit, limit)
+    figure, axes = _mosaic(weight.view(-1, side, side), names, 5, DIVERGING, -limit, limit)
+    if classes > MAX_TEMPLATES:
+        axes.set_title(f"the first {MAX_TEMPLATES} of {classes} classes")
     words = "logit per unit of brightness (nats): red for the class, blue against it"
     figure.colorbar(axes.images[0], ax=axes, orientation="horizontal", shrink=0.6, label=words)
     return figure
