@@ -24,7 +24,8 @@ class LeanClosure(Closure):
     def closure(self, *args: Any, **kwargs: Any) -> ClosureResult:
         """Compute loss and gradients."""
         if is_grad_enabled():
-            return self.closure_with_gradients(*args, **kwargs)
+            result: ClosureResult = self.closure_with_gradients(*args, **kwargs)
+            return result
         return super().closure(*args, **kwargs)
 
 
