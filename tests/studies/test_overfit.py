@@ -311,6 +311,16 @@ def test_a_model_that_does_not_log_the_monitor_in_validation_is_refused_before_t
         study.run(tmp_path, Unscored, monitor="train_loss", source="synthetic", quick=True)
 
 
+def test_remedies_have_something_to_be_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class NeedsDropout(Foreign):
+        def __init__(self, dropout: float = 0.0) -> None:
+            super().__init__(0.1 if dropout else torch.nan, dropout)
+
+    monkeypatch.setattr(overfit, "QUICK", TINY._replace(sizes=TINY.sizes[:1]))
+    with pytest.raises(InputError, match=r"images: the training without a remedy failed \(DivergedError: val/loss=nan"):
+        study.run(tmp_path, NeedsDropout, monitor="val_loss", source="synthetic", quick=True)
+
+
 @pytest.mark.slow
 def test_a_model_of_anybody_is_scored_by_its_own_validation_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

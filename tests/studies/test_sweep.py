@@ -525,7 +525,7 @@ class TestAnybodysModel:
     def test_that_does_not_always_log_the_monitor_fails_there(self) -> None:
         words: dict[str, Any] = {"model": Changing, "data": Rows, "monitor": "val_extra"}
         page = sweep.run({"extra": [True, False], "epochs": [1]}, seeds=[0], **words)
-        assert "InputError: it does not log val_extra" in page.read_text()
+        assert "InputError: it has no value of val_extra" in page.read_text()
 
     @pytest.mark.slow
     def test_may_fail_in_one_configuration(self) -> None:

@@ -26,7 +26,7 @@ from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.overfit import measurements
 from softmax_regression.studies.overfit.measurements import MONITOR, OverfitTraining, Remedy, Size, choose_remedies
 from softmax_regression.studies.sweep.page import error_bars, rows
-from softmax_regression.studies.sweep.results import Result
+from softmax_regression.studies.sweep.results import Result, failures
 from softmax_regression.studies.sweep.search import Search, number_of_workers
 from softmax_regression.studies.sweep.space import Plan, changed_batches
 
@@ -94,6 +94,7 @@ def _train(out: Path, training: OverfitTraining, workers: int) -> Path:
     with closing(Search(plan, unfinished, training.train)) as search:
         search.run(workers)
         results = search.results()
+        failed = failures(search.finished, plan)
     table: list[dict[str, object]] = []
     of_size: dict[Size, list[Result]] = {size: [] for size in design.sizes}
     for result in results:
@@ -101,6 +102,12 @@ def _train(out: Path, training: OverfitTraining, workers: int) -> Path:
         table.extend(rows(plan.seeds, result, size.every))
         of_size[size].append(result)
     write_csv(out / "runs.csv", table)
+    for size, found in of_size.items():
+        if not any(measurements.strength(result) == (0, 0) for result in found):
+            raise InputError(
+                f"{size.images} images: the training without a remedy failed ({failed[0][1]}), so that remedies have "
+                f"nothing to be compared with; to try again, delete {unfinished}"
+            )
     remedies = {size: choose_remedies(found) for size, found in of_size.items()}
     manifest = {"data": training.data.loaded.origin, "design": design._asdict(), **environment()}
     page = write(out, remedies, plan, manifest, training.monitor)

@@ -152,6 +152,8 @@ class Search:
             watch = _watcher(self, trial, longest(configurations), seed == self.plan.seeds[0])
             scores = self.train(configurations, seed, watch)
             for configuration, of_model in zip(configurations, scores, strict=True):
+                if self.plan.monitor not in of_model:
+                    raise InputError(f"it has no value of {self.plan.monitor}")
                 runs.append({"params": configuration, "seed": seed, "scores": of_model})
         return runs
 

@@ -86,8 +86,6 @@ class LightningTraining:
         for params in configurations:
             with isolate_rng():
                 _, of_model = alone.train(*self._make(params, seed), count(params, "epochs"), watch, **self.limits)
-            if self.plan.monitor not in of_model:
-                raise InputError(f"it does not log {self.plan.monitor}")
             scores.append(of_model)
         return scores
 
