@@ -341,6 +341,19 @@ def test_a_run_with_other_loggers_is_resumed(with_ours: bool, capsys: pytest.Cap
     assert (f"this run continues in {after}" in capsys.readouterr().out) is not with_ours
 
 
+def test_a_run_that_continues_in_another_folder_takes_its_best_checkpoint_along() -> None:
+    flags = ("--trainer.logger=CSVLogger", "--trainer.logger.save_dir=csv", "--best_checkpoint.mode=max")
+    assert fit("--trainer.max_epochs=1", *flags) == 0
+    run = only_run(Path("csv"))
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
+    after = run.with_name("version_1")
+    assert manifest(after)["best"]["epoch"] == 1  # the loss goes down
+    assert read(after / "checkpoints" / "best.ckpt")["epoch"] == 0
+    assert main(["test", "--ckpt_path", str(after)]) == 0
+    assert main(["test", "--ckpt_path", str(run)]) == 0
+    assert manifest(after)["test"] == manifest(run)["test"]
+
+
 def test_a_run_from_python_has_the_optimizer_of_its_model(capsys: pytest.CaptureFixture[str]) -> None:
     data = FashionMNISTDataModule(source="synthetic", synthetic_size=600, val_size=101, batch_size=32)
     callbacks: list[Callback] = [LastCheckpoint(), RunRecord()]

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from softmax_regression.errors import InputError
+from softmax_regression.files import write
 from softmax_regression.runs.loops import is_epoch_over, steps_done
 from softmax_regression.runs.processes import print_rank_zero
 
@@ -254,6 +255,16 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
             self.best = {"epoch": trainer.current_epoch + 1, "step": steps_done(trainer)}
             self.best |= {"monitor": self.monitor, "score": float(current)}
         return better
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Take best.ckpt along if a resumed run continues in another folder, as with a logger that makes a new one."""
+        state = checkpoint.get("callbacks", {}).get(self.state_key, {})
+        here = Path(str(self.dirpath), "best.ckpt")
+        if trainer.state.fn != "fit" or not state.get("best") or not self.dirpath or here.exists():
+            return
+        for before in (Path(str(trainer.ckpt_path)).with_name("best.ckpt"), Path(state["best_model_path"])):
+            if trainer.is_global_zero and before.is_file() and not here.exists():
+                write(before.read_bytes(), here)
 
     def state_dict(self) -> dict[str, Any]:
         """Return Lightning's state, and `best`."""
