@@ -150,6 +150,10 @@ WRONG_OPTIONS = [
     slow("--trainer.callbacks+=BackboneFinetuning", "'SoftmaxRegression' object has no attribute 'backbone'"),
     ("--trainer.callbacks+=SpikeDetection", "SpikeDetection: Lightning cannot load its state"),
     (
+        "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.filename=best",
+        "filename=best of ModelCheckpoint: each run keeps a best.ckpt; give another filename, or a dirpath",
+    ),
+    (
         "--trainer.callbacks+=ModelCheckpoint --trainer.callbacks.dirpath=/proc/forbidden",
         "/proc/forbidden: cannot be written",
     ),

@@ -76,6 +76,15 @@ def test_a_checkpoint_of_the_users_own_beside_it_changes_nothing() -> None:
     assert best["step"] == best_checkpoint(only_run())["global_step"]
 
 
+def test_a_link_to_the_last_checkpoint_of_the_users_own_does_not_change_that_one() -> None:
+    options = ("monitor=epoch", "mode=min", "filename=first", "save_last=link")
+    flags = [f"--trainer.callbacks.{option}" for option in options]
+    assert fit("--trainer.callbacks+=ModelCheckpoint", *flags, "--trainer.max_epochs=3") == 0
+    folder = only_run() / "checkpoints"
+    assert torch.load(folder / "first.ckpt", weights_only=True)["epoch"] == 0
+    assert torch.load(folder / "last.ckpt", weights_only=True)["epoch"] == 2
+
+
 def test_without_a_best_checkpoint_there_is_no_best() -> None:
     assert fit("--best_checkpoint.monitor=null", "--trainer.max_epochs=1") == 0
     assert "best" not in manifest(only_run())

@@ -151,6 +151,15 @@ def test_hparams_has_first_what_one_varies_and_the_metrics_that_are_named() -> N
     assert [value for _, value in scalars(only_run())["hp/metric"]] == [0, 0.5]
 
 
+def test_hparams_and_graphs_are_left_out_where_lightning_logs_no_hyperparameters() -> None:
+    assert fit("--trainer.max_epochs=1", "--trainer.enable_autolog_hparams=false") == 0
+    for event in events(only_run()):
+        assert not event.HasField("graph_def")
+        for value in event.summary.value:
+            assert not value.tag.startswith("_hparams_")
+    assert scalars(only_run())["val/loss"]
+
+
 def test_tensorboard_has_losses_and_accuracies_first(trained: Path) -> None:
     tags = sorted(scalars(trained))
     assert tags == ["train/acc", "train/loss", "val/acc", "val/loss", "watch/epoch", "watch/lr"]

@@ -69,10 +69,14 @@ def check_devices(trainer: Trainer, data: LightningDataModule) -> None:
 
 
 def check_callbacks(trainer: Trainer) -> None:
-    """Refuse a callback whose state cannot be loaded, and a folder of checkpoints that cannot be written."""
+    """Refuse a callback whose state cannot be loaded, and checkpoints that cannot be written or would replace ours."""
     if callbacks_of(trainer, SpikeDetection):
         raise InputError("SpikeDetection: Lightning cannot load its state, so no command could open the run; drop it")
     for callback in callbacks_of(trainer, ModelCheckpoint):
+        is_ours = isinstance(callback, BestCheckpoint)
+        if callback.filename in ("best", "last") and not callback.dirpath and not is_ours:
+            what = f"filename={callback.filename} of {type(callback).__name__}"
+            raise InputError(f"{what}: each run keeps a {callback.filename}.ckpt; give another filename, or a dirpath")
         if callback.dirpath and "://" not in str(callback.dirpath):
             check_writable(Path(callback.dirpath))
 

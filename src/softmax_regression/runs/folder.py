@@ -104,8 +104,8 @@ class RunLogger(TensorBoardLogger):
         self.log_metrics(named, step or 0)
 
     def _list_run(self) -> None:
-        """Write the line of the run in HPARAMS, if it is not there yet."""
-        if self._is_listed:
+        """Write the line of the run in HPARAMS, if it is not there yet and hyperparameters have been logged."""
+        if self._is_listed or not self._hparams:
             return
         self._is_listed = True
         from torch.utils.tensorboard.summary import hparams

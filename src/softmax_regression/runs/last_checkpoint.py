@@ -187,7 +187,10 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         """Save, and find out whether any process has received a signal."""
         if self.folder:
-            trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt", weights_only=False)
+            path = self.folder / "checkpoints" / "last.ckpt"
+            if trainer.is_global_zero and path.is_symlink():  # a ModelCheckpoint with save_last="link" has made it
+                path.unlink()
+            trainer.save_checkpoint(path, weights_only=False)
             if trainer.is_global_zero:
                 (self.folder / INITIAL_CHECKPOINT).unlink(missing_ok=True)
         self._saved_at = time.monotonic()
