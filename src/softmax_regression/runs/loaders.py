@@ -50,6 +50,7 @@ class LoaderPosition:
         validated: For each validation loader, the number of batches so far.
         validation_loaders: The epoch in which the validation loaders were made last, see `epoch_of_validation_loaders`.
         consumed: For each of several training loaders, whether it has begun again in this epoch, as others are longer.
+        places: Number of training loaders for which the Trainer has asked so far.
     """
 
     random: RandomState = field(default_factory=dict)
@@ -62,6 +63,7 @@ class LoaderPosition:
     validated: dict[int, int] = field(default_factory=dict)
     validation_loaders: float = -math.inf
     consumed: list[bool] = field(default_factory=list)
+    places: int = 0
 
     def set(self, saved: Mapping[str, Any], random: RandomState) -> None:
         """Take the values that `position_of` returned, and the generators of this process."""
@@ -228,23 +230,18 @@ def make_loaders_resumable(trainer: Trainer, position: LoaderPosition) -> None:
     """Let the training loaders of a Trainer resume from a position, if they are DataLoaders without a state."""
     strategy: Any = trainer.strategy
     # A partial can be pickled with its Trainer; a function defined in this one could not.
-    strategy.process_dataloader = partial(
-        _process_dataloader, strategy.process_dataloader, trainer, position, itertools.count()
-    )
+    strategy.process_dataloader = partial(_process_dataloader, strategy.process_dataloader, trainer, position)
 
 
 def _process_dataloader(
-    process: Callable[[object], object],
-    trainer: Trainer,
-    position: LoaderPosition,
-    places: "itertools.count[int]",
-    loader: object,
+    process: Callable[[object], object], trainer: Trainer, position: LoaderPosition, loader: object
 ) -> object:
     """Return a loader as the strategy's own method `process` does; one for the training can be resumed."""
     loader = process(loader)
     if not trainer.training:
         return loader
-    place = next(places)
+    place = position.places
+    position.places += 1
     if isinstance(loader, DataLoader) and not hasattr(loader, "state_dict"):
         made: Any = loader
         made.__class__ = _resumable(type(loader))
