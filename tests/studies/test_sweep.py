@@ -453,6 +453,19 @@ class Rows(LightningDataModule):
         return DataLoader(self.rows, 60)
 
 
+def shaken(rows: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """A batch of rows, moved a little by Python's random numbers."""
+    inputs, labels = zip(*rows, strict=True)
+    return torch.stack(inputs) + random.random(), torch.stack(labels)
+
+
+class Augmented(Rows):
+    """Its batches are changed at random in a worker process."""
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.rows, self.batch_size, shuffle=True, num_workers=1, collate_fn=shaken)
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:The number of training batches")
 class TestAnybodysModel:
@@ -480,6 +493,12 @@ class TestAnybodysModel:
         text = page.read_text()
         assert "test_loss" in text
         assert "book" not in text
+
+    def test_sees_the_random_numbers_of_worker_processes_that_fit_sees(self) -> None:
+        page = sweep.run({"epochs": [1]}, seeds=[1], model=Deep, data=Augmented, monitor="val_loss")
+        (row,) = table(page)
+        seed_everything(1, workers=True, verbose=False)  # as the command line does
+        assert float(row["val_loss"]) == fitted(Deep(), Augmented(), epochs=1)[-1]["val_loss"]
 
     def test_may_be_searched_for_the_highest_value(self) -> None:
         page = sweep.run(self.SPACE, seeds=[0], model=Net, data=Rows, monitor="val_hits", mode="max")

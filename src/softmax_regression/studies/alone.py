@@ -59,7 +59,7 @@ def make(kind: Kind, params: Mapping[str, Any]) -> Any:
 
 def make_model(model: type[LightningModule], params: Mapping[str, Any], seed: int) -> LightningModule:
     """Seed all generators of the process, and make a model."""
-    seed_everything(seed, verbose=False)
+    seed_everything(seed, workers=True, verbose=False)  # as the command line does
     module: LightningModule = make(model, params)
     return module
 

@@ -184,7 +184,8 @@ class Search:
             kind: type[Exception] = InputError
             if all(error.startswith("DivergedError") for error in errors):
                 kind = DivergedError
-            raise kind(f"all trials failed: {'; '.join(errors[:3])}; to try again, delete {self.folder}")
+            remedy = "choose another --name" if self.is_shared else f"delete {self.folder}"
+            raise kind(f"all trials failed: {'; '.join(errors[:3])}; to try again, {remedy}")
         return results
 
     def test(self, test: Callable[[Params, int], dict[str, float]]) -> dict[str, list[float]]:
