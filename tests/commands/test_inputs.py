@@ -112,6 +112,7 @@ WRONG_OPTIONS = [
     ("--early_stopping.monitor=val/accuracy", "val/accuracy of EarlyStopping: nothing logs it"),
     # of the Trainer
     ("--trainer.max_epochs=0", "trainer.max_epochs=0"),
+    ("--trainer.accumulate_grad_batches=-1", "trainer.accumulate_grad_batches=-1: must be at least 1, or dropped"),
     slow("--trainer.limit_train_batches=0", "trainer.limit_train_batches=0"),
     slow("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0"),
     slow("--trainer.val_check_interval=0", "trainer.val_check_interval=0"),

@@ -22,7 +22,7 @@ from softmax_regression.runs.checkpoint import about_run
 from softmax_regression.runs.folder import SavedCheckpoint
 from softmax_regression.runs.processes import cores, print_rank_zero
 
-NOT_ZERO = (  # options of the Trainer
+ABOVE_ZERO = (  # options of the Trainer; -1 is for no limit of epochs or steps
     "accumulate_grad_batches",
     "check_val_every_n_epoch",
     "limit_train_batches",
@@ -52,9 +52,11 @@ def check_options(command: str, config: Any) -> None:
     strategy = str(config.trainer.strategy)
     if strategy.startswith(("ddp_spawn", "ddp_fork", "ddp_notebook")):
         raise InputError(f"trainer.strategy={strategy}: is for processes that a notebook starts; give ddp")
-    for name in NOT_ZERO:
-        if command == "fit" and config.trainer[name] == 0:
-            raise InputError(f"trainer.{name}=0: must be at least 1, or dropped")
+    for name in ABOVE_ZERO:
+        value = config.trainer[name]
+        is_unlimited = name.startswith("max_") and value == -1
+        if command == "fit" and isinstance(value, int | float) and value <= 0 and not is_unlimited:
+            raise InputError(f"trainer.{name}={value}: must be at least 1, or dropped")
 
 
 def check_devices(trainer: Trainer, data: LightningDataModule) -> None:
