@@ -216,6 +216,7 @@ def a_run(saved: dict[str, Any], config: str) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:Environment variable TORCH_FORCE")  # which as an error would refuse it
+@pytest.mark.filterwarnings("ignore:Python 3.14 will, by default, filter extracted tar archives")  # likewise
 @pytest.mark.parametrize("kind", slow_but(["os.system", "in callbacks", "numpy", "legacy", "bare pickle"], HOSTILE))
 def test_a_hostile_checkpoint_is_live_and_refused_in_every_way(
     kind: str, saved: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

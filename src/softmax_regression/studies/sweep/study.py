@@ -4,6 +4,7 @@ Command: python study.py sweep
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, MedianPruner
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 
@@ -133,7 +135,9 @@ def _sampler(sampler: BaseSampler | str) -> BaseSampler | None:
     if sampler == "random":
         return RandomSampler(seed=0)
     if sampler == "tpe":
-        return TPESampler(seed=0, constant_liar=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)  # of `constant_liar`, before Optuna 5
+            return TPESampler(seed=0, constant_liar=True)
     if isinstance(sampler, BaseSampler):
         return sampler
     return None
