@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +36,10 @@ collect_ignore = [
 # What takes longest, in the order in which workers begin with it, so that none is at work alone in the end; files
 # that start several processes at a time are apart from one another.
 LONGEST = ("test_ddp", "test_notebooks", "test_readme", "test_torchrun", "test_benchmarks", "test_sweep_machines")
+
+# A shell starts a job in the background with SIGINT ignored, and a run rightly leaves it so.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start
