@@ -238,7 +238,15 @@ def test_sigint_saves_and_ends_the_job(submit: Callable[..., str]) -> None:
     assert_goes_on(job)
 
 
-def test_bad_input_ends_the_job_with_one_line(submit: Callable[..., str]) -> None:
+LATE = """import os, time
+if os.environ.get("SLURM_LOCALID") == "1":
+    time.sleep(1.5)
+"""  # the second process begins later than the first
+
+
+def test_bad_input_ends_the_job_with_one_line(submit: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("sitecustomize.py").write_text(LATE)
+    monkeypatch.setenv("PYTHONPATH", str(Path.cwd()), prepend=os.pathsep)
     job = submit("--data.batch_size=1")
     code, said = ended(job)
     assert code == "2"

@@ -27,6 +27,7 @@ print_rank_zero = rank_zero_only(print)
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")  # they interrupt a command
 TIMEOUT = timedelta(seconds=60)  # to wait for a process that does not start or does not answer
 GRACE = 10.0  # seconds in which the first process of a machine can print the error that all of them have met
+LEAD = 3.0  # seconds in which the others can meet that error before srun ends them, as soon as the first has ended
 
 
 def _number(name: str) -> int:
@@ -146,4 +147,6 @@ def distributed_session() -> Iterator[None]:
         if not is_speaking_process() and os.environ.keys() & {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"}:
             with suppress(Interrupted):  # as soon as one process has ended, torchrun and srun end the others
                 time.sleep(GRACE)
+        elif os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1" and not distributed.is_initialized():
+            time.sleep(LEAD)
         raise
