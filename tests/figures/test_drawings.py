@@ -98,6 +98,11 @@ def mosaic(figure: Figure, n: int, columns: int) -> list[np.ma.MaskedArray[tuple
     return [whole[y : y + 28, x : x + 28] for x, y in corners(figure, n, columns)]
 
 
+def legend_of(figure: Figure) -> list[str]:
+    """The texts of a figure's legend."""
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
 def bars(figure: Figure, axes: int) -> list[Rectangle]:
     return [patch for patch in figure.axes[axes].patches if isinstance(patch, Rectangle)]
 
@@ -224,12 +229,15 @@ def grid_of_the_longest_names() -> Figure:
     return prediction_grid(pictures(30), *longest_names(), NAMES)
 
 
+LONG_NAMES = [f"a class with a long name {i}" for i in range(10)]
+
+
 def grid_of_longer_names() -> Figure:
-    return prediction_grid(pictures(30), *longest_names(), [f"a class with a long name {i}" for i in range(10)])
+    return prediction_grid(pictures(30), *longest_names(), LONG_NAMES)
 
 
 def templates_of_longer_names() -> Figure:
-    return weight_templates(torch.randn(10, 784), [f"a class with a long name {i}" for i in range(10)])
+    return weight_templates(torch.randn(10, 784), LONG_NAMES)
 
 
 def grid_of_tall_images() -> Figure:
@@ -325,7 +333,7 @@ def test_metrics_of_any_name_have_a_line_and_a_word_in_the_legend() -> None:
     (panel,) = figure.axes
     assert len(panel.lines) == 4
     assert len({(to_hex(line.get_color()), line.get_linestyle()) for line in panel.lines}) == 4
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    legend = legend_of(figure)
     assert legend == ["val", "without a stage", "hard", "val, loader 1"]
 
 
@@ -342,7 +350,7 @@ def test_curves_carry_the_values_and_one_stroke_for_each_stage() -> None:
     train, val = loss.lines
     assert train.get_linestyle() != val.get_linestyle() == acc.lines[0].get_linestyle()
     assert train.get_color() != val.get_color() == acc.lines[0].get_color()
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["train", "val"]
+    assert legend_of(figure) == ["train", "val"]
 
 
 def test_any_other_metric_has_a_panel_of_its_own() -> None:
@@ -373,7 +381,7 @@ def test_several_runs_have_a_colour_each_and_keep_the_strokes() -> None:
     assert len({to_hex(line.get_color()) for line in lines}) == 9
     assert lines[0].get_color() == lines[1].get_color()
     assert lines[0].get_linestyle() == lines[2].get_linestyle() != lines[1].get_linestyle()
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [*names, "train", "test"]
+    assert legend_of(figure) == [*names, "train", "test"]
 
 
 def test_seeds_become_their_mean_in_a_band() -> None:
@@ -465,7 +473,7 @@ def test_templates_are_the_weights_on_one_scale_centred_at_zero() -> None:
 
 
 def test_of_very_many_classes_the_first_templates_are_drawn() -> None:
-    figure = weight_templates(torch.randn(2000, 4), [str(i) for i in range(2000)])
+    figure = weight_templates(torch.randn(2000, 4), ["a"] * 2000)
     assert figure.axes[0].get_title() == "the first 100 of 2000 classes"
     assert len(figure.axes[0].texts) == 100
 
