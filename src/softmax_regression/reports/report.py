@@ -55,9 +55,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     rows = {"best epoch": run.best, "last epoch": run.last, "test": run.manifest.get("test", {})}
     metrics = metrics_of(rows.values())
     scores = [[what, row.get("epoch"), *map(row.get, metrics)] for what, row in rows.items() if row]
-    config = dict(opened.config)
-    if opened.data is None:  # it was trained on DataLoaders of a script
-        del config["data"]
+    config = _used_config(opened)
     settings = settings_of(config).items()
     num_classes = _number_of_guesses(opened.model)
     return write_page(
@@ -86,6 +84,14 @@ def _number_of_guesses(model: LightningModule) -> int:
     if isinstance(model, Classifier) and type(model).loss in (Classifier.loss, SoftmaxRegression.loss):
         return model.num_classes
     return 1
+
+
+def _used_config(opened: OpenedRun) -> dict[str, Any]:
+    """Return the configuration of a run; without `data`, the default, if it was trained on DataLoaders of a script."""
+    config = dict(opened.config)
+    if opened.data is None:
+        del config["data"]
+    return config
 
 
 def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:

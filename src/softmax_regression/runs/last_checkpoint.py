@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from softmax_regression.errors import InputError
-from softmax_regression.runs.callbacks import folder_of
+from softmax_regression.runs.callbacks import callbacks_of, folder_of
 from softmax_regression.runs.interruption import Interruption
 from softmax_regression.runs.loaders import LoaderPosition, make_loaders_resumable, position_of
 from softmax_regression.runs.loops import (
@@ -121,7 +121,9 @@ class LastCheckpoint(Checkpoint):
         """Restore loops and random states of a resumed run, and install the signal handlers, after Lightning's own."""
         self.folder = folder_of(trainer)
         self._step = trainer.global_step
-        self._restore(trainer, pl_module)
+        _restore(trainer, pl_module, self._position, self._running)
+        _set_gradients(pl_module, self._gradients)
+        self._gradients = {}
         call_after(trainer.fit_loop, partial(self._save, trainer))
         call_after(trainer.fit_loop.epoch_loop, partial(self._save_if_due, trainer))
         if self._position.random:
@@ -131,27 +133,6 @@ class LastCheckpoint(Checkpoint):
         lazy = any(is_lazy(weight) for weight in pl_module.parameters())  # without values until the first batch
         if self.folder and not self._step and not lazy:
             trainer.save_checkpoint(self.folder / INITIAL_CHECKPOINT, weights_only=False)
-
-    def _restore(self, trainer: Trainer, module: LightningModule) -> None:
-        """Restore the loops, metrics and gradients of a resumed run, as far as Lightning does not."""
-        position = self._position
-        if position.random and not position.validating:
-            resume_after_step(trainer)
-        if position.started:
-            restore_loops(trainer, module, within_epoch=position.batches > 0)
-            self._running.log_again(trainer, module)
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, RowCallback):
-                    callback.note_logged(trainer)
-            restore_validation(trainer, position.validated, position.validation_loaders)
-            if position.ending and not position.batches:  # a callback has saved before these schedules
-                trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
-            if position.batches:
-                consumed_loaders(trainer)[:] = position.consumed
-        for name, gradient in self._gradients.items():
-            weight = module.get_parameter(name)
-            weight.grad = gradient.to(weight.device)
-        self._gradients = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -208,6 +189,30 @@ class LastCheckpoint(Checkpoint):
         """Restore the signal handlers and the loops."""
         remove_calls(trainer)
         self._interruption.end(exception)
+
+
+def _restore(trainer: Trainer, module: LightningModule, position: LoaderPosition, running: RunningMetrics) -> None:
+    """Restore the loops and the metrics of a resumed run, as far as Lightning does not."""
+    if position.random and not position.validating:
+        resume_after_step(trainer)
+    if not position.started:
+        return
+    restore_loops(trainer, module, within_epoch=position.batches > 0)
+    running.log_again(trainer, module)
+    for collector in callbacks_of(trainer, RowCallback):
+        collector.note_logged(trainer)
+    restore_validation(trainer, position.validated, position.validation_loaders)
+    if position.ending and not position.batches:  # a callback has saved before these schedules
+        trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+    if position.batches:
+        consumed_loaders(trainer)[:] = position.consumed
+
+
+def _set_gradients(module: LightningModule, gradients: dict[str, Tensor]) -> None:
+    """Give the parameters of a module the gradients that `_gradients` returned."""
+    for name, gradient in gradients.items():
+        weight = module.get_parameter(name)
+        weight.grad = gradient.to(weight.device)
 
 
 def _generators(trainer: Trainer, module: LightningModule) -> dict[str, Any]:

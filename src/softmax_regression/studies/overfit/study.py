@@ -63,9 +63,7 @@ def run(
     if not issubclass(data, FashionMNISTDataModule):
         name = FashionMNISTDataModule.__name__
         raise InputError(f"data={data.__name__}: expected a subclass of {name}, to take few of its images")
-    hooks = changed_batches(data)  # the study takes images without these
-    if hooks:
-        raise InputError(f"data={data.__name__}: overfit takes images without its {', '.join(hooks)}; drop --data")
+    _check_unchanged(data)
     out = out or STUDIES / folder_name("overfit", model, data, source, quick)
     check_output(out / "index.html", force)
     design = measurements.FULL
@@ -84,6 +82,13 @@ def run(
         training.check_monitor()
     with locked(out, "choose another --out"):
         return _train(out, training, workers)
+
+
+def _check_unchanged(data: type[FashionMNISTDataModule]) -> None:
+    """Refuse a data module that changes its minibatches, as the study takes its images without them."""
+    hooks = changed_batches(data)
+    if hooks:
+        raise InputError(f"data={data.__name__}: overfit takes images without its {', '.join(hooks)}; drop --data")
 
 
 def _train(out: Path, training: OverfitTraining, workers: int) -> Path:
