@@ -344,6 +344,18 @@ def test_a_lost_output_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert manifest(only_run())["status"] == "finished"
 
 
+def test_a_line_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's daemon writes to the same file; its words have stood within a line of ours."""
+    written = []
+    with (tmp_path / "err").open("w") as file:
+        monkeypatch.setattr(file, "write", written.append, raising=False)
+        monkeypatch.setattr("sys.stderr", file)
+        assert fit("--trainer.max_epoch=1") == 2
+    (line,) = written
+    assert line.startswith("error: ")
+    assert line.endswith("\n")
+
+
 @pytest.mark.parametrize("script", ["train.py", "study.py"])
 def test_a_terminal_says_at_once_what_takes_long(script: str) -> None:
     package = Path("fake/softmax_regression/commands")

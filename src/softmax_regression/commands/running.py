@@ -17,23 +17,35 @@ from softmax_regression.runs import processes
 
 
 class BrokenPipeSafeStream:
-    """A stream that drops what cannot be written, as when a pipe is closed or a disk is full, and raises no error."""
+    """A stream that drops what cannot be written, as when a pipe is closed or a disk is full, and raises no error.
+
+    A line is written at once, so that no other process writes into it.
+    """
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream or io.StringIO()
+        self._line = ""  # as far as it has been written
         with suppress(AttributeError):
             stream.reconfigure(errors="backslashreplace")  # for letters that the locale lacks
 
     def write(self, text: str) -> int:
-        """Write a text, or drop it and all later ones."""
+        """Keep a text until its line ends."""
+        self._line += text
+        if "\n" in text:
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what is kept, or drop it and all later texts."""
+        text, self._line = self._line, ""
         try:
-            self.stream.write(text)
+            if text:
+                self.stream.write(text)
             self.stream.flush()
         except (OSError, ValueError):
             with suppress(OSError, ValueError):  # or Python complains when it ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
             self.stream = io.StringIO()
-        return len(text)
 
     def __getattr__(self, name: str) -> Any:
         """Return any other attribute of the stream."""
@@ -79,6 +91,8 @@ def run_command(command: Callable[[], object], known: Callable[[], Iterable[str]
             return found[1]
         finally:
             sys.path[:] = path
+            out.flush()
+            err.flush()
     return 0
 
 
