@@ -346,7 +346,7 @@ def test_a_lost_output_costs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_line_is_written_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """SLURM's daemon writes to the same file; its words have stood within a line of ours."""
-    written = []
+    written: list[str] = []
     with (tmp_path / "err").open("w") as file:
         monkeypatch.setattr(file, "write", written.append, raising=False)
         monkeypatch.setattr("sys.stderr", file)
