@@ -44,6 +44,7 @@ def test_the_parts_of_a_step_add_up() -> None:
     assert 0 < parts["gather, to float"] < sum(parts.values())
 
 
+@pytest.mark.slow
 def test_the_table_of_threads_has_a_row_for_each_batch_size(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ import torch
 from torchvision.datasets import FashionMNIST
 
 from idx import copy_files
+from marks import slow_but
 from softmax_regression.data import download
 from softmax_regression.data.datasets import Dataset, load_files
 from softmax_regression.data.image_files import EXTRAS, Extras, ImageFiles
@@ -181,7 +182,7 @@ FAILURES = {
 }
 
 
-@pytest.mark.parametrize("failure", FAILURES)
+@pytest.mark.parametrize("failure", slow_but(FAILURES.keys() - {"stalled"}, FAILURES))
 def test_a_mirror_that_fails_is_left_for_the_next_and_named_if_none_is_better(
     failure: str, mirror: Mirror, use: Use, tmp_path: Path
 ) -> None:
@@ -202,6 +203,7 @@ def test_a_redirection_is_followed(mirror: Mirror, use: Use, tmp_path: Path) -> 
     assert same(load_files(dirs=[str(tmp_path)]), load_files(dirs=[str(mirror.folder)]))
 
 
+@pytest.mark.slow
 def test_a_host_that_cannot_be_looked_up_costs_seconds(
     mirror: Mirror, use: Use, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import FashionMNIST
 
 from commands import fit, one_line
+from marks import slow
 from softmax_regression import FashionMNISTDataModule, SoftmaxRegression
 from softmax_regression.commands.study import main
 from softmax_regression.commands.train import main as train_main
@@ -331,12 +332,12 @@ def trained_elsewhere(model: str, folder: Path, data: str = "Colours", *flags: s
 @pytest.mark.parametrize(
     ("name", "data", "flags"),
     [
-        ("BytesNet", "Bytes", ()),
-        ("WordsNet", "Words", ()),
+        slow("BytesNet", "Bytes", ()),
+        slow("WordsNet", "Words", ()),
         ("Probabilities", "Colours", ()),
-        ("Centred", "Colours", ()),
-        ("BytesNet", "Colours", ("--trainer.precision=64-true",)),
-        ("BytesNet", "Colours", ("--trainer.precision=bf16-true",)),
+        slow("Centred", "Colours", ()),
+        slow("BytesNet", "Colours", ("--trainer.precision=64-true",)),
+        slow("BytesNet", "Colours", ("--trainer.precision=bf16-true",)),
         ("CentredSoftmax", "Small", ()),
     ],
 )

@@ -242,6 +242,7 @@ def test_of_anybodys_model_and_data_the_page_shows_what_can_be_drawn_and_says_wh
     assert "cross-entropy in nats" not in page  # nobody knows
 
 
+@pytest.mark.slow
 def test_the_page_shows_as_many_batches_as_were_validated(tmp_path: Path) -> None:
     flags = ["--model=test_report.Net", "--data=test_report.Endless", "--trainer.limit_val_batches=2"]
     assert "What it makes of the 40 validation images" in page_of(tmp_path, *flags)

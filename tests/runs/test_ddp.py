@@ -216,7 +216,7 @@ def test_a_module_that_logs_the_value_of_one_process_is_told(tmp_path: Path) -> 
     ("environment", "option", "line"),
     [
         (torchrun, "--data.batch_size=2", "error: batch_size=2: must be at least 1 for each of 3 devices; "),
-        (slurm, "--data.batch_sise=2", "error: "),
+        slow(slurm, "--data.batch_sise=2", "error: "),
     ],
 )
 def test_a_mistake_is_one_line_of_all_processes(environment: Environment, option: str, line: str) -> None:

@@ -230,6 +230,7 @@ def test_a_process_that_gets_a_signal_ends_within_five_seconds(tmp_path: Path, p
     assert_resumes_exactly(only_run())
 
 
+@pytest.mark.slow
 def test_sigusr1_puts_a_slurm_job_back_in_the_queue(tmp_path: Path, processes: list[killed.Process]) -> None:
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()

@@ -291,6 +291,7 @@ class ByEntropy(Foreign):
         self.log("val_entropy", cross_entropy(self.net(batch[0]), batch[1]))
 
 
+@pytest.mark.slow
 def test_a_loss_of_another_name_is_not_taken_for_the_accuracy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overfit, "QUICK", TINY._replace(sizes=TINY.sizes[:1]))
     page = study.run(tmp_path, ByEntropy, monitor="val_entropy", source="synthetic", quick=True)

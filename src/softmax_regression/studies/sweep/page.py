@@ -173,11 +173,10 @@ def _set_ticks(axes: Axes, values: Sequence[Any], is_grid: bool) -> None:
     if is_log:
         axes.set_xscale("log")
     axes.xaxis.set(major_formatter="{x:g}", minor_formatter="")
-    if is_log and values[-1] < 100 * values[0]:
-        _label_two_and_five(axes.xaxis)
     if is_grid:
-        axes.xaxis.set(minor_formatter="")
         axes.set_xticks(values, [f"{value:g}" for value in values], rotation=45)
+    elif is_log and values[-1] < 100 * values[0]:
+        _label_two_and_five(axes.xaxis)
 
 
 def _fit_command(plan: Plan, best: Result, training: Training) -> str:
