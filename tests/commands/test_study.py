@@ -18,7 +18,7 @@ from softmax_regression.studies.sweep import study as sweep
 MISTAKES = [
     ("", "expected"),
     ("nonsense", "nonsense"),
-    ("curve", "no run was given"),
+    ("curve", "no run was given; type `softmax-regression curve RUN`"),
     ("report nowhere", "nowhere: no such checkpoint"),
     ("list --logs nowhere", "nowhere"),
     ("numerics --ot x", "unrecognized arguments: --ot x; did you mean --out"),
@@ -26,6 +26,7 @@ MISTAKES = [
     ("numerics --out x.py", "x.py"),
     ("numerics --config nowhere.yaml", "nowhere.yaml: no such file"),
     ("sweep --workers many", "workers: Expected a int; Given value: many"),
+    ("sweep --seeds 3", "seeds: Expected a Sequence. Got value: 3; write a list as '[a, b]'"),
     ("sweep --quick --source synthetic --space.depth [1]", "depth"),
     ("sweep --quick --model torch.nn.Nothing", "module 'torch.nn' has no attribute 'Nothing'"),
 ]
@@ -50,7 +51,7 @@ def test_a_mistake_is_one_line_and_replaces_nothing(
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("import absent", "No module named 'absent' (broken.py, line 1)"),
+    ("import absent", "No module named 'absent'; it is neither in this folder nor installed (broken.py, line 1)"),
     ("class Net:\n    def forward(self, x:", "'(' was never closed (broken.py, line 2)"),
 ])  # fmt: skip
 def test_an_error_in_the_module_of_a_model_says_where(
@@ -98,8 +99,11 @@ def test_options_and_configuration_reach_the_study(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(sweep, "run", run)
     (tmp_path / "mine.yaml").write_text("space: {lr: [0.5]}\nseeds: [7]\n")
-    assert main(["sweep", "--seeds", "[8]", "--quick", "--config", str(tmp_path / "mine.yaml")]) == 0
+    config = ["--config", str(tmp_path / "mine.yaml")]
+    assert main(["sweep", "--seeds", "[8]", "--quick", *config]) == 0
     assert seen == {"space": {"lr": [0.5]}, "seeds": [8], "quick": True, "prune": False}
+    assert main(["sweep", "--quick", "false", "--prune", "true", *config]) == 0
+    assert seen == {"space": {"lr": [0.5]}, "seeds": [7], "quick": False, "prune": True}
 
 
 def test_an_interruption_has_its_own_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

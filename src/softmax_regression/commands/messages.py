@@ -135,6 +135,12 @@ def _with_remedy(name: str, reason: str, known: Callable[[], Iterable[str]]) -> 
         return "init_args is empty; give arguments there, or drop it"
     if "Option 'class_path' is not accepted" in reason:
         return f"{reason} beside other options; put these under init_args"
+    if "Expected a dot import path" in reason:
+        return f"{reason}; name the class with its module, as mine.Net"
+    if reason.startswith(("Expected a list", "Expected a Sequence")):
+        return f"{reason}; write a list as '[a, b]'"
+    if reason.startswith("No module named") and "." not in reason:
+        return f"{reason}; it is neither in this folder nor installed"
     unknown = _OPTION.search(reason)
     if unknown:
         option = f"{name}.{unknown[1]}"

@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from inspect import Parameter, signature
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from softmax_regression.commands.running import run_command
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, shell_command
 from softmax_regression.experiment.allowed_classes import allow_classes
 from softmax_regression.experiment.flags import CONF, find_command, find_configurations, named_texts
 
@@ -45,7 +46,7 @@ STUDIES = {
 def _parser(name: str, study: Study) -> ArgumentParser:
     """Return the parser of a study, whose options are the parameters of its function."""
     parser = ArgumentParser(
-        prog=f"study.py {name}",
+        prog=shell_command("study.py", name),
         description=study.purpose,
         exit_on_error=False,
         default_config_files=[str(CONF / f"{name}.yaml")],
@@ -63,16 +64,21 @@ def run(args: Sequence[str]) -> None:
     """Run a command line of `study.py`."""
     if args and args[0] in ("-h", "--help"):
         lines = [f"  {name:10}{study.purpose}" for name, study in STUDIES.items()]
-        print("\n".join(["usage: study.py STUDY [options]", "", *lines, "", "STUDY --help shows its options."]))
+        usage = shell_command("study.py", "STUDY")
+        print("\n".join([f"usage: {usage} [options]", "", *lines, "", "STUDY --help shows its options."]))
         sys.exit(0)
     name = find_command(args, STUDIES, f"; expected {', '.join(STUDIES)}")
     study, parameters = STUDIES[name], _parameters(args)
     flags = find_configurations(args[1:])
     allow_classes(named_texts(flags))
     if study.positional and not flags:
-        raise InputError(f"{name}: no run was given; type `python study.py {name} RUN`, a folder under logs/")
+        usage = shell_command("study.py", name)
+        raise InputError(f"{name}: no run was given; type `{usage} RUN`, a folder under logs/")
     switches = {f"--{option}" for option, parameter in parameters.items() if parameter.default is False}
-    words = [f"{word}=true" if word in switches else word for word in flags]  # jsonargparse requires a value
+    words = []
+    for word, following in zip_longest(flags, flags[1:]):
+        needs_value = word in switches and following not in ("true", "false")
+        words.append(f"{word}=true" if needs_value else word)  # jsonargparse requires one
     parser = _parser(name, study)
     options = parser.instantiate(_parse(parser, words)).as_dict()
     options.pop("config")

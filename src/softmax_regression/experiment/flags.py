@@ -29,7 +29,7 @@ class Flag(NamedTuple):
 
 
 def split_flags(args: Sequence[str]) -> list[Flag]:
-    """Return the flags of a command line in order; an InputError if the path of one is empty."""
+    """Return the flags of a command line in order; an InputError if one lacks its value."""
     flags = [Flag("", [], [])]
     for word in args:
         name, equals, value = word.partition("=")
@@ -45,6 +45,8 @@ def split_flags(args: Sequence[str]) -> list[Flag]:
     for flag in flags:
         if flag.name in PATH_FLAGS and flag.values[:1] == [""]:
             raise InputError(f"--{flag.name} '': names nothing; give a path, or drop it")
+        if "." in flag.name and not flag.values and not flag.name.endswith("help"):
+            raise InputError(f"--{flag.name}: expected a value; give one, such as true")
     return flags
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from textwrap import TextWrapper
 
-from softmax_regression.errors import InputError
+from softmax_regression.errors import InputError, shell_command
 from softmax_regression.reports.reading import Run, held_out_metrics, read_run, state_of
 from softmax_regression.runs.rows import ROWS_FILE, split_metric
 
@@ -27,7 +27,7 @@ def list_runs(logs: Path = Path("logs")) -> str:
     """
     folders = {path.parent for path in (*logs.rglob("run.json"), *logs.rglob("config.yaml"))}
     if not folders:
-        raise InputError(f"{logs}: has no runs; train one with `train.py fit`")
+        raise InputError(f"{logs}: has no runs; train one with `{shell_command('train.py', 'fit')}`")
     runs = list(map(_read, sorted(folders)))
     runs.sort(key=lambda run: str(run.manifest.get("started", "")))
     place = Path(os.path.commonpath([run.folder.parent for run in runs]))

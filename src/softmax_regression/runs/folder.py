@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from softmax_regression.errors import InputError, StorageError
+from softmax_regression.errors import InputError, StorageError, shell_command
 from softmax_regression.files import check_there, reason
 from softmax_regression.metrics import learning_rate
 from softmax_regression.runs import checkpoint
@@ -174,7 +174,8 @@ def newest_run(which: str) -> Path:
     folders = {path.parent for path in Path("logs").rglob("checkpoints/*.ckpt")}
     newest_first = sorted(folders, key=lambda folder: -folder.stat().st_mtime)
     if not newest_first:
-        raise InputError(f"{which}: no run under logs/ has a checkpoint; train one with `train.py fit`")
+        fit = shell_command("train.py", "fit")
+        raise InputError(f"{which}: no run under logs/ has a checkpoint; train one with `{fit}`")
     newest = newest_first[0].parent
     for folder in newest_first:
         run = folder.parent

@@ -75,6 +75,7 @@ class Search:
         if self.study.get_trials(deepcopy=False):
             self.study.sampler.reseed_rng()  # otherwise it would propose the same configurations again
         self.stop = threading.Event()
+        self.printing = threading.Lock()  # so that the lines of two workers come in their order
         self.best = ""  # the text about the best trial that was printed last
 
     def close(self) -> None:
@@ -221,16 +222,17 @@ def _watcher(search: Search, trial: Trial, epochs: int, is_first_seed: bool) -> 
 
 def _show_progress(search: Search, bar: Progress, study: optuna.Study, trial: FrozenTrial) -> None:
     """After a trial, print the progress and the best trial so far; on a terminal only if another one is best."""
-    done = len(search.finished)
-    bar.update(bar.task_ids[0], completed=done)
-    best = ""
-    if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
-        found = study.best_trial
-        best = f", best {search.plan.monitor} {found.value:.4f} with {found.user_attrs['best']}"
-    if bar.disable or best != search.best:
-        line = f"{done}/{search.plan.size} trials{best}"
-        bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-    search.best = best
+    with search.printing:
+        done = len(search.finished)
+        bar.update(bar.task_ids[0], completed=done)
+        best = ""
+        if study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
+            found = study.best_trial
+            best = f", best {search.plan.monitor} {found.value:.4f} with {found.user_attrs['best']}"
+        if bar.disable or best != search.best:
+            line = f"{done}/{search.plan.size} trials{best}"
+            bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        search.best = best
 
 
 def check_sampler(plan: Plan) -> None:
