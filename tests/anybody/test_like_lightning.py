@@ -84,6 +84,25 @@ def test_a_module_that_loads_or_logs_in_its_own_way_is_opened_again(name: str) -
         assert torch.equal(weight, expected)
 
 
+@pytest.mark.parametrize("kind", [odd.LateHead, slow(odd.SetupHead)])
+def test_an_optimizer_by_a_flag_has_the_weights_that_are_made_late(kind: Any) -> None:
+    class WithAdam(kind):  # type: ignore[misc]
+        def configure_optimizers(self) -> Any:
+            return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    seed_everything(0, workers=True, verbose=False)
+    module = WithAdam()
+    Trainer(**QUIET, max_epochs=1).fit(module, data.Own())
+    flags = [f"--model=zoo.odd.{kind.__name__}", "--optimizer=Adam", "--optimizer.lr=0.01", "--early_stopping.patience=0"]
+    assert main(["fit", *USUAL, *flags, "--trainer.max_epochs=1", "--best_checkpoint.monitor=val_loss"]) == 0
+    run = only_run()
+    saved = checkpoint.read(run / "checkpoints" / "last.ckpt")["state_dict"]
+    assert saved.keys() == module.state_dict().keys()
+    for name, weight in module.state_dict().items():
+        assert torch.equal(saved[name], weight)
+    assert main(["test", "--ckpt_path", str(run)]) == 0
+
+
 @pytest.mark.parametrize("seed", [slow(42), 7])
 def test_data_whose_arguments_have_names_of_ours_are_as_they_say(seed: int) -> None:
     seed_everything(0, workers=True, verbose=False)

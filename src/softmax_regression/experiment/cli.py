@@ -4,6 +4,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -159,6 +160,21 @@ class ExperimentCLI(LightningCLI):
         if self.checkpoint:
             drop_finders(made)
         return made
+
+    def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
+        """Let the model have the optimizer of `--optimizer`, if it is given.
+
+        LightningCLI makes it at once, without the weights that the model makes in `setup` or `configure_model`.
+        """
+        if self.options.get("optimizer") is None:
+            return
+        add = super()._add_configure_optimizers_method_to_model
+
+        def configure_optimizers(model: LightningModule) -> Any:
+            add(subcommand)  # it replaces this method
+            return model.configure_optimizers()
+
+        self.model.configure_optimizers = MethodType(configure_optimizers, self.model)
 
     def _wants(self, kind: type[Callback], own: Sequence[Callback]) -> bool:
         """Return whether a default callback is used: options or a callback of the user's own may replace it."""

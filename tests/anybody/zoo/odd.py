@@ -343,6 +343,28 @@ class OwnLoaders(Plain):
         return DataLoader(TensorDataset(*data.images(200, 200)), batch_size=32)
 
 
+class LateHead(Plain):
+    """Makes a part of its layers in `configure_model`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net: Any = nn.Sequential(nn.Flatten(), nn.Linear(784, 16), nn.ReLU())
+
+    def configure_model(self) -> None:
+        if len(self.net) == 3:
+            self.net.append(nn.Linear(16, 10))
+
+
+class SetupHead(LateHead):
+    """Makes that part in `setup`."""
+
+    def configure_model(self) -> None:
+        return
+
+    def setup(self, stage: str) -> None:
+        super().configure_model()
+
+
 class SameNames(data.Own):
     """Has arguments and attributes under names of this project's data module, which mean something else."""
 
