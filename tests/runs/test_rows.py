@@ -1,10 +1,12 @@
 """metrics.csv: a row is added as it comes, and what a kill has cut short is left out."""
 
 import csv
+import time
 from pathlib import Path
 
 import pytest
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
@@ -98,6 +100,17 @@ def test_callbacks_in_any_order_read_the_same_rows(kinds: list[type[Callback]]) 
             assert callback.rows == rows
     if RunRecord in kinds:
         assert read_rows(Path(str(trainer.log_dir))) == rows
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_what_follows_the_last_epoch_is_not_in_its_time(capsys: pytest.CaptureFixture[str]) -> None:
+    drawing = LambdaCallback(on_train_end=lambda *_: time.sleep(0.5))
+    trainer = Trainer(
+        logger=False, callbacks=[drawing, EpochProgress()], max_epochs=1, limit_train_batches=2, limit_val_batches=1,
+        accelerator="cpu", enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(BoringModel())
+    assert float(capsys.readouterr().out.split()[-2]) < 0.5
 
 
 def test_each_csv_logger_keeps_its_own_rows_also_where_another_one_has_no_file_yet(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import shell_command
 from softmax_regression.experiment.cli import DEFAULT_CALLBACKS, add_own_arguments
-from softmax_regression.experiment.flags import flag_value
+from softmax_regression.experiment.flags import BASES, flag_value
 from softmax_regression.model import SoftmaxRegression
 
 COMMANDS = {
@@ -38,7 +38,11 @@ def command_help(args: Sequence[str]) -> str:
     """Return the help for a command line; that of a command shows the options of the model and data it names."""
     command = args[0]
     if command in COMMANDS:
-        return str(_help_parser(command, args, everything="--help-all" in args).format_help())
+        text = str(_help_parser(command, args, everything="--help-all" in args).format_help())
+        for group, base in BASES.items():  # jsonargparse shows only the way to name the class in a file
+            shown = f"--{group} CONFIG".ljust(22) + "Path to a configuration file."
+            text = text.replace(shown, f"--{group} CLASS".ljust(22) + f"Another {base}.")
+        return text
     lines = [f"usage: {usage()} [options]", ""]
     for name, text in COMMANDS.items():
         lines.append(f"  {name:10}{text}")

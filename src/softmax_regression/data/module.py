@@ -67,16 +67,16 @@ class FashionMNISTDataModule(LightningDataModule):
     Args:
         batch_size: Images in a minibatch, over all devices together.
         val_size: Images taken from the training set for validation, the same ones in every run; 0 for none.
-        train_size: Images to train on, a balanced subset of the others; None for all of them.
+        train_size: Images to train on, a balanced subset of the others; null for all of them.
         source: `files`, or `synthetic` for generated images that need no files.
-        dirs: Folders to search for the files, in order; downloads go into the first one. None for the usual ones.
+        dirs: Folders to search for the files, in order; downloads go into the first one. null for the usual ones.
         synthetic_size: Training images to generate, with a sixth as many for testing.
-        images: Photos, or folders of them, for `predict`; None for the test set.
+        images: Photos, or folders of them, for `predict`; null for the test set.
         watch_test: Also score the test set after every epoch, as the figure of the book does.
         device: `auto` keeps the images on the device that trains; `host` keeps them in host memory and
             copies each minibatch, for a set that the device cannot hold.
         eval_batch_size: Images in a minibatch of validation, test and prediction.
-        seed: Seed of the order of the training images; None for that of `seed_everything`.
+        seed: Seed of the order of the training images; null for that of `seed_everything`.
 
     Raises:
         InputError: A size is out of range, a word is none of those above, or the data cannot be loaded.

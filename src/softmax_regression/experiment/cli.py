@@ -195,7 +195,7 @@ def add_own_arguments(parser: ArgumentParser) -> None:
     """Add the options of this project to a parser."""
     text = "Seed of the initial weights, the order of the images and the dropped pixels."
     parser.add_argument("--seed_everything", type=int, default=0, help=text)
-    text = "CPU threads; the default is one, or what OMP_NUM_THREADS says, see runs/processes.py."
+    text = "CPU threads; the default is one, or what OMP_NUM_THREADS says, see docs/speed.md."
     parser.add_argument("--threads", type=int, help=text)
     parser.add_argument("--resume", help="Resume the run in this folder, exactly where it stopped.")
     parser.add_argument("--output", help="Where `predict` writes its CSV; the default is in the run's folder.")

@@ -16,12 +16,15 @@ from softmax_regression.reports.reading import Run, labels_of, read_runs
 
 
 def run(runs: Sequence[Path], output: Path = Path("logs/curve.png"), force: bool = False) -> Path:
-    """Draw the metrics of runs in one figure; an InputError says that no run has any, or that it cannot be written.
+    """Draw the metrics of runs in one figure.
 
     Args:
         runs: Folders of runs.
         output: The PNG file to write.
         force: Replace a file that this project did not write.
+
+    Raises:
+        InputError: No run has metrics, or the file cannot be written.
     """
     check_output(output, force)
     write(to_png(curves_of_runs(read_runs(runs)), dpi=160), output)

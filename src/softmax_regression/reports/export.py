@@ -84,8 +84,8 @@ def run(which: str, out: Path | None = None, dirs: Sequence[str] | None = None, 
 
     Args:
         which: A run's folder, a .ckpt file, or `best` or `last` of the newest run.
-        out: Folder to write into; None for `export` in the run's folder.
-        dirs: Folders to look for the data in; None for those of the run.
+        out: Folder to write into; null for `export` in the run's folder.
+        dirs: Folders to look for the data in; null for those of the run.
         force: Replace files that this project did not write.
     """
     path, _, folder = open_checkpoint(which)

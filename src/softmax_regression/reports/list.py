@@ -18,12 +18,13 @@ WRAPPER = TextWrapper(WIDTH, "    ", "    ", break_long_words=False, break_on_hy
 
 
 def list_runs(logs: Path = Path("logs")) -> str:
-    """Return a table of all runs, the oldest first: state, scores, and the settings that most runs have otherwise.
-
-    An InputError says that there are no runs.
+    """Return a table of all runs, the oldest first: state, scores, and settings that differ from those of most runs.
 
     Args:
         logs: The folder of all experiments.
+
+    Raises:
+        InputError: There are no runs.
     """
     folders = {path.parent for path in (*logs.rglob("run.json"), *logs.rglob("config.yaml"))}
     if not folders:

@@ -35,8 +35,8 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
 
     Args:
         which: A run's folder, a .ckpt file, or `best` or `last` of the newest run.
-        out: Folder of the page; None for `report` in the run's folder.
-        dirs: Folders to look for the data in; None for those of the run.
+        out: Folder of the page; null for `report` in the run's folder.
+        dirs: Folders to look for the data in; null for those of the run.
         force: Replace a page that this project did not write.
     """
     opened = open_run(which, dirs=dirs)

@@ -39,7 +39,7 @@ class RunLogger(TensorBoardLogger):
     Args:
         save_dir: The folder of all experiments.
         name: The folder of this experiment's runs.
-        version: The name of the run, which no other run may have; None for one made of the time.
+        version: The name of the run, which no other run may have; null for one made of the time.
     """
 
     def __init__(self, save_dir: str = "logs", name: str = "softmax", version: str | None = None) -> None:

@@ -50,8 +50,8 @@ class LastCheckpoint(Checkpoint):
     The checkpoint has the states of the random number generators: a resumed run draws the same numbers.
 
     Args:
-        every_n_train_steps: Also save every so many steps; None to save only after epochs.
-        every_n_minutes: Also save when so many minutes have passed since the last save; None to save only after epochs.
+        every_n_train_steps: Also save every so many steps; null to save only after epochs.
+        every_n_minutes: Also save when so many minutes have passed since the last save; null to save only after epochs.
     """
 
     best_model_path = ""  # Lightning asks the first Checkpoint for it, even if that one keeps no best model

@@ -91,7 +91,7 @@ class EpochProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print device and data; in a terminal, install the hook for each step."""
         self._rows = row_collector(trainer, self).rows
-        self._began = time.perf_counter()
+        self._began = self._ended = time.perf_counter()
         self._shown = trainer.current_epoch
         if trainer.is_global_zero:
             print(*training_lines(trainer), sep="\n", flush=True)
@@ -105,14 +105,17 @@ class EpochProgress(ProgressBar):
             text = f"\r{_epoch_text(trainer.current_epoch + 1, trainer)}  {share:4.0%}\r"
             print(text, end="", file=sys.stderr, flush=True)
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the time: what is drawn at the end of the run is no part of its last epoch."""
+        self._ended = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the metrics of the last epoch, after all hooks of its end."""
         epoch = trainer.current_epoch
-        now = time.perf_counter()
         if epoch > self._shown and self._rows and trainer.is_global_zero:
             text = metrics_text(self._rows[-1])
-            print(f"{_epoch_text(epoch, trainer)}  {text}  {now - self._began:.2f} s", flush=True)
+            print(f"{_epoch_text(epoch, trainer)}  {text}  {self._ended - self._began:.2f} s", flush=True)
             self._shown = epoch
-            self._began = now
+            self._began = time.perf_counter()
 
     on_train_end = on_train_epoch_start

@@ -53,7 +53,7 @@ def run(
         monitor: Name of the validation loss; that of the accuracy has `acc` in the place of `loss`, if that is in it.
         source: `files`, or `synthetic` for generated images.
         dirs: Folders to search for the files.
-        workers: Number of trials trained at the same time, at most one for each core; None for one for each core.
+        workers: Number of trials trained at the same time, at most one for each core; null for one for each core.
         force: Replace a page that this project did not write.
         quick: 50 and 100 images for a few epochs, to see that it works.
 

@@ -62,7 +62,7 @@ def run(
         trials: Number of trials, if the sampler is not `grid`.
         seeds: Each configuration is trained with all of them.
         name: The folder is studies/sweep/NAME.
-        workers: Number of trials trained at the same time, at most one for each core; None for one for each core.
+        workers: Number of trials trained at the same time, at most one for each core; null for one for each core.
         storage: URL of a PostgreSQL database that several machines share; its password may be in PGPASSWORD.
         model: Class of the model; models that cannot be stacked are trained one at a time, as `fit` does.
         data: Class of the data module.
