@@ -93,7 +93,12 @@ def test_an_optimizer_by_a_flag_has_the_weights_that_are_made_late(kind: Any) ->
     seed_everything(0, workers=True, verbose=False)
     module = WithAdam()
     Trainer(**QUIET, max_epochs=1).fit(module, data.Own())
-    flags = [f"--model=zoo.odd.{kind.__name__}", "--optimizer=Adam", "--optimizer.lr=0.01", "--early_stopping.patience=0"]
+    flags = [
+        f"--model=zoo.odd.{kind.__name__}",
+        "--optimizer=Adam",
+        "--optimizer.lr=0.01",
+        "--early_stopping.patience=0",
+    ]
     assert main(["fit", *USUAL, *flags, "--trainer.max_epochs=1", "--best_checkpoint.monitor=val_loss"]) == 0
     run = only_run()
     saved = checkpoint.read(run / "checkpoints" / "last.ckpt")["state_dict"]
