@@ -8,7 +8,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # no traceback of the imports, which take seconds
     if "SLURM_JOB_ID" in os.environ:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})  # it waits until training can save
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # no word on addresses that have no name
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # or torch warns of addresses without a host name
     in_terminal = sys.stderr is not None and sys.stderr.isatty()
     is_first = os.environ.get("LOCAL_RANK", "0") == "0"
     if in_terminal and is_first:

@@ -72,14 +72,14 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]], first: Sequence[
     write(buffer.getvalue().encode(), path)
 
 
-def check_writable(path: Path, ours: bool = True) -> None:
+def check_writable(path: Path, may_replace: bool = True) -> None:
     """Check before the work that a file, or files in a folder, can be written after it.
 
     Raises:
-        InputError: It cannot be written, or there is a file and `ours` is False.
+        InputError: It cannot be written, or there is a file and `may_replace` is False.
     """
     try:
-        if path.is_file() and not ours:
+        if path.is_file() and not may_replace:
             raise InputError(f"{path}: exists and was not written by this project; give --force to replace it")
         if path.is_file() or path.is_dir() or not path.exists():  # not for a device or pipe
             folders = [path] if path.is_dir() else path.resolve().parents
@@ -88,7 +88,7 @@ def check_writable(path: Path, ours: bool = True) -> None:
         raise InputError(f"{path}: cannot be written ({reason(error)}); choose another place") from error
 
 
-def check_there(run: Path) -> None:
+def check_not_moved(run: Path) -> None:
     """Raise a StorageError if the folder of a run has been moved or deleted meanwhile: it is not made again."""
     if not run.is_dir():
         raise StorageError(f"{run}: has been moved or deleted; put it back, then continue with --resume")

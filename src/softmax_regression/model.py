@@ -24,7 +24,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "naive": numerics.naive_cross_entropy,
 }
 
-MAX = torch.finfo(torch.float32).max
+MAX_FLOAT = torch.finfo(torch.float32).max
 
 
 class NarrowLinear(nn.Linear):
@@ -69,12 +69,12 @@ class SoftmaxRegression(Classifier):
         init_std: float = 0.01,
         num_classes: int = 10,
     ) -> None:
-        _check("lr", lr, above=0)
+        _check("lr", lr, may_be_zero=False)
         _check("weight_decay", weight_decay)
         _check("momentum", momentum, below=1)
         _check("dropout", dropout, below=1)
         _check("init_std", init_std)
-        _check("num_classes", num_classes, above=0)
+        _check("num_classes", num_classes, may_be_zero=False)
         check_choice("schedule", schedule, ("constant", "cosine"))
         check_choice("loss", loss, tuple(LOSSES))
         super().__init__(num_classes)
@@ -131,9 +131,8 @@ def cosine(done: float) -> float:
     return (1 + math.cos(math.pi * min(done, 1))) / 2
 
 
-def _check(name: str, value: float, above: float | None = None, below: float = MAX) -> None:
-    """Refuse a value that is not above `above`, or at least 0, and below `below`."""
-    if not ((value > above if above is not None else value >= 0) and value < below):
-        low = f"above {above:g}" if above is not None else "at least 0"
-        high = f"below {below:.3g}"
-        raise InputError(f"{name}={value}: must be {low} and {high}; change model.{name}")
+def _check(name: str, value: float, below: float = MAX_FLOAT, may_be_zero: bool = True) -> None:
+    """Refuse a value that is below 0, is 0 where it must not be, or is not below `below`."""
+    if not 0 <= value < below or (value == 0 and not may_be_zero):
+        low = "at least 0" if may_be_zero else "above 0"
+        raise InputError(f"{name}={value}: must be {low} and below {below:.3g}; change model.{name}")

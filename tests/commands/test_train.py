@@ -154,23 +154,18 @@ def test_an_optimizer_and_a_schedule_by_flags(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == ""
 
 
+def test_tensorboard_is_named_only_for_a_run_that_it_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--trainer.logger=CSVLogger", "--trainer.logger.save_dir=csv", "--trainer.max_epochs=1") == 0
+    assert "tensorboard" not in capsys.readouterr().out
+
+
 def test_several_loggers_write_each_their_own() -> None:
     loggers = "[RunLogger, {class_path: CSVLogger, init_args: {save_dir: csv}}]"
     assert fit(f"--trainer.logger={loggers}", "--trainer.max_epochs=1") == 0
     assert (only_run() / "checkpoints" / "last.ckpt").exists()
     assert "val/loss" in (only_run(Path("csv")) / "metrics.csv").read_text()
-    assert (
-        main(
-            [
-                "test",
-                "--ckpt_path",
-                str(only_run()),
-                "--trainer.logger=CSVLogger",
-                "--trainer.logger.save_dir=t",
-            ]
-        )
-        == 0
-    )
+    csv = ("--trainer.logger=CSVLogger", "--trainer.logger.save_dir=t")
+    assert main(["test", "--ckpt_path", str(only_run()), *csv]) == 0
     assert "test/acc" in (only_run(Path("t")) / "metrics.csv").read_text()
 
 

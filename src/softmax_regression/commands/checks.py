@@ -92,7 +92,6 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
         return
     validates = trainer.limit_val_batches != 0
     tests = False
-    is_ours = isinstance(data, FashionMNISTDataModule)
     if isinstance(data, FashionMNISTDataModule):
         validates = validates and data.val_size > 0
         tests = data.watch_test
@@ -111,7 +110,7 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
         if monitor is None or monitor in (*logged, "epoch", "step"):
             continue
         metric = monitor.partition("/dataloader_idx_")[0].rpartition("/")[2]
-        if metric in metrics and not is_ours:  # the loaders of another data module may have any names
+        if metric in metrics and not isinstance(data, FashionMNISTDataModule):  # its loaders may have any names
             continue
         if not validates and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
             callback.switch_off()

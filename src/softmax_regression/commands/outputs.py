@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from softmax_regression.data.module import origin_of
 from softmax_regression.errors import InputError, shell_command
@@ -31,10 +32,9 @@ def summary(trainer: Trainer, run: Path | None) -> str:
         return "\n".join([*lines, "nothing is kept: there is no logger"])
     test = shell_command("train.py", "test", "--ckpt_path", str(run))
     report = shell_command("study.py", "report", str(run))
-    tensorboard = shlex.join(["tensorboard", "--logdir", str(run.parent.parent)])
-    lines.append(f"checkpoints: {run / 'checkpoints'}")
-    lines.append("next:")
-    lines.extend(f"  {command}" for command in (test, report, tensorboard))
+    lines += [f"checkpoints: {run / 'checkpoints'}", "next:", f"  {test}", f"  {report}"]
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        lines.append(f"  {shlex.join(['tensorboard', '--logdir', str(run.parent.parent)])}")
     return "\n".join(lines)
 
 

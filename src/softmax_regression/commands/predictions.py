@@ -36,11 +36,11 @@ def choose_path(run: Path | None, output: str | None, force: bool, data: Any) ->
     path = Path(output) if output else (run or Path()) / name
     if path.is_dir() or str(output).endswith("/"):
         raise InputError(f"{path}: is a folder; give --output a file, such as {path / name}")
-    ours = True
+    may_replace = True
     if path.is_file() and not force:
         with path.open("rb") as file:
-            ours = _HEADER.match(file.readline()) is not None
-    check_writable(path, ours)
+            may_replace = _HEADER.match(file.readline()) is not None
+    check_writable(path, may_replace)
     return path
 
 

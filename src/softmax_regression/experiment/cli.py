@@ -87,7 +87,10 @@ class ExperimentCLI(LightningCLI):
         )
 
     def _flags_of_run(self) -> list[str]:
-        """Return flags with the configuration of the checkpoint's run; without one, see `reset_class_defaults`."""
+        """Return flags with the configuration of the checkpoint's run, and allow the classes that all of them name.
+
+        Without a configuration the flags are those of `reset_class_defaults`.
+        """
         configuration = _configuration_of(self.checkpoint) if self.checkpoint else None
         if self.checkpoint and configuration:
             flags = ["--config", configuration]

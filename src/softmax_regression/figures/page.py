@@ -41,7 +41,7 @@ def write_page(folder: Path, template: Path, figures: Mapping[str, Figure], **va
 
 def check_output(path: Path, force: bool = False) -> None:
     """Refuse, before the work, a path that cannot be written, or has a file that this project did not write."""
-    check_writable(path, ours=force or not path.is_file() or PRODUCER.encode() in path.read_bytes()[:2000])
+    check_writable(path, may_replace=force or not path.is_file() or PRODUCER.encode() in path.read_bytes()[:2000])
 
 
 def _stack(figure: Figure) -> bool:

@@ -206,7 +206,8 @@ def _linear_layer(pixels: Tensor, logits: Tensor, parameters: Sequence[Tensor]) 
     shapes = [tuple(parameter.shape) for parameter in parameters]
     if high != wide or shapes not in ([(k, high * wide)], [(k, high * wide), (k,)]):
         return None
-    weight, bias, *_ = *(parameter.detach().cpu().float() for parameter in parameters), torch.zeros(k)
+    weight, *biases = [parameter.detach().cpu().float() for parameter in parameters]
+    bias = biases[0] if biases else torch.zeros(k)
     expected = pixels.flatten(1) @ weight.T + bias
     tolerance = 0.05 * float(logits.abs().max())  # half precision
     if not torch.allclose(logits, expected, 0, tolerance, equal_nan=True):

@@ -136,8 +136,7 @@ def _export(opened: OpenedRun, out: Path, checkpoint: str) -> Path:
         layers = layers_of(model, images / 255, expected)
         if layers:
             return to_page(out, layers, data, names, checkpoint)
-    words = "no page: it runs linear layers with ReLU between, of 28 x 28 grey pixels"
-    print(f"{words}; {kind}\nis not of that kind", file=sys.stderr)
+    print(f"no page: {kind} is not linear layers with ReLU between, on 28 x 28 grey pixels", file=sys.stderr)
     return out / FILES[0]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import TextWrapper
 
 from softmax_regression.errors import InputError, shell_command
-from softmax_regression.reports.reading import Run, held_out_metrics, read_run, state_of
+from softmax_regression.reports.reading import Run, held_out_metrics, read_run
 from softmax_regression.runs.rows import ROWS_FILE, split_metric
 
 WIDTH = 80
@@ -36,7 +36,7 @@ def list_runs(logs: Path = Path("logs")) -> str:
     counts: Counter[str] = Counter()  # metric -> the number of runs that have it
     for run in runs:
         columns[0].append(str(run.folder.relative_to(place)))
-        columns[1].append(state_of(run.folder, run.manifest))
+        columns[1].append(run.state)
         columns[2].append(str(run.best.get("epoch", "")))
         counts.update(held_out_metrics([run.scores]))
     details = _unusual_settings(runs)

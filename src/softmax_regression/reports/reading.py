@@ -46,6 +46,20 @@ class Run(NamedTuple):
         """The best row or, if there is none, the last one, and the test metrics."""
         return {**(self.best or self.last), **self.manifest.get("test", {})}
 
+    @property
+    def state(self) -> str:
+        """How the run ended; if no end is recorded, it is running while a process has locked its folder."""
+        status = str(self.manifest.get("status", "running"))
+        if status != "running":
+            return status
+        try:
+            with locked(self.folder, "wait"):
+                return "interrupted"
+        except InputError:
+            return "running"
+        except StorageError:
+            return "interrupted"
+
 
 def read_run(folder: Path) -> Run:
     """Read run.json and metrics.csv and, if the run has not ended, best.ckpt.
@@ -80,20 +94,6 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     if not found:
         raise InputError("no run is left to be shown; give folders of runs, such as logs/softmax/RUN")
     return found
-
-
-def state_of(folder: Path, manifest: Mapping[str, Any]) -> str:
-    """Return how a run ended; if no end is recorded, it is running while a process has locked its folder."""
-    status = str(manifest.get("status", "running"))
-    if status != "running":
-        return status
-    try:
-        with locked(folder, "wait"):
-            return "interrupted"
-    except InputError:
-        return "running"
-    except StorageError:
-        return "interrupted"
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:

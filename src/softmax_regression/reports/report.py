@@ -22,7 +22,7 @@ from softmax_regression.figures.predictions import class_scores, figures_of, nam
 from softmax_regression.figures.scoring import score
 from softmax_regression.files import reason
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.reports.reading import Run, read_run, settings_of, state_of
+from softmax_regression.reports.reading import Run, read_run, settings_of
 
 ON_TOP = ("seed_everything", "model", "data", "trainer.max_epochs", "early_stopping.patience")
 
@@ -62,7 +62,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
         out,
         Path(__file__).with_name("report.html"),
         name=run.folder.name,
-        state=state_of(run.folder, run.manifest) if folder else "",
+        state=run.state if folder else "",
         stopped=run.manifest.get("stopped") or "no end was recorded",
         checkpoint=path.name,
         data=run.manifest.get("data", {}).get("origin") or type(opened.data).__name__,

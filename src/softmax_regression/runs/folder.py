@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from softmax_regression.errors import InputError, StorageError, shell_command
-from softmax_regression.files import check_there, reason
+from softmax_regression.files import check_not_moved, reason
 from softmax_regression.metrics import learning_rate
 from softmax_regression.runs import checkpoint
 from softmax_regression.runs.events import dropped_events
@@ -140,7 +140,7 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log scalars; a StorageError says that the folder of the run has been moved or deleted."""
-        check_there(Path(self.log_dir))
+        check_not_moved(Path(self.log_dir))
         self._list_run()
         named = {RENAMED.get(name, name): value for name, value in metrics.items()}
         super().log_metrics(named, step)

@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import BaseFinetuning, Timer
 
 from softmax_regression.data.module import loaded_images, origin_of
 from softmax_regression.errors import DivergedError, InputError, StorageError, format_error
-from softmax_regression.files import check_there, write
+from softmax_regression.files import check_not_moved, write
 from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, callbacks_of, folder_of
 from softmax_regression.runs.checkpoint import RUN, about_run
 from softmax_regression.runs.events import mark_saved
@@ -168,7 +168,7 @@ class RunRecord(Callback):
 
     def _update(self, **entries: Any) -> None:
         if self.run:
-            check_there(self.run)
+            check_not_moved(self.run)
             update_manifest(self.run, **entries)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -227,7 +227,7 @@ class RunRecord(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the configuration, the classes of model and data, the SHA-256 of the data, and the number of steps."""
         if self.run:
-            check_there(self.run)
+            check_not_moved(self.run)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         checkpoint[RUN] = {
             "config": self.config,

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from torch import Tensor
 
 from softmax_regression.errors import InputError
-from softmax_regression.files import append, check_there, write_csv
+from softmax_regression.files import append, check_not_moved, write_csv
 from softmax_regression.metrics import learning_rate
 from softmax_regression.runs.callbacks import callbacks_of
 from softmax_regression.runs.loops import steps_done
@@ -126,7 +126,7 @@ class RowCallback(Callback):
             self.rows.append(row | new)
         epoch_ends_next = trainer.validating and trainer.is_last_batch  # it adds to the row, and then writes it
         if self.file and not epoch_ends_next:
-            check_there(self.file.path.parent)
+            check_not_moved(self.file.path.parent)
             self.file.save(self.rows)
 
     def _new_metrics(self, trainer: Trainer) -> Row:

@@ -26,7 +26,7 @@ class Means(NamedTuple):
     acc: Tensor
 
 
-METRICS = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
+METRICS = ("train/loss", "train/acc", "val/loss", "val/acc")  # of a stack, after each epoch of a sweep
 
 
 class Stack:

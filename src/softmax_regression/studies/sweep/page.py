@@ -145,7 +145,7 @@ def _draw_scores(axes: Axes, name: str, colour: str, results: Sequence[Result], 
         if plan.is_grid:
             place = result.params[name]
         lines.setdefault(result.params.get(colour, ""), {}).setdefault(place, result)
-    style = {True: "o-", False: "o"}[plan.is_grid]
+    style = "o-" if plan.is_grid else "o"
     values: list[Any] = sorted_values(result.params[name] for result in results)
     are_numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     for label, shade in zip(sorted_values(lines), itertools.cycle(PALETTE)):

@@ -92,8 +92,8 @@ class Plan:
                 self._check(name, choices)
             except Exception as error:  # jsonargparse and the user's model raise errors of many types
                 raise InputError(f"space.{name}: {reason(error)}") from error
-        if self.is_stackable and self.monitor not in METRICS[:4]:
-            raise InputError(f"monitor={self.monitor}: expected one of {', '.join(METRICS[:4])}")
+        if self.is_stackable and self.monitor not in METRICS:
+            raise InputError(f"monitor={self.monitor}: expected one of {', '.join(METRICS)}")
 
     def _check(self, name: str, choices: Choices) -> None:
         known = sorted({*parameters_of(self.model), *parameters_of(self.data), "epochs"})
