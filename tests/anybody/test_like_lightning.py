@@ -108,6 +108,43 @@ def test_an_optimizer_by_a_flag_has_the_weights_that_are_made_late(kind: Any) ->
     assert main(["test", "--ckpt_path", str(run)]) == 0
 
 
+def test_callbacks_that_a_module_configures_count_like_those_of_the_trainer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = ["fit", *USUAL, "--model=zoo.odd.WithCallbacks", "--trainer.max_epochs=9"]
+    assert main([*model, "--trainer.logger.version=stopped"]) == 0
+    run = only_run()
+    found = manifest(run)
+    assert found["stopped"] == "early stopping: train/loss did not improve with a patience of 5"
+    assert (found["final"]["epoch"], found["final"]["seen"]) == (6, 12)
+    assert found["best"]["monitor"] == "train/loss"
+    assert main(["fit", "--resume", str(run)]) == 0
+    assert "nothing to resume (early stopping: train/loss" in capsys.readouterr().out
+    monitored = ["--best_checkpoint.monitor=seen", "--best_checkpoint.mode=max", "--early_stopping.patience=2"]
+    assert main([*model, *monitored, "--trainer.logger.version=other"]) == 0
+    other = manifest(run.with_name("other"))
+    assert other["best"]["score"] == 2 * other["final"]["epoch"] == 6  # the flag was typed, so both stop it
+
+
+def test_a_checkpoint_that_a_module_configures_does_not_replace_the_best_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["fit", *USUAL, "--model=zoo.odd.WithBest"]) == 2
+    assert "filename=best of ModelCheckpoint: each run keeps a best.ckpt" in capsys.readouterr().err
+    assert not list(Path().glob("logs/*/*"))
+
+
+def test_a_run_from_python_of_a_module_with_its_callbacks_goes_on() -> None:
+    logger = sr.RunLogger(version="run")
+    ours = [sr.BestCheckpoint(), sr.LastCheckpoint(), sr.RunRecord()]
+    options = QUIET | {"logger": logger, "enable_checkpointing": True}
+    Trainer(**options, max_epochs=2, callbacks=ours).fit(odd.WithCallbacks(), data.Own())
+    run = only_run()
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=3"]) == 0
+    found = manifest(run)
+    assert (found["final"]["epoch"], found["final"]["seen"], found["best"]["epoch"]) == (3, 6, 1)
+
+
 @pytest.mark.parametrize("seed", [slow(42), 7])
 def test_data_whose_arguments_have_names_of_ours_are_as_they_say(seed: int) -> None:
     seed_everything(0, workers=True, verbose=False)

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, LearningR
 
 from commands import fit, manifest, one_line, only_run
 from softmax_regression import (
+    BestCheckpoint,
     FashionMNISTDataModule,
     LastCheckpoint,
     RunLogger,
@@ -22,6 +23,7 @@ from softmax_regression import (
     SafeCheckpointIO,
     SoftmaxRegression,
 )
+from softmax_regression import EarlyStopping as Stopping
 from softmax_regression.commands.train import main
 from softmax_regression.errors import InputError
 from softmax_regression.runs import checkpoint
@@ -104,6 +106,22 @@ def test_callbacks_of_lightning_from_python_are_in_the_configuration() -> None:
     assert callbacks["ModelCheckpoint"]["dirpath"] is None
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
     assert len(list((run / "checkpoints").glob("epoch=*.ckpt"))) == 2
+
+
+class Worse(SoftmaxRegression):
+    """Its loss rises from epoch to epoch."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1, maximize=True)
+
+
+@pytest.mark.parametrize("stopping", [[], [Stopping()], [Stopping("train/loss", patience=9)]])
+def test_the_best_of_a_run_from_python_stays_the_best_when_it_goes_on(stopping: list[Callback]) -> None:
+    run = from_python(*stopping, BestCheckpoint(), model=Worse())
+    best = manifest(run)["best"]
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
+    assert manifest(run)["best"] == best
+    assert checkpoint.read(run / "checkpoints" / "best.ckpt")["global_step"] == best["step"]
 
 
 def test_what_cannot_be_recorded_is_refused_when_the_run_shall_go_on(capsys: pytest.CaptureFixture[str]) -> None:

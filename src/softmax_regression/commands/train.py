@@ -44,6 +44,7 @@ class TrainCLI(ExperimentCLI):
     def fit(self, model: LightningModule, **kwargs: Any) -> None:
         """Train a new run or a resumed one, in a folder that is locked for this process."""
         trainer = self.trainer
+        trainer.callbacks += self.model_callbacks  # type: ignore[attr-defined] # until all are checked
         checks.check_devices(trainer, self.datamodule)
         checks.check_callbacks(trainer)
         self._check_data()
@@ -84,6 +85,8 @@ class TrainCLI(ExperimentCLI):
                 return
             if run:
                 resume.reopen_run(run, trainer, checkpoint)
+        for callback in self.model_callbacks:  # Lightning asks the model for new ones
+            trainer.callbacks.remove(callback)  # type: ignore[attr-defined]
         trainer.fit(model, **kwargs)
         print_rank_zero(outputs.summary(trainer, folder_of(trainer)))  # all processes must call `folder_of`
 

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -30,7 +31,7 @@ from softmax_regression.experiment.flags import (
     without_flag,
 )
 from softmax_regression.figures.logger import FigureLogger
-from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping
+from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, callbacks_of_module
 from softmax_regression.runs.checkpoint import NOT_SERIALIZABLE, SafeCheckpointIO, about_run
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.last_checkpoint import LastCheckpoint
@@ -62,6 +63,7 @@ class ExperimentCLI(LightningCLI):
 
     Attributes:
         options: The parsed options of the command.
+        model_callbacks: The callbacks that the model itself configures.
     """
 
     def __init__(self, command: str, flags: Sequence[str], checkpoint: SavedCheckpoint | None = None) -> None:
@@ -72,6 +74,7 @@ class ExperimentCLI(LightningCLI):
         self.command = command
         self.checkpoint = checkpoint
         self.flags = find_configurations(flags)
+        self.model_callbacks: list[Callback] = []
         strict = {"exit_on_error": False, "allow_abbrev": False}
         with_defaults = {"default_config_files": [str(CONF / "default.yaml")], **strict}
         super().__init__(
@@ -150,12 +153,15 @@ class ExperimentCLI(LightningCLI):
         if trainer.barebones:
             _drop_defaults_for_barebones(trainer)
         callbacks = as_list(trainer.callbacks)
+        with suppress(Exception):  # of a module that asks its Trainer, which is not there yet
+            self.model_callbacks = callbacks_of_module(self.model)
+        own = [*callbacks, *self.model_callbacks]
         for group, kind in DEFAULT_CALLBACKS.items():
-            if self._wants(kind, callbacks):
+            if self._wants(kind, own):
                 callbacks.append(config[group])
         if not trainer.barebones:
             callbacks.append(RunRecord(self.recorded_configuration(), self.options.seed_everything))
-            if trainer.enable_progress_bar is not False and not _has(ProgressBar, callbacks):
+            if trainer.enable_progress_bar is not False and not _has(ProgressBar, own):
                 callbacks.append(EpochProgress())
         made = Trainer(**{**trainer, "callbacks": callbacks, **kwargs, **launched_devices()})
         if not _has(CheckpointIO, as_list(trainer.plugins)):

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -27,6 +27,12 @@ def callbacks_of(trainer: Trainer, kind: type[C] | tuple[type[C], ...]) -> list[
     """Return the callbacks of a Trainer that are of a class, in their order."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, kind)]
+
+
+def callbacks_of_module(module: LightningModule) -> list[Callback]:
+    """Return what `configure_callbacks` of a module returns, as a list; Lightning asks for it anew as a run begins."""
+    made = module.configure_callbacks()
+    return list(made) if isinstance(made, Sequence) else [made]
 
 
 def folder_of(trainer: Trainer) -> Path | None:
@@ -70,6 +76,7 @@ class EarlyStopping(callbacks.EarlyStopping):
             raise InputError(f"early_stopping.patience={patience}: must be at least 1, or 0 for never to stop")
         at_epoch_end = True if monitor.startswith("train") else None  # None: Lightning decides in `setup`
         super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=at_epoch_end)
+        self.given_monitor = monitor
         self.state_key = super().state_key
         self._before_off: tuple[int, bool, bool] | None = None  # what `_check_default` has set in this run
         if not patience:
@@ -147,8 +154,8 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     def __init__(self, monitor: str | None = AS_EARLY_STOPPING, mode: Mode | None = None) -> None:
         self.best: dict[str, Any] | None = None
-        self._given_monitor = monitor
-        self._given_mode = mode
+        self.given_monitor = monitor
+        self.given_mode = mode
         self._has_validated = False
         self._watch(monitor, mode or "min")
         self.state_key = super().state_key
@@ -165,15 +172,15 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         monitor = self.monitor
         if monitor == AS_EARLY_STOPPING:
             monitor = stopping.monitor if stopping else DEFAULT_MONITOR
-        mode: str = self._given_mode or "min"
-        if self._given_mode is None and stopping and stopping.monitor == monitor:
+        mode: str = self.given_mode or "min"
+        if self.given_mode is None and stopping and stopping.monitor == monitor:
             mode = stopping.mode
         if (monitor, mode) != (self.monitor, self.mode):
             self._watch(monitor, mode)
 
     def switch_off(self) -> None:
         """Keep no best.ckpt, in no run."""
-        self._given_monitor = None
+        self.given_monitor = None
         self._switch_off_in_run()
 
     def _switch_off_in_run(self) -> None:
@@ -188,7 +195,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         if stage == "fit" and not trainer.global_step:  # the state of a resumed run is loaded later
             self.best = None
             self._has_validated = False
-            self._watch(self._given_monitor, self._given_mode or "min")
+            self._watch(self.given_monitor, self.given_mode or "min")
         if stage == "fit":
             self.follow_early_stopping(trainer)
             folder = folder_of(trainer)

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import yaml
@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from softmax_regression.engine import Engine
-from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, callbacks_of
+from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, callbacks_of, callbacks_of_module
 from softmax_regression.runs.checkpoint import plain
 
 # Attributes of a Trainer that are settings, and their values if the argument was not given.
@@ -75,15 +75,18 @@ def instructions(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, list[str]]:
     """Return the configuration of a run as YAML, and descriptions of the parts that YAML cannot express."""
-    config: dict[str, Any] = {"trainer": _trainer_settings(trainer), "early_stopping": {"patience": 0}}
+    never = {"patience": 0}
+    config: dict[str, Any] = {"trainer": _trainer_settings(trainer), "early_stopping": never}
     missing: list[str] = []
     described: list[dict[str, Any]] = []
-    stopping = next(filter(_is_plain_early_stopping, trainer.early_stopping_callbacks), None)
+    of_module = [type(callback) for callback in callbacks_of_module(pl_module)]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if type(callback) in of_module:  # the module will make it again
+            continue
         if isinstance(callback, BestCheckpoint):
-            config["best_checkpoint"] = {"monitor": callback.monitor, "mode": callback.mode}
-        elif stopping and callback is stopping:
-            config["early_stopping"] = _early_stopping(stopping)
+            config["best_checkpoint"] = {"monitor": callback.given_monitor, "mode": callback.given_mode}
+        elif config["early_stopping"] == never and _is_plain_early_stopping(callback):
+            config["early_stopping"] = _early_stopping(callback)
         elif isinstance(callback, callbacks.Timer) and _argument(callback, "interval") == "step":
             config["trainer"]["max_time"] = _seconds(_argument(callback, "duration"))
         elif not isinstance(callback, NOT_RECORDED) and not type(callback).__module__.startswith("softmax_regression."):
@@ -124,15 +127,18 @@ def _seconds(duration: float | None) -> dict[str, int] | None:
     return None if duration is None else {"seconds": int(duration)}
 
 
-def _is_plain_early_stopping(callback: callbacks.EarlyStopping) -> bool:
+def _is_plain_early_stopping(callback: Callback) -> TypeGuard[callbacks.EarlyStopping]:
     """Return whether the options of `early_stopping` in a configuration describe a callback completely."""
+    if not isinstance(callback, callbacks.EarlyStopping):
+        return False
     thresholds = callback.stopping_threshold, callback.divergence_threshold
     return isinstance(callback, EarlyStopping) or thresholds == (None, None)
 
 
 def _early_stopping(callback: callbacks.EarlyStopping) -> dict[str, Any]:
     patience = 0 if callback.patience == sys.maxsize else callback.patience
-    settings = {"monitor": callback.monitor, "patience": patience, "mode": callback.mode}
+    monitor = getattr(callback, "given_monitor", callback.monitor)  # by which ours finds its state
+    settings = {"monitor": monitor, "patience": patience, "mode": callback.mode}
     return settings | {"min_delta": abs(float(callback.min_delta))}
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, random_split
 from torchmetrics.classification import MulticlassAccuracy
@@ -363,6 +364,41 @@ class SetupHead(LateHead):
 
     def setup(self, stage: str) -> None:
         super().configure_model()
+
+
+class Epochs(Callback):
+    """Logs the number of epochs; its argument is no attribute, and its class has a state."""
+
+    def __init__(self, factor: float) -> None:
+        self.per_epoch = factor
+        self.seen = 0
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen += 1
+        pl_module.log("seen", self.per_epoch * self.seen)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seen = state_dict["seen"]
+
+
+class WithCallbacks(Ours):
+    """Brings its callbacks along; its loss rises from epoch to epoch."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1, maximize=True)
+
+    def configure_callbacks(self) -> Any:
+        return [EarlyStopping("train/loss", mode="min", patience=5), Epochs(2.0)]
+
+
+class WithBest(WithCallbacks):
+    """Brings one callback along, whose checkpoint has the name of this project's."""
+
+    def configure_callbacks(self) -> Any:
+        return ModelCheckpoint(filename="best")
 
 
 class SameNames(data.Own):
