@@ -584,6 +584,24 @@ def has_another_class(module: Any) -> None:
     module.__class__ = Other
 
 
+def has_a_callback_of_another_class(module: Any) -> None:
+    class Other(type(module.trainer.callbacks[-1])):  # type: ignore[misc]
+        def on_after_backward(self, trainer: Any, module: LightningModule) -> None:
+            halve(module)
+
+    module.trainer.callbacks[-1].__class__ = Other
+
+
+def validates_in_another_trainer(module: Any) -> None:
+    """Lightning clips as the Trainer says to which the module belongs, from here on that one."""
+    Trainer(**QUIET, gradient_clip_val=0.001, limit_val_batches=1).validate(module, verbose=False)
+
+
+def skips_backward_from_the_next_step_on(module: Any) -> None:
+    sets_on_after_backward(module)
+    module.trainer.fit_loop.epoch_loop.automatic_optimization._skip_backward = True
+
+
 def freezes(module: Any) -> None:
     module.layer.weight.requires_grad = False
 
@@ -595,7 +613,8 @@ CHANGES = [
     adds_a_duck, adds_a_mock, exchanges_a_callback, exchanges_the_list_of_callbacks, sets_a_hook_of_a_callback,
     sets_gradient_clip_val, sets_accumulate_grad_batches, exchanges_the_optimizers, exchanges_the_precision,
     sets_backward_of_the_strategy, exchanges_the_loop, sets_a_profiler, begins_the_loader_anew, wraps_the_model,
-    sets_a_method_of_the_loop, has_another_class, freezes,
+    sets_a_method_of_the_loop, has_another_class, has_a_callback_of_another_class, validates_in_another_trainer,
+    skips_backward_from_the_next_step_on, freezes,
 ]  # fmt: skip
 
 
@@ -609,8 +628,8 @@ def changing(change: Callable[[Any], None], where: str) -> BoringModel:
 
         def change(self) -> None:
             if not self.done:
+                self.done = True
                 change(self)
-            self.done = True
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             loss = self.layer(batch).square().mean()
@@ -728,6 +747,15 @@ def test_what_comes_late_in_a_step_counts_in_that_step(make: type[AtLast], chang
     twins(partial(make, change), accumulate_grad_batches=1 if make is ByHand else 2, **LIMITS)
 
 
+@pytest.mark.parametrize("engine", [True, False])
+def test_a_validation_of_the_same_trainer_within_a_hook_fails_as_in_lightning(engine: bool) -> None:
+    def validate(trainer: Trainer, module: LightningModule, *args: Any) -> None:
+        trainer.validate(module, verbose=False)
+
+    with pytest.raises(AssertionError):
+        trained(BoringModel, engine=engine, callbacks=on("on_before_zero_grad", validate), **LIMITS)
+
+
 def test_a_trainer_may_be_copied_in_mid_epoch() -> None:
     def copy_it(trainer: Trainer, *_: Any) -> None:
         copies.append(deepcopy(trainer))
@@ -753,4 +781,4 @@ def test_a_loop_with_a_method_set_on_it_is_asked() -> None:
         trainer.fit_loop.epoch_loop._should_check_val_fx = Mock(return_value=True)  # type: ignore[method-assign]
 
     says, _ = twins(BoringModel, hooks=BATCH, callbacks=on("on_train_start", validate_always), **LIMITS)
-    assert says == "Lightning's own step (LeanLoop with its own _should_check_val_fx)"
+    assert says == "Lightning's own step (_TrainingEpochLoop with its own _should_check_val_fx)"

@@ -151,7 +151,8 @@ def saved(trainer: Trainer) -> list[str]:
 
 
 def profiled(trainer: Trainer) -> bool:
-    return "optimizer_step" in next(Path(trainer.default_root_dir).glob("*.txt")).read_text()
+    text = next(Path(trainer.default_root_dir).glob("*.txt")).read_text()
+    return "optimizer_step" in text and "[_TrainingEpochLoop].train_dataloader_next" in text
 
 
 def events(trainer: Any) -> list[list[int]]:

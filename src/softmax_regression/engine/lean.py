@@ -114,7 +114,8 @@ class LeanLoop(_TrainingEpochLoop):
         if skip:
             raise StopIteration
         hooks.call("on_train_batch_end", output, batch, batch_idx)  # which may have come in this step
-        logs_steps = any(result.meta.on_step for result in results.values())
+        foreign = connector._first_loop_iter is None  # a hook has called `trainer.validate`; Lightning stops here
+        logs_steps = foreign or any(result.meta.on_step for result in results.values())
         if logs_steps:
             connector.on_batch_end()
         results.batch = results.batch_size = None
@@ -170,6 +171,7 @@ class LeanLoop(_TrainingEpochLoop):
             self._batches_that_stepped += 1
 
 
+LeanLoop.__name__ = _TrainingEpochLoop.__name__  # by which a profiler names what it measures
 LOOPS.append(LeanLoop)
 
 

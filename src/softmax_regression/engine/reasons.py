@@ -102,13 +102,13 @@ PRIVATE = (  # names that another version of Lightning may not have
     "fit_loop.epoch_loop._should_accumulate",
     "fit_loop.epoch_loop._skip_next_val",
     "fit_loop.epoch_loop._warning_cache",
-    "fit_loop.epoch_loop.automatic_optimization._make_backward_fn",
     "fit_loop.epoch_loop.automatic_optimization._on_before_zero_grad",
     "fit_loop.epoch_loop.automatic_optimization._optimizer_zero_grad",
     "fit_loop.epoch_loop.automatic_optimization._skip_backward",
     "fit_loop.epoch_loop.automatic_optimization._training_step",
     "lightning_module._current_fx_name",
     "lightning_module._on_before_batch_transfer",
+    "lightning_module._trainer",
 )
 
 
@@ -168,6 +168,8 @@ def why_not(trainer: Trainer) -> str | None:
             return f"{type(callback).__name__} is not a plain Callback"
     if answers_by_itself(trainer.lightning_module, LightningModule):
         return f"{type(trainer.lightning_module).__name__} is not a plain LightningModule"
+    if trainer.lightning_module._trainer is not trainer:
+        return "the module belongs to another Trainer"
     return None
 
 
@@ -192,12 +194,15 @@ class Watch:
         self.objects = self._objects(trainer)
         self.spaces: list[Sized] = []
         others = trainer.fit_loop.epoch_loop, trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+        owners: list[type] = []
         for thing in (*self.objects, *others):
-            if hasattr(thing, "__dict__"):
-                self.spaces.append(vars(thing))
-            for owner in type(thing).__mro__:
-                if owner.__module__.partition(".")[0] not in ("lightning", "torch", "builtins"):
-                    self.spaces.append(vars(owner))
+            if isinstance(thing, type | Trainer) or not hasattr(thing, "__dict__"):
+                continue
+            self.spaces.append(vars(thing))
+            owners += type(thing).__mro__
+        for owner in dict.fromkeys(owners):
+            if owner.__module__.partition(".")[0] not in ("lightning", "torch", "builtins", "softmax_regression"):
+                self.spaces.append(vars(owner))
         self.sizes = [*map(len, self.spaces)]
 
     @staticmethod
@@ -205,8 +210,9 @@ class Watch:
         any_trainer: Any = trainer
         strategy = any_trainer.strategy
         loop = any_trainer.fit_loop.epoch_loop.automatic_optimization
-        others = any_trainer.profiler, strategy, strategy.precision_plugin, loop, strategy._lightning_module.__class__
-        return [*others, *strategy._lightning_optimizers, *any_trainer.callbacks]
+        module, callbacks = strategy._lightning_module, any_trainer.callbacks
+        others = any_trainer.profiler, strategy, strategy.precision_plugin, loop, module.__class__, module._trainer
+        return [*others, *strategy._lightning_optimizers, *callbacks, *map(type, callbacks)]
 
     def holds(self, trainer: Trainer) -> bool:
         """Whether everything is as it was."""

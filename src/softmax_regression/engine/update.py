@@ -8,6 +8,7 @@ from lightning.pytorch.core.optimizer import do_nothing_closure
 from lightning.pytorch.loops.optimization.automatic import Closure, ClosureResult, _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
+from lightning.pytorch.trainer.call import _call_strategy_hook
 from torch import Tensor, is_grad_enabled
 from torch.optim import Optimizer
 
@@ -123,9 +124,7 @@ class Update:
                 hooks.call("on_after_backward")
             hooks.strategy.post_backward(loss)
         else:
-            call_backward = _AutomaticOptimization._make_backward_fn(self.automatic, optimizer)
-            assert call_backward  # `_skip_backward` was False as the step began, and the method Lightning's
-            call_backward(loss)
+            _call_strategy_hook(hooks.trainer, "backward", loss, optimizer)
             hooks.look()
 
     def _closure_for_step(self, closure: Closure, optimizer: Optimizer) -> Any:
