@@ -90,7 +90,7 @@ def test_a_run_without_held_out_images_says_what_shows_some(tmp_path: Path) -> N
     where = (f"--trainer.logger.save_dir={tmp_path}", "--data.val_size=0")
     assert fit(*where, "--early_stopping.patience=0", "--best_checkpoint.monitor=train/loss") == 0
     page = text_of(report(str(next(tmp_path.glob("*/*")))))
-    assert "after `train.py test`, this page shows the test images" in page
+    assert "after <code>train.py test</code>, this page shows the test images" in page
     assert page.count("<img") == 1
 
 

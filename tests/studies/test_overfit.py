@@ -21,12 +21,14 @@ from softmax_regression.studies.folders import folder_name
 from softmax_regression.studies.overfit import measurements as overfit
 from softmax_regression.studies.overfit import study
 from softmax_regression.studies.overfit.measurements import FULL, Design, Size, choose_remedies, early_stop
-from softmax_regression.studies.stacked import METRICS, Means, Stack
+from softmax_regression.studies.stacked import Means, Stack
 from softmax_regression.studies.sweep.results import Result
 
 SIZE = Size(100, 4, 1)
 ORDER = ("train_size", "dropout", "weight_decay", "seed", "epoch")
 TINY = Design((Size(30, 4, 2), Size(60, 2, 1)), (0.0, 0.5), (0.0, 0.1), 2)
+
+SCORES = ("train/loss", "train/acc", "val/loss", "val/acc", "test/loss", "test/acc")
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +49,7 @@ def without_page(monkeypatch: pytest.MonkeyPatch) -> None:
 def curves(val_loss: Sequence[float], test_loss: Sequence[float]) -> dict[str, Tensor]:
     """What came of three seeds with these losses, one a scoring, that hardly differ between the seeds."""
     noise = torch.tensor([-0.001, 0.0, 0.001], dtype=torch.float64)[:, None]
-    metrics = {name: torch.full((3, 4), 0.5, dtype=torch.float64) for name in METRICS}
+    metrics = {name: torch.full((3, 4), 0.5, dtype=torch.float64) for name in SCORES}
     for name, losses in (("val/loss", val_loss), ("test/loss", test_loss)):
         metrics[name] = torch.tensor(losses, dtype=torch.float64) + noise
     return metrics

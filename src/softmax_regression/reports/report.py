@@ -57,7 +57,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     scores = [[what, row.get("epoch"), *map(row.get, metrics)] for what, row in rows.items() if row]
     config = _used_config(opened)
     settings = settings_of(config).items()
-    num_classes = _number_of_guesses(opened.model)
+    num_classes = _classes_to_guess(opened.model)
     return write_page(
         out,
         Path(__file__).with_name("report.html"),
@@ -79,8 +79,8 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     )
 
 
-def _number_of_guesses(model: LightningModule) -> int:
-    """Return the number k of classes if the loss is a mean cross-entropy, which is log(k) for a guess; else 1."""
+def _classes_to_guess(model: LightningModule) -> int:
+    """Return the number k of classes if the loss is a mean cross-entropy, so that a guess costs log(k); else 1."""
     if isinstance(model, Classifier) and type(model).loss in (Classifier.loss, SoftmaxRegression.loss):
         return model.num_classes
     return 1
