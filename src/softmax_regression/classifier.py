@@ -115,7 +115,7 @@ class Classifier(LightningModule):
         return {"loss": loss, "logits": logits, "labels": y}
 
     def on_train_start(self) -> None:
-        """Apply a schedule of the step, such as cosine, at once if a run is resumed with another length."""
+        """Compute the learning rate of a LambdaLR anew: a run may be resumed with another length."""
         for config in self.trainer.lr_scheduler_configs:
             schedule = config.scheduler
             if isinstance(schedule, LambdaLR):

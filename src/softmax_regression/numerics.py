@@ -76,6 +76,6 @@ def _classes(x: Tensor) -> int:
 
 def _split(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """The largest logit m = o_k, and LSE(o) - m = log1p(sum over j != k of exp(o_j - m))."""
-    m, k = x.max(dim, keepdim=True)  # it puts a 1 into the sum; left out, it cannot swallow the others
+    m, k = x.max(dim, keepdim=True)  # its term is 1; log1p adds it, so that it rounds no other one away
     shift = m.masked_fill(m.isinf(), 0)  # inf - inf is nan
     return m, (x - shift).exp().scatter(dim, k, 0).sum(dim, keepdim=True).log1p()

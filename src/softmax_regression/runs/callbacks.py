@@ -67,7 +67,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         mode: `min` if less is better, `max` if more is.
     """
 
-    state_key = ""  # of its state in a checkpoint; it keeps the name of the monitor that was given
+    state_key = ""  # a property in Lightning, which changes with the monitor; here it stays as it was made
 
     def __init__(
         self, monitor: str = DEFAULT_MONITOR, patience: int = 3, min_delta: float = 0.0, mode: Mode = "min"
@@ -78,7 +78,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         super().__init__(monitor, min_delta, patience, mode=mode, check_on_train_epoch_end=at_epoch_end)
         self.given_monitor = monitor
         self.state_key = super().state_key
-        self._before_off: tuple[int, bool, bool] | None = None  # what `_check_default` has set in this run
+        self._before_off: tuple[int, bool, bool] | None = None  # patience, strict, check_finite; see `_check_default`
         if not patience:
             self.switch_off()
 
@@ -150,7 +150,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         best: What best.ckpt holds: `epoch`, from 1, `step`, `monitor` and its `score`; None if there is none.
     """
 
-    state_key = ""  # of its state in a checkpoint; it keeps the name of the monitor that was given
+    state_key = ""  # a property in Lightning, which changes with the monitor; here it stays as it was made
 
     def __init__(self, monitor: str | None = AS_EARLY_STOPPING, mode: Mode | None = None) -> None:
         self.best: dict[str, Any] | None = None

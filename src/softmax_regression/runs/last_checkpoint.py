@@ -100,7 +100,7 @@ class LastCheckpoint(Checkpoint):
             checkpoint["softmax_regression.running"] = _of_all_processes(on_cpu, trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep them until training begins; with another number of processes, other random numbers are drawn."""
+        """Keep what `on_save_checkpoint` has added until training begins; it fits only as many processes as before."""
         if trainer.state.fn != "fit":  # what the training has counted and drawn is nothing to score with
             return
         count_skipped_batches(checkpoint)

@@ -113,7 +113,7 @@ def is_speaking_process() -> bool:
     return is_local_rank_zero() or (distributed.is_available() and distributed.is_initialized())
 
 
-def _leave() -> None:
+def _destroy_process_group() -> None:
     """End the process group: its threads would abort the interpreter if they were still running at exit."""
     if distributed.is_initialized():
         distributed.destroy_process_group()
@@ -133,12 +133,12 @@ def distributed_session() -> Iterator[None]:
     logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     if "LOCAL_RANK" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: NCCL would wait for the dead
-    atexit.register(_leave)
+    atexit.register(_destroy_process_group)
     try:
         yield
     except Exception as error:
         if isinstance(error, RuntimeError) and (isinstance(error, DistError) or "gloo" in str(error)):
-            atexit.unregister(_leave)  # NCCL would wait for the dead
+            atexit.unregister(_destroy_process_group)  # NCCL would wait for the dead
             reason = re.sub(r"^\[\S*\] ", "", str(error).splitlines()[0]).split(". This is typically")[0]
             raise LostProcessError(
                 f"process {getattr(rank_zero_only, 'rank', 0)}: {reason}; another has ended, never came, or "

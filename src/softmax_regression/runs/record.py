@@ -28,7 +28,7 @@ from softmax_regression.runs.events import mark_saved
 from softmax_regression.runs.loops import steps_done
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.rows import Row, RowCallback, count_logged_rows, read_rows, row_collector, rows_file
-from softmax_regression.runs.settings import class_path_of, describe_run, instructions, with_found
+from softmax_regression.runs.settings import class_path_of, describe_run, instructions, with_found_values
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def stop_reason(trainer: Trainer) -> str:
     """Return in words why a run ended."""
     for callback in trainer.early_stopping_callbacks:
         message = callback.stopping_reason_message
-        if message:
+        if message:  # Monitored metric val/loss did not improve in the last 3 records. Best score: ...
             why = message.partition(". ")[0].removeprefix("Monitored metric ")
             why = why.replace(" in the last ", " with a patience of ").replace(" records", "")
             remedy = "; --early_stopping.patience 0 trains on" if isinstance(callback, EarlyStopping) else ""
@@ -183,7 +183,7 @@ class RunRecord(Callback):
         self.run = folder if trainer.is_global_zero else None
         if self._describes_itself:
             self.config, self._unrecorded = describe_run(trainer, pl_module)
-        self.config = with_found(str(self.config), trainer, pl_module)
+        self.config = with_found_values(str(self.config), trainer, pl_module)
         self._settings = yaml.safe_load(self.config)
         finetunes = callbacks_of(trainer, BaseFinetuning)
         if self._saved and (finetunes or not self._describes_itself):  # a script may freeze other parts than before

@@ -116,7 +116,7 @@ class RowCallback(Callback):
         new = self._new_metrics(trainer)
         self._logged = dict(trainer.callback_metrics)
         if trainer.fit_loop.total_batch_idx == self._row_at:
-            self.rows[-1] = new | self.rows[-1] | new  # the training's values before the validation's
+            self.rows[-1] = new | self.rows[-1] | new  # in this order of columns: training, then validation
         else:
             self._row_at = trainer.fit_loop.total_batch_idx
             row: Row = {"epoch": trainer.current_epoch + 1, "step": steps_done(trainer)}

@@ -174,7 +174,7 @@ def _argument(callback: Callback, name: str) -> Any:
     return getattr(callback, name) if hasattr(callback, name) else getattr(callback, f"_{name}")
 
 
-def with_found(config: str, trainer: Trainer, pl_module: LightningModule) -> str:
+def with_found_values(config: str, trainer: Trainer, pl_module: LightningModule) -> str:
     """Return a configuration with the learning rate and the batch size that Lightning's finders have found."""
     if not callbacks_of(trainer, FINDERS):
         return config
