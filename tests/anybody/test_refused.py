@@ -49,6 +49,10 @@ REFUSED = {
         ["--model=zoo.odd.WithError"],
         "unsupported operand type(s) for +: 'int' and 'str' (odd.py, line ",
     ),
+    "a callback that needs another one": (
+        ["--model=zoo.modules.Plain", "--trainer.callbacks+=zoo.odd.NeedsAnother"],
+        "error: NeedsAnother: goes with a ModelCheckpoint",
+    ),
 }  # fmt: skip
 
 
@@ -118,6 +122,15 @@ def test_options_that_other_data_do_not_have_are_refused(capsys: pytest.CaptureF
         capsys.readouterr()
         assert main(words) == 2
         assert says in error_of(capsys)
+
+
+def test_a_hook_that_a_class_does_not_implement_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model=zoo.odd.WithoutTest", "--best_checkpoint.monitor=val_loss", "--trainer.max_epochs=1"]
+    assert main(["fit", *flags, "--data=zoo.odd.WithoutPredictions", "--figures.every_n_epochs=0"]) == 0
+    for command, hook in ("test", "WithoutTest.test_step"), ("predict", "WithoutPredictions.predict_dataloader"):
+        capsys.readouterr()
+        assert main([command, "--ckpt_path=best"]) == 2
+        assert f"error: {hook} is not implemented; define it" in error_of(capsys)
 
 
 def test_a_file_is_no_folder_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from textwrap import shorten
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, LightningModule
 
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
 
@@ -48,6 +49,8 @@ def describe_error(error: BaseException, known: Callable[[], Iterable[str]]) -> 
         return "interrupted", 130
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         return shorten(f"error: a checkpoint of another model: {error}", 400), InputError.exit_code
+    if isinstance(error, NotImplementedError) and _hook_of(error):
+        return f"error: {_hook_of(error)} is not implemented; define it, or name another class", InputError.exit_code
     if isinstance(error, ArgumentError) or _is_about_options(error):
         return f"error: {shorten_parser_error(str(error), known)}{_place(error)}", InputError.exit_code
     return None
@@ -57,7 +60,9 @@ def _is_about_options(error: BaseException) -> bool:
     """Return whether a library raised an error about the options it was given, as when two of them contradict."""
     modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     module = modules[-1]
-    kinds = (MisconfigurationException, ImportError, ValueError, TypeError, RuntimeError, AssertionError)
+    kinds = (ImportError, ValueError, TypeError, RuntimeError, AssertionError)
+    if isinstance(error, MisconfigurationException):  # other packages raise it as Lightning does
+        return True
     if isinstance(error, AttributeError):  # a module has no class of this name, or a model no part for a callback
         is_of_callback = modules[-2:] == ["lightning.pytorch.callbacks.finetuning", "torch.nn.modules.module"]
         return is_of_callback or module.startswith("jsonargparse.")
@@ -65,6 +70,14 @@ def _is_about_options(error: BaseException) -> bool:
         return False
     of_options = ("lightning.", "jsonargparse.", "torch.optim.", "torch.nn.utils.prune")
     return isinstance(error, kinds) and module.startswith(of_options)
+
+
+def _hook_of(error: BaseException) -> str | None:
+    """Return the step or loader, such as `Own.predict_dataloader`, that raised an error; None if none did."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    name = frame.f_code.co_name
+    is_hook = hasattr(LightningModule, name) or hasattr(LightningDataModule, name)
+    return frame.f_code.co_qualname if is_hook else None
 
 
 def _place(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
@@ -431,3 +432,18 @@ class Prepared(data.Own):
             raise FileNotFoundError("prepared")
         super().setup(stage)
         self.class_names = [f"class {i}" for i in range(10)]
+
+
+class WithoutPredictions(data.Own):
+    def predict_dataloader(self) -> Any:
+        raise NotImplementedError
+
+
+class WithoutTest(Plain):
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+        raise NotImplementedError
+
+
+class NeedsAnother(Callback):
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        raise MisconfigurationException("NeedsAnother: goes with a ModelCheckpoint")
