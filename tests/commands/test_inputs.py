@@ -81,7 +81,7 @@ WRONG_OPTIONS = [
     slow("--trainer.max_epoch=3", "did you mean --trainer.max_epochs\n"),
     slow("--seed=1", "or --seed_everything"),
     slow("--patience=3", "did you mean --early_stopping.patience"),
-    ("--optimizer=Adam --optimizer.lrr=3", "optimizer: Option 'lrr' is not accepted; see --help"),
+    ("--optimizer=Adam --optimizer.lrr=3", "optimizer: Option 'lrr' is not accepted; see --help\n"),
     ("--data.images a b", "unrecognized arguments: b; see --help, and write a list as '[a, b]'"),
     slow("-x", "unrecognized arguments: -x; see --help"),
     slow("-trainer.max_epochs=3", "unrecognized arguments: -trainer.max_epochs=3; did you mean --trainer.max_epochs"),

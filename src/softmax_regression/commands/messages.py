@@ -31,6 +31,14 @@ NO_REASON = (
     "Expected a <class 'NoneType'>",
     "Expected a path but",
 )
+# What a reason has in it -> what to do.
+REMEDIES = {
+    "with name EarlyStopping": "; every run has an EarlyStopping, which you set by --early_stopping.monitor",
+    "Option 'class_path' is not accepted": " beside other options; put these under init_args",
+    "Expected a dot import path": "; name the class with its module, as mine.Net",
+    "^Expected a (list|Sequence)": "; write a list as '[a, b]'",
+    r"^No module named '\w+'$": "; it is neither in this folder nor installed",
+}
 _OPTION = re.compile(r"(?:unrecognized arguments: |ption ')-*([^\s=']+)")
 _ABSENT = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
 _REFUSED = re.compile(r"Importing '([^']+)' is not allowed|import path format: (\S+\.<locals>\.\w+)")
@@ -142,25 +150,20 @@ def _with_remedy(name: str, reason: str, known: Callable[[], Iterable[str]]) -> 
         near = get_close_matches(absent[2], dir(module), n=1, cutoff=0.7)
         found = f"did you mean {absent[1]}.{near[0]}" if near else f"the module is {getattr(module, '__file__', None)}"
         return f"{absent[0]}; {found}"
-    if "Multiple subclasses with name EarlyStopping" in reason:
-        return f"{reason}; every run has an EarlyStopping, which you set by --early_stopping.monitor"
     if "'NoneType' object has no attribute 'keys'" in reason:
         return "init_args is empty; give arguments there, or drop it"
-    if "Option 'class_path' is not accepted" in reason:
-        return f"{reason} beside other options; put these under init_args"
-    if "Expected a dot import path" in reason:
-        return f"{reason}; name the class with its module, as mine.Net"
-    if reason.startswith(("Expected a list", "Expected a Sequence")):
-        return f"{reason}; write a list as '[a, b]'"
-    if reason.startswith("No module named") and "." not in reason:
-        return f"{reason}; it is neither in this folder nor installed"
+    for part, remedy in REMEDIES.items():
+        if re.search(part, reason):
+            return f"{reason}{remedy}"
     unknown = _OPTION.search(reason)
     if unknown:
         option = f"{name}.{unknown[1]}"
         near = _near_options(option.removeprefix("."), {*known()} - {option})
         if near:
             return f"{reason}; did you mean --{' or --'.join(near)}"
-        return f"{reason}; see --help, and write a list as '[a, b]'"
+        reason = f"{reason}; see --help"
+        if not name:  # a word that belongs to no option
+            reason = f"{reason}, and write a list as '[a, b]'"
     return reason
 
 

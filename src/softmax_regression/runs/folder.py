@@ -135,7 +135,7 @@ class RunLogger(TensorBoardLogger):
             try:
                 super().log_graph(model, input_array)
             except Exception as error:  # a page of TensorBoard must not end a run
-                print(f"no page GRAPHS: {reason(error)}", file=sys.stderr)
+                print(f"no page GRAPHS: example_input_array does not go through ({reason(error)})", file=sys.stderr)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
