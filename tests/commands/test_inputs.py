@@ -111,6 +111,10 @@ WRONG_OPTIONS = [
     ),
     ("--trainer.callbacks+=EarlyStopping", "every run has an EarlyStopping, which you set by --early_stopping.monitor"),
     ("--early_stopping.monitor=val/accuracy", "val/accuracy of EarlyStopping: nothing logs it"),
+    (
+        "--early_stopping.monitor=test/loss --data.watch_test=true --trainer.limit_val_batches=0",
+        "test/loss of EarlyStopping: nothing logs it; expected train/loss or train/acc",
+    ),
     # of the Trainer
     ("--trainer.max_epochs=0", "trainer.max_epochs=0"),
     ("--trainer.accumulate_grad_batches=-1", "trainer.accumulate_grad_batches=-1: must be at least 1, or dropped"),

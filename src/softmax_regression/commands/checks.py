@@ -90,18 +90,11 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
     """
     if not isinstance(model, Classifier):
         return
-    validates = trainer.limit_val_batches != 0
-    tests = False
-    if isinstance(data, FashionMNISTDataModule):
-        validates = validates and data.val_size > 0
-        tests = data.watch_test
-    if not validates and not tests:
+    stages = _scored_stages(trainer, data)
+    if stages == ["train"]:
         trainer.limit_val_batches = 0  # or Lightning warns of an empty loader
     metrics = ("loss", *model.metrics())
-    logged = []
-    for stage, scored in (("train", True), ("val", validates), ("test", tests)):
-        if scored:
-            logged += [f"{stage}/{name}" for name in metrics]
+    logged = [f"{stage}/{name}" for stage in stages for name in metrics]
     for callback in (*trainer.early_stopping_callbacks, *trainer.checkpoint_callbacks):
         if isinstance(callback, BestCheckpoint):
             callback.follow_early_stopping(trainer)
@@ -112,11 +105,25 @@ def check_monitors(trainer: Trainer, model: LightningModule, data: LightningData
         metric = monitor.partition("/dataloader_idx_")[0].rpartition("/")[2]
         if metric in metrics and not isinstance(data, FashionMNISTDataModule):  # its loaders may have any names
             continue
-        if not validates and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
+        if "val" not in stages and monitor.startswith("val/") and isinstance(callback, EarlyStopping | BestCheckpoint):
             callback.switch_off()
             print_rank_zero(f"{name} is off: no validation images, so nothing logs {monitor}")
         elif not may_log_more(trainer, model):
             raise InputError(f"monitor={monitor} of {name}: nothing logs it; expected {' or '.join(logged)}")
+
+
+def _scored_stages(trainer: Trainer, data: LightningDataModule) -> list[str]:
+    """Return the stages that are scored while a Classifier trains: always `train`, and maybe `val` and `test`."""
+    if trainer.limit_val_batches == 0:
+        return ["train"]
+    if not isinstance(data, FashionMNISTDataModule):
+        return ["train", "val"]
+    stages = ["train"]
+    if data.val_size > 0:
+        stages.append("val")
+    if data.watch_test:
+        stages.append("test")
+    return stages
 
 
 def may_log_more(trainer: Trainer, model: LightningModule) -> bool:
