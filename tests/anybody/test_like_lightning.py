@@ -45,6 +45,18 @@ def test_early_stopping_on_a_metric_of_the_training_stops_where_lightnings_does(
     assert manifest(only_run())["final"]["epoch"] == trainer.current_epoch
 
 
+def test_early_stopping_by_flags_beside_ones_own_stops_a_resumed_run_too() -> None:
+    own = ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val_loss"]
+    flags = ["--early_stopping.monitor=fit_loss", "--early_stopping.mode=max", "--early_stopping.patience=2"]
+    model = ["fit", *USUAL, "--model=zoo.modules.Plain", *own, "--trainer.callbacks.patience=9", *flags]
+    assert main([*model, "--trainer.max_epochs=1"]) == 0
+    run = only_run()
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=9"]) == 0
+    found = manifest(run)
+    assert found["final"]["epoch"] == 3
+    assert found["best"]["monitor"] == "fit_loss"
+
+
 def test_validation_by_the_clock_goes_with_early_stopping() -> None:
     flags = ["--trainer.val_check_interval=00:00:10:00", "--early_stopping.monitor=val_loss", "--trainer.max_epochs=1"]
     assert main(["fit", *USUAL, "--model=zoo.modules.Plain", *flags]) == 0

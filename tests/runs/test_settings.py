@@ -78,6 +78,8 @@ RECORDED: dict[str, tuple[Any, Any]] = {
     "no rhythm of epochs": ({"check_val_every_n_epoch": None, "val_check_interval": 5}, None),
     "loaders made anew": ({"reload_dataloaders_every_n_epochs": 1}, None),
     "a rhythm of the clock": ({"val_check_interval": "00:00:01:00"}, {"val_check_interval": {"seconds": 60}}),
+    "one batch": ({"limit_val_batches": 1}, None),
+    "gradients in validation": ({"inference_mode": False}, None),
     "a time": ({"max_time": "00:00:10:00"}, {"max_time": {"seconds": 600}}),
 }
 
@@ -108,6 +110,11 @@ def test_callbacks_of_lightning_from_python_are_in_the_configuration() -> None:
     assert len(list((run / "checkpoints").glob("epoch=*.ckpt"))) == 2
 
 
+def resumed_callbacks(run: Path) -> list[str]:
+    """The keys of the states of callbacks in the last checkpoint of a run."""
+    return list(checkpoint.read(run / "checkpoints" / "last.ckpt")["callbacks"])
+
+
 class Worse(SoftmaxRegression):
     """Its loss rises from epoch to epoch."""
 
@@ -115,12 +122,17 @@ class Worse(SoftmaxRegression):
         return torch.optim.SGD(self.parameters(), lr=0.1, maximize=True)
 
 
-@pytest.mark.parametrize("stopping", [[], [Stopping()], [Stopping("train/loss", patience=9)]])
+TWO = [EarlyStopping("val/acc", mode="max", patience=9), Stopping("train/loss", patience=9)]
+
+
+@pytest.mark.parametrize("stopping", [[], [Stopping()], [Stopping("train/loss", patience=9)], TWO])
 def test_the_best_of_a_run_from_python_stays_the_best_when_it_goes_on(stopping: list[Callback]) -> None:
     run = from_python(*stopping, BestCheckpoint(), model=Worse())
     best = manifest(run)["best"]
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
     assert manifest(run)["best"] == best
+    stoppings = [name for name in resumed_callbacks(run) if name.startswith("EarlyStopping")]
+    assert len(stoppings) == max(len(stopping), 1)  # without one, the default one, which never stops
     assert checkpoint.read(run / "checkpoints" / "best.ckpt")["global_step"] == best["step"]
 
 

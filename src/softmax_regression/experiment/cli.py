@@ -193,10 +193,14 @@ class ExperimentCLI(LightningCLI):
         if issubclass(kind, Checkpoint):
             return trainer.enable_checkpointing is not False
         if kind is EarlyStopping and _has(LightningEarlyStopping, own):
+            options = self.options.early_stopping
             typed = [flag for flag in self.flags if flag.startswith("--early_stopping")]
-            if not typed and self.command == "fit":
+            if typed or (self.checkpoint and options.patience > 0):  # then it was used before
+                return True
+            options.patience = 0
+            if self.command == "fit":
                 print_rank_zero("early stopping: as your own callback says; --early_stopping... is not used")
-            return bool(typed)
+            return False
         return True
 
 

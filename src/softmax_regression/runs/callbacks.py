@@ -35,6 +35,14 @@ def callbacks_of_module(module: LightningModule) -> list[Callback]:
     return list(made) if isinstance(made, Sequence) else [made]
 
 
+def leading_early_stopping(trainer: Trainer) -> callbacks.EarlyStopping | None:
+    """Return the EarlyStopping that best.ckpt follows: this project's, if it may stop the run, or else the first."""
+    for callback in callbacks_of(trainer, EarlyStopping):
+        if callback.patience != sys.maxsize:
+            return callback
+    return next(iter(trainer.early_stopping_callbacks), None)
+
+
 def folder_of(trainer: Trainer) -> Path | None:
     """Return the folder of a run, that of its RunLogger or another TensorBoardLogger; all processes must call this."""
     if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
@@ -168,7 +176,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
 
     def follow_early_stopping(self, trainer: Trainer) -> None:
         """Take the monitor and the mode of early stopping where none was given."""
-        stopping = next(iter(trainer.early_stopping_callbacks), None)
+        stopping = leading_early_stopping(trainer)
         monitor = self.monitor
         if monitor == AS_EARLY_STOPPING:
             monitor = stopping.monitor if stopping else DEFAULT_MONITOR

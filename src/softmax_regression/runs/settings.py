@@ -13,7 +13,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
 from softmax_regression.engine import Engine
-from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, callbacks_of, callbacks_of_module
+from softmax_regression.runs.callbacks import (
+    BestCheckpoint,
+    EarlyStopping,
+    callbacks_of,
+    callbacks_of_module,
+    leading_early_stopping,
+)
 from softmax_regression.runs.checkpoint import plain
 
 # Attributes of a Trainer that are settings, and their values if the argument was not given.
@@ -75,21 +81,24 @@ def instructions(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, list[str]]:
     """Return the configuration of a run as YAML, and descriptions of the parts that YAML cannot express."""
-    never = {"patience": 0}
-    config: dict[str, Any] = {"trainer": _trainer_settings(trainer), "early_stopping": never}
+    config: dict[str, Any] = {"trainer": _trainer_settings(trainer), "early_stopping": {"patience": 0}}
     missing: list[str] = []
     described: list[dict[str, Any]] = []
     of_module = [type(callback) for callback in callbacks_of_module(pl_module)]
+    candidates = [leading_early_stopping(trainer), *trainer.early_stopping_callbacks]
+    stopping = next(filter(_is_plain_early_stopping, candidates), None)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if type(callback) in of_module:  # the module will make it again
             continue
         if isinstance(callback, BestCheckpoint):
             config["best_checkpoint"] = {"monitor": callback.given_monitor, "mode": callback.given_mode}
-        elif config["early_stopping"] == never and _is_plain_early_stopping(callback):
-            config["early_stopping"] = _early_stopping(callback)
+        elif stopping and callback is stopping:
+            config["early_stopping"] = _early_stopping(stopping)
         elif isinstance(callback, callbacks.Timer) and _argument(callback, "interval") == "step":
             config["trainer"]["max_time"] = _seconds(_argument(callback, "duration"))
-        elif not isinstance(callback, NOT_RECORDED) and not type(callback).__module__.startswith("softmax_regression."):
+        elif isinstance(callback, NOT_RECORDED):
+            continue
+        elif isinstance(callback, EarlyStopping) or not type(callback).__module__.startswith("softmax_regression."):
             described += _described(callback, trainer, missing)
     if described:
         config["trainer"]["callbacks"] = described
@@ -112,11 +121,13 @@ def _trainer_settings(trainer: Trainer) -> dict[str, Any]:
     settings: dict[str, Any] = {"max_epochs": trainer.max_epochs}
     for name, default in TRAINER_SETTINGS.items():
         value = getattr(trainer, name, default)
-        if value != default:
+        if (type(value), value) != (type(default), default):  # 1 is one batch, 1.0 are all
             settings[name] = getattr(value, "value", value)  # of an Enum
     interval = getattr(trainer, "_val_check_time_interval", None)
     if interval is not None:
         settings["val_check_interval"] = _seconds(interval)
+    if not trainer.validate_loop.inference_mode:
+        settings["inference_mode"] = False
     if torch.are_deterministic_algorithms_enabled():
         settings["deterministic"] = "warn" if torch.is_deterministic_algorithms_warn_only_enabled() else True
     return settings
@@ -127,9 +138,9 @@ def _seconds(duration: float | None) -> dict[str, int] | None:
     return None if duration is None else {"seconds": int(duration)}
 
 
-def _is_plain_early_stopping(callback: Callback) -> TypeGuard[callbacks.EarlyStopping]:
+def _is_plain_early_stopping(callback: callbacks.EarlyStopping | None) -> TypeGuard[callbacks.EarlyStopping]:
     """Return whether the options of `early_stopping` in a configuration describe a callback completely."""
-    if not isinstance(callback, callbacks.EarlyStopping):
+    if callback is None:
         return False
     thresholds = callback.stopping_threshold, callback.divergence_threshold
     return isinstance(callback, EarlyStopping) or thresholds == (None, None)
