@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from commands import fit, only_run, scalars
+from commands import fit, manifest, only_run, scalars
 from killed import strike
 from marks import slow, table
 from softmax_regression import SoftmaxRegression
@@ -118,6 +118,18 @@ def test_a_run_that_is_killed_at_every_moment_resumes_bit_for_bit(kind: str) -> 
     assert_same(state(only_run()), state(reference))
     assert {file.name for file in only_run().rglob("*.*pt")} == {"best.ckpt", "last.ckpt"}
     assert not list(only_run().rglob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_forgets_the_scores_of_its_old_checkpoint() -> None:
+    assert fit("--trainer.max_epochs=1") == 0
+    for command in ("test", "validate"):
+        assert main([command, "--ckpt_path", str(only_run()), "--figures.every_n_epochs=0"]) == 0
+    assert {"test", "validate"} <= manifest(only_run()).keys()
+    assert resume(only_run()) == 0  # nothing to resume
+    assert {"test", "validate"} <= manifest(only_run()).keys()
+    assert resume(only_run(), "--trainer.max_epochs=2") == 0
+    assert not {"test", "validate"} & manifest(only_run()).keys()
 
 
 def test_a_validation_between_two_steps_is_logged_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,9 +45,10 @@ def read_manifest(run: Path) -> dict[str, Any]:
     return manifest
 
 
-def update_manifest(run: Path, **entries: Any) -> None:
-    """Add entries to run.json, or replace them; NaN and infinity, which JSON does not have, become null."""
-    text = json.dumps(read_manifest(run) | entries, default=str)
+def update_manifest(run: Path, without: Sequence[str] = (), /, **entries: Any) -> None:
+    """Add entries to run.json, or replace or remove them; NaN and infinity, which JSON does not have, become null."""
+    kept = {name: value for name, value in read_manifest(run).items() if name not in without}
+    text = json.dumps(kept | entries, default=str)
     manifest = json.loads(text, parse_constant=lambda constant: None)
     write(json.dumps(manifest, indent=2).encode(), run / "run.json")
 
@@ -167,9 +168,10 @@ class RunRecord(Callback):
         self._saved: Mapping[str, Any] | None = None  # parts of the checkpoint of a resumed run
 
     def _update(self, **entries: Any) -> None:
+        """Add entries to run.json, and remove the scores of checkpoints that this training replaces."""
         if self.run:
             check_not_moved(self.run)
-            update_manifest(self.run, **entries)
+            update_manifest(self.run, ("test", "validate"), **entries)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep the number of steps of a resumed run, which says how many rows it has."""
