@@ -53,6 +53,22 @@ def test_of_several_validations_in_an_epoch_the_best_is_the_one_that_was_kept() 
     assert best["step"] == best_checkpoint(run)["global_step"]
 
 
+@pytest.mark.filterwarnings("ignore:Total length of")
+@pytest.mark.parametrize("loaders", [[], {}], ids=["list", "dictionary"])
+def test_a_monitor_is_missed_also_where_there_is_no_validation_loader(
+    loaders: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(monitor: str) -> None:
+        best = BestCheckpoint(monitor)
+        trainer = Trainer(max_epochs=1, callbacks=[best], logger=RunLogger(), accelerator="cpu", log_every_n_steps=1)
+        trainer.fit(SoftmaxRegression(), data().train_dataloader(), loaders)
+
+    train("val/loss")
+    assert "no best.ckpt: nothing logs val/loss" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"best_checkpoint\.monitor=val/los: nothing logs it"):
+        train("val/los")
+
+
 def test_the_states_of_other_callbacks_do_not_say_what_was_best() -> None:
     best = {"epoch": 2, "step": 8, "monitor": "val/loss", "score": 0.5}
     states: dict[str, Any] = {"BestCheckpoint{'monitor': 'val/loss'}": {"best": best}}

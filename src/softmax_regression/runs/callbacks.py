@@ -250,7 +250,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         if self.monitor in (*trainer.callback_metrics, "epoch", "step"):
             with self._best_is_kept_on_error():
                 super().on_train_epoch_end(trainer, pl_module)
-        elif self._has_validated or not trainer.enable_validation:
+        elif self._has_validated or not trainer.enable_validation or trainer.val_dataloaders in ([], {}):
             self._check_logged(trainer)
 
     @contextmanager
