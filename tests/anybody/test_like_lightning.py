@@ -289,3 +289,19 @@ def test_load_from_checkpoint_makes_the_default_model_and_data_again() -> None:
     assert sr.SoftmaxRegression.load_from_checkpoint(path, weights_only=True).lr == 0.05
     data_module = sr.FashionMNISTDataModule.load_from_checkpoint(path, weights_only=True)
     assert data_module.source == "synthetic"
+
+
+def test_each_run_of_a_logger_of_a_service_has_the_folder_that_lightning_gives_its_checkpoints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--model=zoo.modules.Plain", "--trainer.max_epochs=1", "--trainer.logger=zoo.odd.Service"]
+    assert main(["fit", *USUAL, *flags]) == 0
+    assert main(["fit", *USUAL, *flags, "--trainer.logger.run=named"]) == 0
+    assert len(list(Path("service/project").iterdir())) == 2
+    run = Path("service/project/named")
+    assert main(["test", "--ckpt_path", str(run)]) == 0
+    kept = (run / "run.json").read_bytes()
+    capsys.readouterr()
+    assert main(["fit", *USUAL, *flags, "--trainer.logger.run=named"]) == 2
+    assert f"error: {run}: is another run's; give the logger another name or version" in capsys.readouterr().err
+    assert (run / "run.json").read_bytes() == kept

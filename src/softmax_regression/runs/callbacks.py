@@ -44,13 +44,22 @@ def leading_early_stopping(trainer: Trainer) -> callbacks.EarlyStopping | None:
 
 
 def folder_of(trainer: Trainer) -> Path | None:
-    """Return the folder of a run, that of its RunLogger or another TensorBoardLogger; all processes must call this."""
+    """Return the folder of a run, that of its RunLogger or another TensorBoardLogger, or else of its first logger.
+
+    A logger without a `log_dir`, such as Weights & Biases', has it where ModelCheckpoint has the folder of its
+    checkpoints. All processes must call this.
+    """
     if not trainer.loggers or trainer.fast_dev_run:  # type: ignore[attr-defined]
         return None
     boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
     boards.sort(key=lambda logger: not hasattr(logger, "reopen"))  # a RunLogger comes first
-    folder = trainer.strategy.broadcast(boards[0].log_dir) if boards else trainer.log_dir
-    return Path(folder or trainer.default_root_dir)
+    logger: Any = [*boards, *trainer.loggers][0]
+    folder = getattr(logger, "log_dir", None)
+    if folder is None:
+        getattr(logger, "experiment", None)  # some know their version only once it has begun
+        version = logger.version if isinstance(logger.version, str) else f"version_{logger.version}"
+        folder = Path(logger.save_dir or trainer.default_root_dir, str(logger.name), version)
+    return Path(trainer.strategy.broadcast(folder))
 
 
 def logged_name(monitor: str, trainer: Trainer) -> str:

@@ -182,7 +182,11 @@ class RunRecord(Callback):
         rows = row_collector(trainer, self)
         self._start = time.perf_counter()
         folder = folder_of(trainer)
-        self.run = folder if trainer.is_global_zero else None
+        before, self.run = self.run, None
+        run = folder if trainer.is_global_zero else None
+        if run and run != before and not self._saved and (run / "run.json").exists():
+            raise InputError(f"{run}: is another run's; give the logger another name or version")
+        self.run = run
         if self._describes_itself:
             self.config, self._unrecorded = describe_run(trainer, pl_module)
         self.config = with_found_values(str(self.config), trainer, pl_module)
@@ -195,8 +199,8 @@ class RunRecord(Callback):
             print_rank_zero(f"note: class {class_path_of(type(pl_module))}: {note}", file=sys.stderr)
         rows.file = None
         if self.run:
+            write(str(self.config).encode(), self.run / "config.yaml")  # some loggers have made no folder
             self._update(**self._facts(trainer), **environment())
-            write(str(self.config).encode(), self.run / "config.yaml")
             rows.file = rows_file(self.run, trainer.loggers)
         if folder and self._saved and trainer.ckpt_path:
             rows.restore(trainer, folder, saved_step(self._saved), about_run(self._saved).get("rows", {}))

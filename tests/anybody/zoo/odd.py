@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset, random_split
 from torchmetrics.classification import MulticlassAccuracy
@@ -447,3 +449,27 @@ class WithoutTest(Plain):
 class NeedsAnother(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         raise MisconfigurationException("NeedsAnother: goes with a ModelCheckpoint")
+
+
+class Service(Logger):
+    """A logger of a service that names a run once it has begun, and makes no folder."""
+
+    name = "project"
+    save_dir = "service"
+
+    def __init__(self, run: str | None = None) -> None:
+        super().__init__()
+        self.run = run or uuid4().hex
+        self.begun: str | None = None
+
+    @property
+    def version(self) -> str | None:
+        return self.begun
+
+    @property
+    def experiment(self) -> None:
+        self.begun = self.run
+
+    def log_metrics(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None: ...
