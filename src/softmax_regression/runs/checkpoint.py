@@ -186,14 +186,13 @@ def _is_checkpoint(value: Any) -> bool:
 def _not_finite(checkpoint: Mapping[str, Any]) -> str | None:
     """Return the name of a weight with NaN or infinity, None if there is none.
 
-    -inf may be an attention mask; buffers may have inf, as a least value so far that begins with it.
+    -inf may be an attention mask; a buffer may have anything, such as NaN for a threshold that is not known yet.
     """
     buffers = about_run(checkpoint).get("buffers", ())
     for name, weight in checkpoint["state_dict"].items():
-        if not isinstance(weight, Tensor) or is_lazy(weight):
+        if name in buffers or not isinstance(weight, Tensor) or is_lazy(weight):
             continue
-        bad = weight.isnan() if name in buffers else ~(weight.isfinite() | (weight == -torch.inf))
-        if bad.any():
+        if not (weight.isfinite() | (weight == -torch.inf)).all():
             return str(name)
     return None
 

@@ -145,13 +145,16 @@ class Counts(Plain):
 
 
 class Least(Plain):
-    """Keeps the least loss of each class so far, which begins with infinity."""
+    """Keeps the least loss of each class so far, which begins with infinity, and a threshold, not known at first."""
 
     least: Tensor
+    threshold: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("least", torch.full((10,), torch.inf))
+        self.register_buffer("threshold", torch.full((), torch.nan))
 
     def on_train_epoch_end(self) -> None:
         self.least[0] = self.trainer.callback_metrics["val_loss"]
+        self.threshold.fill_(0.5)
