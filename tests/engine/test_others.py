@@ -362,6 +362,32 @@ def on_train_batch_start_set_on_it() -> dict[str, Any]:
     return {"strategy": strategy}
 
 
+def pre_backward_set_on_it() -> dict[str, Any]:
+    """What it does depends on where Lightning says that it is called."""
+    strategy = SingleDeviceStrategy("cpu")
+
+    def pre_backward(closure_loss: Tensor) -> None:
+        module: Any = strategy.lightning_module
+        if module._current_fx_name == "backward":
+            closure_loss.data.zero_()
+            module.layer.bias.data.add_(1)
+
+    strategy.pre_backward = pre_backward  # type: ignore[method-assign]
+    return {"strategy": strategy}
+
+
+def clip_gradients_set_on_it() -> dict[str, Any]:
+    """Lightning calls it in each step, also where nothing is to be clipped."""
+
+    def clip(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        for parameter in optimizer.param_groups[0]["params"]:
+            parameter.grad.mul_(0.5)
+
+    precision = Precision()
+    precision.clip_gradients = clip  # type: ignore[method-assign]
+    return {"plugins": precision}
+
+
 def own_precision() -> dict[str, Any]:
     return {"plugins": OwnPrecision()}
 
@@ -376,7 +402,7 @@ def fp16_mixed() -> dict[str, Any]:
 
 @pytest.mark.parametrize("options", [
     own_backward, own_training_step, own_batch_to_device, backward_set_on_it, on_train_batch_start_set_on_it,
-    own_precision, bf16_mixed, fp16_mixed,
+    pre_backward_set_on_it, clip_gradients_set_on_it, own_precision, bf16_mixed, fp16_mixed,
 ])  # fmt: skip
 def test_a_strategy_or_precision_with_methods_of_its_own_is_asked(options: Callable[[], dict[str, Any]]) -> None:
     ours = trained(BoringModel, engine=True, **LIMITS, **options())

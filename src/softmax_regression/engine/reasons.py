@@ -32,7 +32,9 @@ UPDATE_HOOKS = ("optimizer_step", "optimizer_zero_grad", "backward", "configure_
 STRATEGY_METHODS = (
     "training_step",
     "post_training_step",
+    "pre_backward",
     "backward",
+    "post_backward",
     "optimizer_step",
     "batch_to_device",
     "on_train_batch_start",
@@ -57,6 +59,7 @@ PRECISION_METHODS = (
     "_after_closure",
     "_wrap_closure",
     "_clip_gradients",
+    "clip_gradients",
 )
 AUTOMATIC_METHODS = (
     "run",
