@@ -29,6 +29,8 @@ class Killed(BaseException):
 class Logging(LightningModule):
     """Log the same numbers in all the ways there are."""
 
+    queue: Tensor
+
     def __init__(self, killed_at: int | None = None) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
@@ -39,6 +41,7 @@ class Logging(LightningModule):
         self.window = Running(MeanMetric(), window=4)
         self.epochs = MetricTracker(MeanMetric(), maximize=False)
         self.outputs: list[Tensor] = []
+        self.register_buffer("queue", torch.zeros(1), persistent=False)
 
     def on_train_epoch_start(self) -> None:
         self.epochs.increment()
@@ -60,6 +63,8 @@ class Logging(LightningModule):
         self.extremes(value)
         self.epochs.update(value)
         self.outputs.append(value)
+        self.queue = torch.cat([self.queue, value[None]])[-9:]
+        self.log("mean of a queue", self.queue.mean(), on_epoch=True)
         return self.weight
 
     def on_train_epoch_end(self) -> None:
@@ -102,7 +107,7 @@ def test_what_was_logged_is_that_of_the_run_that_was_not_killed() -> None:
     with pytest.raises(Killed):  # before anything more was saved
         logged(Logging(killed_at=11), "again", checkpoint)
     resumed = logged(Logging(), "resumed", Path("logs/softmax/again/checkpoints/last.ckpt"))
-    assert len(whole) == 18
+    assert len(whole) == 21
     assert resumed == whole
 
 

@@ -29,12 +29,14 @@ class RunningMetrics:
         logged: For each metric, the arguments of `self.log` and the sums.
         values: `callback_metrics`.
         outputs: The module's own lists, in which many keep what their steps returned, by the names of the attributes.
+        buffers: The module's buffers that are in no `state_dict`, such as a queue of what it computed before.
     """
 
     def __init__(self) -> None:
         self.logged: list[dict[str, Any]] = []
         self.values: dict[str, Tensor] = {}
         self.outputs: dict[str, list[Any]] = {}
+        self.buffers: dict[str, Tensor] = {}
 
     def state_dict(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         """Return what was logged in this process, and the states of the module's metrics.
@@ -61,6 +63,7 @@ class RunningMetrics:
                 states[name] = _state(metric)
         trackers = {name: len(tracker) for name, tracker in _parts(module, MetricTracker)}
         state = {"logged": logged, "metrics": states, "trackers": trackers, "outputs": outputs}
+        state["buffers"] = _unsaved_buffers(module)
         return state | {"values": dict(trainer.callback_metrics)}
 
     def load_state_dict(self, state: dict[str, Any], module: LightningModule) -> None:
@@ -68,6 +71,7 @@ class RunningMetrics:
         self.logged = state["logged"]
         self.values = state["values"]
         self.outputs = state.get("outputs", {})
+        self.buffers = state.get("buffers", {})
         for name, tracker in _parts(module, MetricTracker):
             for _ in range(len(tracker), state.get("trackers", {}).get(name, 0)):
                 tracker.increment()
@@ -89,9 +93,23 @@ class RunningMetrics:
         trainer.callback_metrics.update(move_data_to_device(self.values, trainer.strategy.root_device))
         for name, outputs in self.outputs.items():
             setattr(module, name, move_data_to_device(outputs, trainer.strategy.root_device))
+        for name, buffer in self.buffers.items():
+            owner, _, attribute = name.rpartition(".")
+            setattr(module.get_submodule(owner), attribute, buffer.to(trainer.strategy.root_device))
         self.logged = []
         self.values = {}
         self.outputs = {}
+        self.buffers = {}
+
+
+def _unsaved_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Return the buffers of a module that are registered with `persistent=False`."""
+    found = {}
+    for name, buffer in module.named_buffers():
+        owner, _, attribute = name.rpartition(".")
+        if attribute in module.get_submodule(owner)._non_persistent_buffers_set:
+            found[name] = buffer
+    return found
 
 
 def _logged(result: Any) -> dict[str, Any]:
