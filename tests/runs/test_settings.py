@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, LearningRateMonitor, ModelCheckpoint, Timer
+from torch.utils.data import DataLoader
 
 from commands import fit, manifest, one_line, only_run
 from softmax_regression import (
@@ -141,6 +142,82 @@ def test_what_cannot_be_recorded_is_refused_when_the_run_shall_go_on(capsys: pyt
     capsys.readouterr()
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 2
     assert "with the callback Unnamed, for its argument word, which its configuration cannot say" in one_line(capsys)
+
+
+class Wide(LightningModule):
+    """Keeps `lr` as an attribute, saves what else it is given, and forgets the width."""
+
+    def __init__(self, width: int = 5, lr: float = 0.1, options: dict | None = None, **others: int) -> None:  # type: ignore[type-arg]
+        super().__init__()
+        self.save_hyperparameters(ignore=["width", "lr"])
+        self.lr = lr
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, width), torch.nn.Linear(width, 10))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return torch.nn.functional.cross_entropy(self.net(batch[0] / 255), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, batch_idx))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+def test_arguments_of_a_module_from_python_are_those_that_it_saved_or_keeps(capsys: pytest.CaptureFixture[str]) -> None:
+    run = from_python(model=Wide(7, 0.3, {"a": 1}, depth=2))
+    config = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    assert config["init_args"] == {"options": {"a": 1}, "lr": 0.3}
+    assert config["dict_kwargs"] == {"depth": 2}
+    capsys.readouterr()
+    resume = ["fit", "--resume", str(run), "--trainer.max_epochs=2"]
+    assert main(resume) == 2
+    assert one_line(capsys).endswith("give --model.width, which the run from Python has not saved\n")
+    assert main([*resume, "--model.width=5"]) == 2
+    assert main([*resume, "--model.width=7"]) == 0
+
+
+class Kept(LightningDataModule):
+    """Keeps its argument, in the way that is older than `save_hyperparameters`."""
+
+    def __init__(self, batch_size: int = 8) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+
+    def setup(self, stage: str) -> None:
+        self.examples: Any = [(torch.rand(28, 28), i % 10) for i in range(32)]
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.examples, self.batch_size)
+
+    val_dataloader = train_dataloader
+
+
+class OneArgument(Wide):
+    """Has all its hyperparameters in one argument."""
+
+    def __init__(self, conf: dict) -> None:  # type: ignore[type-arg]
+        super().__init__(lr=conf["lr"])
+        self.save_hyperparameters(conf)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_data_keep_their_arguments_and_a_module_may_have_them_in_one() -> None:
+    trainer = Trainer(max_epochs=1, logger=RunLogger(), callbacks=[LastCheckpoint(), RunRecord()], accelerator="cpu",
+                      enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1)  # fmt: skip
+    trainer.fit(OneArgument({"lr": 0.3}), Kept(16))
+    run = only_run()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["data"]["init_args"] == {"batch_size": 16}
+    assert config["model"]["init_args"]["conf"]["lr"] == 0.3
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
+    assert checkpoint.read(run / "checkpoints" / "last.ckpt")["global_step"] == 4
+
+
+def test_a_default_that_a_module_from_python_does_not_keep_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    run = from_python(model=Wide())
+    capsys.readouterr()
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 2
+    assert "with model.width, which its configuration cannot say; give --model.width, or resume" in one_line(capsys)
 
 
 @pytest.mark.filterwarnings("ignore:Attribute .criterion. is an instance")

@@ -171,7 +171,11 @@ def check_shapes(checkpoint: SavedCheckpoint, model: LightningModule) -> None:
     saved = checkpoint.content["state_dict"]
     for name, weight in model.named_parameters():
         if name in saved and not is_lazy(weight) and saved[name].shape != weight.shape:
+            remedy = "give a checkpoint of this model"
+            for what in about_run(checkpoint.content).get("unrecorded", []):
+                if what.startswith("model."):
+                    remedy = f"give --{what}, which the run from Python has not saved"
             raise InputError(
                 f"ckpt_path={checkpoint.path}: {name} has shape {tuple(saved[name].shape)}, "
-                f"the model {tuple(weight.shape)}; give a checkpoint of this model"
+                f"the model {tuple(weight.shape)}; {remedy}"
             )

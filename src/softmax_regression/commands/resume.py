@@ -1,5 +1,6 @@
 """The rules for `--resume`: which options may change, where the run writes, and when nothing is left to train."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from lightning.pytorch.callbacks import ModelPruning, Timer
 
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.cli import as_list
-from softmax_regression.experiment.flags import options_of
+from softmax_regression.experiment.flags import flag_value, options_of
 from softmax_regression.experiment.opening import other_data
 from softmax_regression.runs.callbacks import EarlyStopping, callbacks_of, folder_of
 from softmax_regression.runs.checkpoint import about_run, read
@@ -51,7 +52,13 @@ MAY_CHANGE = (
 )
 
 
-def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningModule, data: LightningDataModule) -> None:
+def check_resumable(
+    saved: dict[str, Any],
+    trainer: Trainer,
+    model: LightningModule,
+    data: LightningDataModule,
+    flags: Sequence[str],
+) -> None:
     """Refuse flags that contradict the configuration of the run to resume, and other data; callbacks may be added."""
     if "optimizer_states" not in saved:
         raise InputError("the checkpoint holds weights alone; give the run's folder, whose last.ckpt holds the rest")
@@ -76,11 +83,13 @@ def check_resumable(saved: dict[str, Any], trainer: Trainer, model: LightningMod
     check_length(saved, trainer, before)
     if callbacks_of(trainer, ModelPruning):
         raise InputError("ModelPruning: a pruned run cannot be resumed: no checkpoint has its masks; start a new run")
-    if known.get("unrecorded"):
-        raise InputError(
-            f"the run was started from Python with {known['unrecorded'][0]}, which its configuration cannot say; "
-            "resume from Python with trainer.fit(..., ckpt_path=...)"
-        )
+    for what in known.get("unrecorded", []):
+        if flag_value(flags, what) is not None:
+            continue
+        remedy = "resume from Python with trainer.fit(..., ckpt_path=...)"
+        if what.startswith(("model.", "data.")):
+            remedy = f"give --{what}, or {remedy}"
+        raise InputError(f"the run was started from Python with {what}, which its configuration cannot say; {remedy}")
     other = other_data(saved, data)
     if other:
         raise InputError(f"{other}; give the same files, or start a new run")

@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
@@ -40,6 +41,7 @@ TRAINER_SETTINGS = {
     "reload_dataloaders_every_n_epochs": 0,
     "val_check_interval": 1.0,
 }
+Kind = type[Any]  # the class of a model or of a data module
 FINDERS = (BatchSizeFinder, LearningRateFinder)
 # Callbacks that do not change the training, or whose results are recorded instead.
 NOT_RECORDED = (callbacks.ModelSummary, callbacks.ProgressBar, *FINDERS, Engine)
@@ -55,15 +57,55 @@ def class_path_of(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def init_args(kind: type, hparams: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the saved hyperparameters that are arguments of the class itself; its parent class saves others, too."""
-    parameters = inspect.signature(kind).parameters
+def parser_of(kind: Kind) -> ArgumentParser:
+    """Return a parser for the parameters of a class, in the group `space`; it also finds those behind `**kwargs`."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(kind, "space", fail_untyped=False)
+    return parser
+
+
+def parameters_of(kind: Kind) -> dict[str, Any]:
+    """Return the parameters of a class with their defaults, None for a parameter without one."""
+    found: dict[str, Any] = parser_of(kind).get_defaults().as_dict().get("space", {})
+    return found
+
+
+def _arguments(part: Any) -> dict[str, Any]:
+    """Return the arguments with which a model or data module was made, as far as it has saved them or kept them.
+
+    It keeps an argument as an attribute of the same name. What else it has saved are arguments of its parent class.
+    """
+    parameters = inspect.signature(type(part)).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     found = {}
-    for name, value in hparams.items():
+    for name, value in part.hparams_initial.items():
         if not name.startswith("_") and (takes_any or name in parameters):  # LightningCLI adds names with _
             found[name] = value
+    for name, parameter in parameters.items():
+        if name not in found and name in vars(part):
+            found[name] = vars(part)[name]
+        elif parameter.annotation is dict and part._hparams_name == name:  # all hyperparameters in one argument
+            found[name] = dict(part.hparams_initial)
     return found
+
+
+def _describe_part(part: Any, group: str, missing: list[str]) -> dict[str, Any]:
+    """Return the configuration of a model or data module; `missing` gets the arguments that are not known."""
+    kind = type(part)
+    arguments = _arguments(part)
+    settings: dict[str, Any] = {"class_path": class_path_of(kind), "init_args": {}}
+    for name, value in arguments.items():
+        where = settings["init_args"]
+        if name not in parameters_of(kind):
+            where = settings.setdefault("dict_kwargs", {})
+        try:
+            where[name] = plain(value)
+        except TypeError:
+            missing.append(f"{group}.{name}")
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if name not in arguments and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            missing.append(f"{group}.{name}")
+    return settings
 
 
 def instructions(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,15 +146,8 @@ def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, lis
         config["trainer"]["callbacks"] = described
     seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
     for name, part in (("model", pl_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
-        if part is None:
-            continue
-        given = {}
-        for argument, value in init_args(type(part), part.hparams_initial).items():
-            try:
-                given[argument] = plain(value)
-            except TypeError:
-                missing.append(f"{name}.{argument}, a {type(value).__name__}")
-        config[name] = {"class_path": class_path_of(type(part)), "init_args": given}
+        if part is not None:
+            config[name] = _describe_part(part, name, missing)
     return yaml.safe_dump(config | {"seed_everything": seed}, sort_keys=False), missing
 
 

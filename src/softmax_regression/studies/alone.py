@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -15,22 +15,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from softmax_regression.engine import Engine
 from softmax_regression.errors import InputError
 from softmax_regression.runs.rows import RESERVED
+from softmax_regression.runs.settings import Kind, parameters_of, parser_of
 from softmax_regression.studies.learning import Scores, Watcher
-
-Kind = type[Any]  # the class of a model or of a data module
-
-
-def parser_of(kind: Kind) -> ArgumentParser:
-    """Return a parser for the parameters of a class, in the group `space`; it also finds those behind `**kwargs`."""
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(kind, "space", fail_untyped=False)
-    return parser
-
-
-def parameters_of(kind: Kind) -> dict[str, Any]:
-    """Return the parameters of a class with their defaults, None for a parameter without one."""
-    found: dict[str, Any] = parser_of(kind).get_defaults().as_dict().get("space", {})
-    return found
 
 
 def has_parameter(kind: Kind, name: str) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule, stratified_order
 from softmax_regression.errors import InputError
+from softmax_regression.runs.settings import parameters_of
 from softmax_regression.studies import alone
 from softmax_regression.studies.learning import Labelled, Scores, Watcher, held_out, learn
 from softmax_regression.studies.stacked import CHUNK
@@ -95,7 +96,7 @@ class Remedy(NamedTuple):
 
 def plan(design: Design, model: type[LightningModule], identity: str, monitor: str = MONITOR) -> Plan:
     """Return the plan of a design: dropout and weight decay are left out if the model has no such parameter."""
-    known = alone.parameters_of(model)
+    known = parameters_of(model)
     space: dict[str, Any] = {"train_size": [size.images for size in design.sizes]}
     if "dropout" in known:
         space["dropout"] = list(design.dropouts)

@@ -24,8 +24,8 @@ from softmax_regression.files import write_csv
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
 from softmax_regression.runs.rows import split_metric
-from softmax_regression.runs.settings import class_path_of
-from softmax_regression.studies.alone import has_parameter, parameters_of
+from softmax_regression.runs.settings import class_path_of, parameters_of
+from softmax_regression.studies.alone import has_parameter
 from softmax_regression.studies.intervals import Interval
 from softmax_regression.studies.sweep.results import Result, failures
 from softmax_regression.studies.sweep.search import Search

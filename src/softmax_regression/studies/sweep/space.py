@@ -17,8 +17,8 @@ from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.files import reason
 from softmax_regression.model import SoftmaxRegression
-from softmax_regression.runs.settings import class_path_of
-from softmax_regression.studies.alone import has_parameter, make, parameters_of, parse
+from softmax_regression.runs.settings import class_path_of, parameters_of
+from softmax_regression.studies.alone import has_parameter, make, parse
 from softmax_regression.studies.stacked import METRICS
 
 Value = bool | int | float | str | None

@@ -21,7 +21,8 @@ from softmax_regression.errors import InputError
 from softmax_regression.files import check_writable, locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.runs.record import environment
-from softmax_regression.studies.alone import make, parameters_of
+from softmax_regression.runs.settings import parameters_of
+from softmax_regression.studies.alone import make
 from softmax_regression.studies.folders import STUDIES, folder_name
 from softmax_regression.studies.sweep import page
 from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
