@@ -17,7 +17,9 @@ from torch.utils.data import DataLoader
 from commands import fit, manifest, one_line, only_run
 from softmax_regression import (
     BestCheckpoint,
+    Engine,
     FashionMNISTDataModule,
+    FigureLogger,
     LastCheckpoint,
     RunLogger,
     RunRecord,
@@ -47,8 +49,10 @@ class Unnamed(Callback):
 
 def from_python(*callbacks: Callback, model: LightningModule | None = None, **options: Any) -> Path:
     data = FashionMNISTDataModule(source="synthetic", synthetic_size=600, val_size=101, batch_size=32)
+    if not any(isinstance(callback, LastCheckpoint) for callback in callbacks):
+        callbacks += (LastCheckpoint(),)
     trainer = Trainer(
-        max_epochs=1, logger=RunLogger(), callbacks=[*callbacks, LastCheckpoint(), RunRecord()], accelerator="cpu",
+        max_epochs=1, logger=RunLogger(), callbacks=[*callbacks, RunRecord()], accelerator="cpu",
         plugins=[SafeCheckpointIO()], enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1,
         num_sanity_val_steps=0, **options,
     )  # fmt: skip
@@ -135,6 +139,15 @@ def test_the_best_of_a_run_from_python_stays_the_best_when_it_goes_on(stopping: 
     stoppings = [name for name in resumed_callbacks(run) if name.startswith("EarlyStopping")]
     assert len(stoppings) == max(len(stopping), 1)  # without one, the default one, which never stops
     assert checkpoint.read(run / "checkpoints" / "best.ckpt")["global_step"] == best["step"]
+
+
+def test_callbacks_of_this_project_go_on_with_what_they_were_given() -> None:
+    run = from_python(Engine(False), FigureLogger(0, histograms=True), LastCheckpoint(every_n_train_steps=5))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["engine"] == {"enabled": False}
+    assert config["figures"] == {"every_n_epochs": 0, "histograms": True}
+    assert config["last_checkpoint"] == {"every_n_train_steps": 5, "every_n_minutes": None}
+    assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 0
 
 
 def test_what_cannot_be_recorded_is_refused_when_the_run_shall_go_on(capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,8 +91,7 @@ class LeanLoop(_TrainingEpochLoop):
         progress.increment_ready()
         connector._first_loop_iter = connector._first_loop_iter is None
         results.batch = batch
-        results.batch_size = None
-        results.dataloader_idx = None
+        results.batch_size = results.dataloader_idx = None
         output = None
         skip = False
         if batch is None:

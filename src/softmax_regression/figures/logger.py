@@ -44,6 +44,7 @@ class FigureLogger(Callback):
         if every_n_epochs is not None and every_n_epochs < 0:
             raise InputError(f"every_n_epochs={every_n_epochs}: must be at least 0; change figures")
         self.every_n_epochs = every_n_epochs
+        self.histograms = histograms
         self.run: Path | None = None  # the folder to write to after `test`, where the Trainer has no logger
         self._drawn = -1  # the step of the newest figures
         self._loaded = 0  # the step of the loaded checkpoint

@@ -60,6 +60,8 @@ class LastCheckpoint(Checkpoint):
         for name, value in ("every_n_train_steps", every_n_train_steps), ("every_n_minutes", every_n_minutes):
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"last_checkpoint.{name}={value}: must be above 0, or null for not")
+        self.every_n_train_steps = every_n_train_steps
+        self.every_n_minutes = every_n_minutes
         self._steps = every_n_train_steps or math.inf
         self._seconds = 60 * (every_n_minutes or math.inf)
         self._saved_at = time.monotonic()

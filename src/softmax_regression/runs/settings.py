@@ -13,7 +13,6 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 
-from softmax_regression.engine import Engine
 from softmax_regression.runs.callbacks import (
     BestCheckpoint,
     EarlyStopping,
@@ -44,7 +43,12 @@ TRAINER_SETTINGS = {
 Kind = type[Any]  # the class of a model or of a data module
 FINDERS = (BatchSizeFinder, LearningRateFinder)
 # Callbacks that do not change the training, or whose results are recorded instead.
-NOT_RECORDED = (callbacks.ModelSummary, callbacks.ProgressBar, *FINDERS, Engine)
+NOT_RECORDED = (callbacks.ModelSummary, callbacks.ProgressBar, *FINDERS)
+GROUPS = {  # callbacks of this project that are a group of flags
+    "softmax_regression.engine.callback.Engine": "engine",
+    "softmax_regression.figures.logger.FigureLogger": "figures",
+    "softmax_regression.runs.last_checkpoint.LastCheckpoint": "last_checkpoint",
+}
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 FOUND = ("lr", "learning_rate", "batch_size")  # the arguments that the finders choose
 # To LightningCLI, but not to YAML, `1e5` is a number: a text of this form needs quotation marks.
@@ -138,6 +142,9 @@ def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, lis
             config["early_stopping"] = _early_stopping(stopping)
         elif isinstance(callback, callbacks.Timer) and _argument(callback, "interval") == "step":
             config["trainer"]["max_time"] = _seconds(_argument(callback, "duration"))
+        elif class_path_of(type(callback)) in GROUPS:
+            (settings,) = _described(callback, trainer, missing)
+            config[GROUPS[settings["class_path"]]] = settings["init_args"]
         elif isinstance(callback, NOT_RECORDED):
             continue
         elif isinstance(callback, EarlyStopping) or not type(callback).__module__.startswith("softmax_regression."):

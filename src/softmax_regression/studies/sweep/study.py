@@ -55,10 +55,9 @@ def run(
     """Search, then test the best configuration; return the page. An interrupted search is resumed.
 
     Args:
-        space: What to try: `epochs`, and parameters of the model and the data. In YAML `lr: [0.1, 0.3]` for values,
-            `lr: {low: 0.001, high: 1.0, log: true}` for a range, which a grid cannot have. As flags
-            `--space '{"lr": [0.1, 0.3], "epochs": [10]}'`, or `--space.lr '[0.1, 0.3]'` to change one of them. A part
-            of a parameter is `optimizer.lr: [0.1, 0.3]`.
+        space: What to try: `epochs`, and parameters of model and data, or parts of them, as `optimizer.lr`. In YAML
+            `lr: [0.1, 0.3]` for values, `lr: {low: 0.001, high: 1.0, log: true}` for a range, which a grid cannot have.
+            As flags `--space '{"lr": [0.1, 0.3], "epochs": [10]}'`, or `--space.lr '[0.1, 0.3]'` to change one of them.
         sampler: `grid` for all combinations, `random`, `tpe`, or a class of Optuna's: `TPESampler --sampler.seed 5`.
         trials: Number of trials, if the sampler is not `grid`.
         seeds: Each configuration is trained with all of them.
@@ -78,16 +77,13 @@ def run(
     Raises:
         InputError: The space cannot be searched, the folder has another sweep, or every trial failed.
     """
-    space = {name: _as_values(values) for name, values in space.items()}
     if quick:
         space = _quick_space(space)
         seeds = seeds[:2]
         trials = min(trials, 4)
-    if prune:
-        pruner = pruner or MedianPruner()
-    plan = Plan(space, list(seeds), "", _sampler(sampler), pruner, trials, model, data, monitor, mode)
-    options = _options(data, source, dirs, quick)
-    return _search(plan, name, options, quick, workers, storage)
+    values = {name: _as_values(choices) for name, choices in space.items()}
+    plan = Plan(values, list(seeds), "", _sampler(sampler), _pruner(pruner, prune), trials, model, data, monitor, mode)
+    return _search(plan, name, _options(data, source, dirs, quick), quick, workers, storage)
 
 
 def _search(
@@ -120,15 +116,22 @@ def _as_values(values: list[Any] | Range) -> list[Value] | Range:
     return found
 
 
-def _quick_space(space: dict[str, list[Value] | Range]) -> dict[str, list[Value] | Range]:
+def _quick_space(space: dict[str, list[Any] | Range]) -> dict[str, list[Any] | Range]:
     """Keep the first and the middle value of each list, and train for one and two epochs."""
-    found: dict[str, list[Value] | Range] = {}
+    found: dict[str, list[Any] | Range] = {}
     for name, values in space.items():
         found[name] = values
         if not isinstance(values, Range):
             found[name] = values[:: max(1, len(values) // 2)][:2]
     found["epochs"] = [1, 2]
     return found
+
+
+def _pruner(pruner: BasePruner | None, prune: bool) -> BasePruner | None:
+    """Return the pruner that was named, or that of `prune`."""
+    if prune and pruner is None:
+        return MedianPruner()
+    return pruner
 
 
 def _sampler(sampler: BaseSampler | str) -> BaseSampler | None:
