@@ -5,6 +5,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, TypeGuard
 
 import torch
@@ -97,16 +98,21 @@ def _describe_part(part: Any, group: str, missing: list[str]) -> dict[str, Any]:
     """Return the configuration of a model or data module; `missing` gets the arguments that are not known."""
     kind = type(part)
     arguments = _arguments(part)
+    parameters = inspect.signature(kind).parameters
+    known = set(parameters)
+    if not arguments.keys() <= known:
+        with suppress(Exception):  # of a default that LightningCLI cannot take
+            known.update(parameters_of(kind))
     settings: dict[str, Any] = {"class_path": class_path_of(kind), "init_args": {}}
     for name, value in arguments.items():
         where = settings["init_args"]
-        if name not in parameters_of(kind):
+        if name not in known:
             where = settings.setdefault("dict_kwargs", {})
         try:
             where[name] = plain(value)
         except TypeError:
             missing.append(f"{group}.{name}")
-    for name, parameter in inspect.signature(kind).parameters.items():
+    for name, parameter in parameters.items():
         if name not in arguments and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             missing.append(f"{group}.{name}")
     return settings
