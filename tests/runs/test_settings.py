@@ -228,7 +228,7 @@ def test_data_keep_their_arguments_and_a_module_may_have_them_in_one() -> None:
 
 def test_a_default_that_a_module_from_python_does_not_keep_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     run = from_python(model=Wide())
-    capsys.readouterr()
+    assert "note: model.width is saved nowhere; give --model.width to commands" in capsys.readouterr().err
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=2"]) == 2
     assert "with model.width, which its configuration cannot say; give --model.width, or resume" in one_line(capsys)
 

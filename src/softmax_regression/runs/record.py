@@ -197,6 +197,10 @@ class RunRecord(Callback):
         if type(pl_module).__module__ == "__main__":
             note = "is in a script or notebook; no command opens its runs until it is in a module"
             print_rank_zero(f"note: class {class_path_of(type(pl_module))}: {note}", file=sys.stderr)
+        for what in self._unrecorded:
+            if what.startswith(("model.", "data.")):
+                note = f"{what} is saved nowhere; give --{what} to commands that open this run"
+                print_rank_zero(f"note: {note}", file=sys.stderr)
         rows.file = None
         if self.run:
             write(str(self.config).encode(), self.run / "config.yaml")  # some loggers have made no folder
