@@ -66,7 +66,7 @@ def test_validation_by_the_clock_goes_with_early_stopping() -> None:
     "name",
     [
         "Renamed",
-        "OwnKeys",
+        slow("OwnKeys"),
         slow("CompiledLate"),
         slow("OwnStateDict"),
         "LogsValidation",

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, LearningR
 from torch.utils.data import DataLoader
 
 from commands import fit, manifest, one_line, only_run
+from marks import slow
 from softmax_regression import (
     BestCheckpoint,
     Engine,
@@ -130,7 +131,7 @@ class Worse(SoftmaxRegression):
 TWO = [EarlyStopping("val/acc", mode="max", patience=9), Stopping("train/loss", patience=9)]
 
 
-@pytest.mark.parametrize("stopping", [[], [Stopping()], [Stopping("train/loss", patience=9)], TWO])
+@pytest.mark.parametrize("stopping", [slow([]), [Stopping()], slow([Stopping("train/loss", patience=9)]), TWO])
 def test_the_best_of_a_run_from_python_stays_the_best_when_it_goes_on(stopping: list[Callback]) -> None:
     run = from_python(*stopping, BestCheckpoint(), model=Worse())
     best = manifest(run)["best"]
