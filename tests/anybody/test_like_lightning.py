@@ -138,6 +138,12 @@ def test_callbacks_that_a_module_configures_count_like_those_of_the_trainer(
     assert other["best"]["score"] == 2 * other["final"]["epoch"] == 6  # the flag was typed, so both stop it
 
 
+def test_a_module_may_configure_no_callbacks_by_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(odd.WithCallbacks, "configure_callbacks", lambda module: None)
+    assert main(["fit", *USUAL, "--model=zoo.odd.WithCallbacks", "--trainer.max_epochs=1"]) == 0
+    assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=2"]) == 0
+
+
 def test_a_checkpoint_that_a_module_configures_does_not_replace_the_best_one(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

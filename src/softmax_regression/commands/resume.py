@@ -10,10 +10,9 @@ from lightning.pytorch.callbacks import EarlyStopping as LightningEarlyStopping
 from lightning.pytorch.callbacks import ModelPruning, Timer
 
 from softmax_regression.errors import InputError
-from softmax_regression.experiment.cli import as_list
 from softmax_regression.experiment.flags import flag_value, options_of
 from softmax_regression.experiment.opening import other_data
-from softmax_regression.runs.callbacks import EarlyStopping, callbacks_of, folder_of
+from softmax_regression.runs.callbacks import EarlyStopping, as_list, callbacks_of, folder_of
 from softmax_regression.runs.checkpoint import about_run, read
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.last_checkpoint import LastCheckpoint

@@ -31,7 +31,7 @@ from softmax_regression.experiment.flags import (
     without_flag,
 )
 from softmax_regression.figures.logger import FigureLogger
-from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, callbacks_of_module
+from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, as_list, callbacks_of_module
 from softmax_regression.runs.checkpoint import NOT_SERIALIZABLE, SafeCheckpointIO, about_run
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.last_checkpoint import LastCheckpoint
@@ -229,13 +229,6 @@ def _without_unserializable(config: Any) -> Any:
         elif text.isidentifier():  # a string for an argument that takes a function or a string
             kept[name] = text
     return kept
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return the value of an option that may be one object, several or none, as a list."""
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _has(kind: type, objects: Sequence[Any]) -> bool:

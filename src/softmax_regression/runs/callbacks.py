@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -23,6 +23,13 @@ AS_EARLY_STOPPING = "early_stopping"  # as the monitor of BestCheckpoint: what e
 DEFAULT_MONITOR = "val/loss"  # a Classifier logs it; another module need not
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return one object, several or none, as an option or a hook gives them, as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 def callbacks_of(trainer: Trainer, kind: type[C] | tuple[type[C], ...]) -> list[C]:
     """Return the callbacks of a Trainer that are of a class, in their order."""
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -31,8 +38,7 @@ def callbacks_of(trainer: Trainer, kind: type[C] | tuple[type[C], ...]) -> list[
 
 def callbacks_of_module(module: LightningModule) -> list[Callback]:
     """Return what `configure_callbacks` of a module returns, as a list; Lightning asks for it anew as a run begins."""
-    made = module.configure_callbacks()
-    return list(made) if isinstance(made, Sequence) else [made]
+    return as_list(module.configure_callbacks())
 
 
 def leading_early_stopping(trainer: Trainer) -> callbacks.EarlyStopping | None:
