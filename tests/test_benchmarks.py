@@ -33,7 +33,8 @@ def test_a_step_costs_least_by_hand_and_most_by_lightning(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step, "parts", lambda steps: {"gather": 56.0})
-    hand, engine, lightning = step.main(["--steps=300", "--rounds=3"]).values()
+    times = step.main(["--steps=300", "--rounds=5"])
+    hand, engine, lightning = map(min, times.values())  # other programs only make a loop slower
     assert hand < engine < lightning
     assert capsys.readouterr().out.endswith("| gather | 56 (56 to 56) |\n")
 

@@ -130,8 +130,8 @@ def by_lightning(
     return (noted.epochs[2] - noted.epochs[1]) / steps * 1e6
 
 
-def main(args: Sequence[str] | None = None) -> dict[str, float]:
-    """Print the table, and return the median microseconds of each loop."""
+def main(args: Sequence[str] | None = None) -> dict[str, list[float]]:
+    """Print the table, and return the microseconds of each loop in each round."""
     parser = argparse.ArgumentParser("python -m tests.benchmarks.step")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--rounds", type=int, default=7)
@@ -156,7 +156,7 @@ def main(args: Sequence[str] | None = None) -> dict[str, float]:
     for name in rows[0]:
         values = [row[name] for row in rows]
         print(f"| {name} | {median(values):.0f} ({min(values):.0f} to {max(values):.0f}) |")
-    return {name: median(values) for name, values in times.items()}
+    return times
 
 
 if __name__ == "__main__":

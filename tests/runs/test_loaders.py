@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.data import _replace_dunder_methods
 from lightning.pytorch import LightningModule, Trainer, seed_everything
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
@@ -307,7 +308,15 @@ def test_with_max_steps_it_goes_on_in_the_same_order(every: int | None) -> None:
     assert rest == whole[done:]
 
 
-def test_a_trainer_and_its_loader_can_be_pickled_after_the_training() -> None:
+@pytest.mark.parametrize("after_an_error", [False, True])
+def test_a_trainer_and_its_loader_can_be_pickled_after_the_training(
+    after_an_error: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if after_an_error:  # Lightning goes on recording what is set on a DataLoader
+        for name in ("__init__", "__setattr__", "__delattr__"):
+            monkeypatch.setattr(DataLoader, name, getattr(DataLoader, name))  # for what comes after this test
+        with pytest.raises(RuntimeError), _replace_dunder_methods(DataLoader):
+            raise RuntimeError
     trainer = Trainer(
         max_epochs=1, accelerator="cpu", logger=False, callbacks=[LastCheckpoint()],
         enable_progress_bar=False, enable_model_summary=False,
