@@ -244,8 +244,8 @@ def _process_dataloader(
     position.places += 1
     if isinstance(loader, DataLoader) and not hasattr(loader, "state_dict"):
         made: Any = loader
-        # Not by the loader's own __setattr__: after an error in a user's `train_dataloader` Lightning leaves its recording
-        # one in place, and the class, which pickle does not find, would be among the records.
+        # Not by the loader's __setattr__: after an error in a user's `train_dataloader`, Lightning leaves one in place
+        # that records what is set, and pickle does not find this class.
         object.__setattr__(made, "__class__", _resumable(type(loader)))
         made.counts = {name: getattr(*where) for name, where in made._counts().items()}
     elif position.started and not hasattr(loader, "state_dict"):
