@@ -8,6 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import EarlyStopping
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from zoo import data, loading, modules, odd
 
 import softmax_regression as sr
@@ -311,3 +312,15 @@ def test_each_run_of_a_logger_of_a_service_has_the_folder_that_lightning_gives_i
     assert main(["fit", *USUAL, *flags, "--trainer.logger.run=named"]) == 2
     assert f"error: {run}: is another run's; give the logger another name or version" in capsys.readouterr().err
     assert (run / "run.json").read_bytes() == kept
+
+
+def test_what_a_module_adds_to_tensorboard_when_it_is_scored_is_in_its_run() -> None:
+    assert main(["fit", *USUAL, "--model=zoo.odd.WritesTexts", "--trainer.max_epochs=1"]) == 0
+    run = only_run()
+    trained = scalars(run)
+    for command in ("test", "predict"):
+        assert main([command, "--ckpt_path", str(run)]) == 0
+    events = EventAccumulator(str(run)).Reload()
+    assert {"test/text_summary", "predict/text_summary"} <= set(events.Tags()["tensors"])
+    assert scalars(run) == trained
+    assert only_run() == run

@@ -139,7 +139,11 @@ class TrainCLI(ExperimentCLI):
         """Print run, checkpoint and data; let figures, but no scalars, be added to the events of the run."""
         print_rank_zero(f"{self.command}: {outputs.what_is_scored(checkpoint, self.datamodule)}")
         warn_of_other_data(checkpoint.content, self.datamodule)
-        self.trainer.loggers = [each for each in self.trainer.loggers if not isinstance(each, RunLogger)]
+        for logger in list(self.trainer.loggers):
+            if isinstance(logger, RunLogger) and checkpoint.run:
+                logger.reopen_for_scoring(checkpoint.run)
+            elif isinstance(logger, RunLogger):  # there is no folder for it
+                self.trainer.loggers.remove(logger)
         if self.trainer.is_global_zero:
             keep_logged_rows(self.trainer.loggers, repeat(None))
         self.config_init[self.command].figures.run = checkpoint.run

@@ -49,6 +49,7 @@ class RunLogger(TensorBoardLogger):
         self._hparams_metrics = dict.fromkeys(HPARAMS_METRICS, 0.0)
         self._is_listed = False  # in HPARAMS
         self._is_drawn = False  # in GRAPHS
+        self._has_scalars = True  # False after `reopen_for_scoring`
 
     @property
     def version(self) -> str:
@@ -80,15 +81,23 @@ class RunLogger(TensorBoardLogger):
 
     def reopen(self, run: Path, step: int, batches: int) -> None:
         """Continue in the folder of a run, saved after so many steps and minibatches; what came later is hidden."""
-        self._root_dir = str(run.parent.parent)
-        self._name = run.parent.name
-        self._version = run.name
+        self._enter(run)
         self._kwargs["purge_step"] = step
-        self._is_drawn = True
         self._is_listed = bool(read_rows(run))
         if getattr(rank_zero_only, "rank", 0) == 0:
             for event in dropped_events(run, step, batches):
                 file_writer(self.experiment).event_writer.add_event(event)
+
+    def reopen_for_scoring(self, run: Path) -> None:
+        """Let a module add to the events of the run that is scored; what it logs by `self.log` is left out."""
+        self._enter(run)
+        self._has_scalars = False
+
+    def _enter(self, run: Path) -> None:
+        self._root_dir = str(run.parent.parent)
+        self._name = run.parent.name
+        self._version = run.name
+        self._is_drawn = True
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, metrics: Any = None, step: int | None = None) -> None:
@@ -140,6 +149,8 @@ class RunLogger(TensorBoardLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log scalars; a StorageError says that the folder of the run has been moved or deleted."""
+        if not self._has_scalars:
+            return
         check_not_moved(Path(self.log_dir))
         self._list_run()
         named = {RENAMED.get(name, name): value for name, value in metrics.items()}

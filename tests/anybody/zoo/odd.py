@@ -149,6 +149,18 @@ class LogsSteps(Plain):
         return loss
 
 
+class WritesTexts(Plain):
+    """Adds to TensorBoard itself after each test and prediction, as people add a confusion matrix."""
+
+    def on_test_epoch_end(self) -> None:
+        board: Any = self.logger
+        board.experiment.add_text("test", board.log_dir, 0)
+
+    def on_predict_epoch_end(self) -> None:
+        board: Any = self.logger
+        board.experiment.add_text("predict", board.log_dir, 0)
+
+
 class WithMetrics(Plain):
     """Has torchmetrics as parts, wrapped ones among them."""
 
