@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 from unittest.mock import Mock
 
@@ -22,6 +22,8 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.profiler import ProfilerActivity, profile
 from twins import BATCH, QUIET, on, same, trained, twins
 
 from softmax_regression import Engine
@@ -228,6 +230,56 @@ def test_an_optimizer_with_methods_of_its_own_is_asked(make: Callable[[Any], Any
     twins(Own, hooks=BATCH, **LIMITS)
 
 
+class Unscheduled(BoringModel):
+    """A module whose optimizer's `step` is torch's; a schedule wraps that."""
+
+    def configure_optimizers(self) -> Any:
+        return SGD(self.parameters(), 0.1)
+
+
+@pytest.mark.parametrize("register", ["register_step_pre_hook", "register_step_post_hook"])
+def test_a_hook_of_an_optimizer_that_comes_in_a_step_is_called_as_by_torch(register: str) -> None:
+    class Registering(Unscheduled):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if batch_idx == 3:
+                optimizer: Any = self.optimizers()
+                getattr(optimizer.optimizer, register)(partial(shrink, self))
+            return super().training_step(batch, batch_idx)
+
+    twins(Registering, **LIMITS)
+
+
+@pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
+def test_a_hook_of_all_optimizers_is_called(register: Callable[..., Any]) -> None:
+    seen = []
+    hook = register(lambda optimizer, args, kwargs: seen.append((type(optimizer), len(args), [*kwargs])))
+    twins(Unscheduled, **LIMITS)
+    hook.remove()
+    assert seen == 2 * 18 * [(SGD, 1, ["closure"])]
+
+
+def test_a_wrapped_step_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    SGD(Unscheduled().parameters(), 0.1)  # so that torch has wrapped it before
+    inner, calls = SGD.step, []
+
+    @wraps(inner)
+    def step(self: SGD, *args: Any, **kwargs: Any) -> Any:
+        calls.append(self)
+        return inner(self, *args, **kwargs)
+
+    monkeypatch.setattr(SGD, "step", step)
+    twins(Unscheduled, **LIMITS)
+    assert len(calls) == 2 * 18
+
+
+def test_a_profiler_of_torch_sees_each_update() -> None:
+    for engine in (True, False):
+        with profile(activities=[ProfilerActivity.CPU]) as profiler:
+            trained(Unscheduled, engine=engine, **LIMITS)
+        counts = {event.key: event.count for event in profiler.key_averages()}
+        assert counts["Optimizer.step#SGD.step"] == 18
+
+
 class Doubled(Tensor):
     """A loss whose gradient is twice what it should be."""
 
@@ -417,6 +469,11 @@ def halve(module: LightningModule) -> None:
     for parameter in module.parameters():
         if parameter.grad is not None:
             parameter.grad.mul_(0.5)
+
+
+def shrink(module: LightningModule, *_: Any) -> None:
+    for parameter in module.parameters():
+        parameter.data.mul_(0.9)
 
 
 class Halving(Callback):
