@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from softmax_regression.experiment.opening import open_run
 
 MINE = '''
 import torch
+from jsonargparse.typing import Path_fr
 from torch import nn
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader, TensorDataset
@@ -62,6 +64,11 @@ class TrainsItself(LightningModule):
 class Small(FashionMNISTDataModule):
     def __init__(self, n: int = 300) -> None:
         super().__init__(source="synthetic", synthetic_size=n, val_size=50, batch_size=25)
+
+class Reads(Small):
+    def __init__(self, files: list[Path_fr]) -> None:
+        super().__init__()
+        self.files = files
 '''
 
 
@@ -92,6 +99,21 @@ def test_an_injected_module_layers_of_configure_model_and_data_of_ones_own_come_
     assert opened.data is not None
     (loader,) = opened.data.val_dataloader().values()
     assert sum(len(y) for _, y in loader) == 50
+
+
+def test_files_that_a_configuration_names_beside_itself_are_found_by_every_command() -> None:
+    from softmax_regression.commands.train import main
+
+    Path("conf").mkdir()
+    Path("conf/words.txt").write_text("words")
+    Path("conf/net.yaml").write_text("class_path: mine.Net\ninit_args: {act: torch.nn.Tanh}\n")
+    data = "data: {class_path: mine.Reads, init_args: {files: [words.txt]}}\n"
+    Path("conf/run.yaml").write_text(f"model: net.yaml\n{data}")
+    options = ("--trainer.max_epochs=1", "--figures.every_n_epochs=0")
+    assert main(["fit", "--config=conf/run.yaml", *options]) == 0
+    opened: Any = open_run(str(only_run()))
+    (file,) = opened.data.files
+    assert file.get_content() == "words"
 
 
 def test_a_module_that_logs_no_val_loss_trains_without_what_watches_it(capsys: pytest.CaptureFixture[str]) -> None:

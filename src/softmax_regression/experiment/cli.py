@@ -4,13 +4,14 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from copy import copy
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
@@ -141,7 +142,7 @@ class ExperimentCLI(LightningCLI):
 
     def recorded_configuration(self) -> str:
         """Return the whole configuration as YAML for `--config`."""
-        text = self.parser.dump(self.config, skip_none=False)
+        text = self.parser.dump(_with_absolute_paths(self.config), skip_none=False)
         config = _without_unserializable(yaml.safe_load(text)[self.command])
         config["ckpt_path"] = config["resume"] = None
         return yaml.safe_dump(config, sort_keys=False)
@@ -213,6 +214,24 @@ def add_own_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--resume", help="Resume the run in this folder, exactly where it stopped.")
     parser.add_argument("--output", help="Where `predict` writes its CSV; the default is in the run's folder.")
     parser.add_argument("--force", action="store_true", help="Let --output replace a file not written by `predict`.")
+
+
+def _with_absolute_paths(value: Any) -> Any:
+    """Return parsed options with absolute paths in place of jsonargparse's own, such as Path_fr.
+
+    In a configuration, jsonargparse takes these relative to its folder, which is another one for that of the run.
+    """
+    if isinstance(value, os.PathLike) and not isinstance(value, Path):
+        kind: Any = type(value)
+        return kind(os.fspath(value))
+    if isinstance(value, list):
+        return [_with_absolute_paths(each) for each in value]
+    if not isinstance(value, Namespace):
+        return value
+    options = copy(value)
+    for name, each in vars(value).items():
+        options[name] = _with_absolute_paths(each)
+    return options
 
 
 def _without_unserializable(config: Any) -> Any:

@@ -137,8 +137,9 @@ def named_classes(args: Sequence[str]) -> dict[str, str]:
             given = options_of(yaml.safe_load(Path(flag.values[0]).read_bytes()))
         for name, value in given.items():
             group = name.removesuffix(".class_path")
+            beside = Path(flag.values[0]).parent / str(value)  # a file that a configuration names
             if group in BASES and value:
-                named[group] = str(value)
+                named[group] = str(beside if flag.name == "config" and beside.is_file() else value)
     return named
 
 
