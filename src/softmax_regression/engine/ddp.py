@@ -72,11 +72,11 @@ class SharedSignals:
             self.exchange(trainer)
 
     def note_sigterm(self, *_: Any) -> None:
-        """Note a SIGTERM, to be told at the next exchange."""
+        """Note a SIGTERM, for the next exchange."""
         self.terminated = True
 
     def exchange(self, trainer: Trainer) -> None:
-        """Tell the other processes what has come, and hear what they know; all of them take part."""
+        """Exchange signals and requests to save with the other processes; all of them must call this."""
         if self.is_alone:
             self.agreed = self.received
             self.save = self.wants_save

@@ -43,7 +43,7 @@ class LeanLoop(_TrainingEpochLoop):
     source: _ModeIterator | None = None  # the iterator over an only loader
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
-        """Look, as an epoch begins, who is there."""
+        """Look up the hooks of the run as an epoch begins."""
         super().on_run_start(data_fetcher)
         self.hooks = Hooks(self.trainer)
         if not self.hooks.is_alone:
@@ -52,16 +52,16 @@ class LeanLoop(_TrainingEpochLoop):
         self.source = _only_source(data_fetcher)
 
     def teardown(self) -> None:
-        """Let go of the objects of a run."""
+        """Drop the objects of the run."""
         super().teardown()
         self.hooks = self.update = self.source = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave those objects out of a copy of the loop."""
+        """Leave the objects of the run out of a copy of the loop."""
         return vars(self) | {"hooks": None, "update": None, "source": None}
 
     def _broadcast_sigterm_tensor(self) -> None:
-        """End the run on all processes if one has received a SIGTERM; Lightning asks so at each of their steps."""
+        """End the run on all processes if one has received a SIGTERM; Lightning exchanges this at each step."""
         signals = signals_of(self.trainer)
         signals.at_step(self.trainer, self.batch_progress.total.ready)
         if signals.sigterm:
@@ -74,7 +74,7 @@ class LeanLoop(_TrainingEpochLoop):
     def advance(self, data_fetcher: _DataFetcher) -> None:
         """Take one minibatch and make one step with it."""
         hooks = self.hooks
-        hooks.look()
+        hooks.refresh()
         if not hooks.lean or self.restarting or self.val_loop.restarting:
             super().advance(data_fetcher)
             return
@@ -97,9 +97,9 @@ class LeanLoop(_TrainingEpochLoop):
         if batch is None:
             self._warning_cache.warn("train_dataloader yielded None. If this was on purpose, ignore this warning...")
         else:
-            if "on_train_batch_start" in hooks.answered:
+            if "on_train_batch_start" in hooks.implemented:
                 skip = hooks.call("on_train_batch_start", batch, batch_idx) == -1
-                hooks.look()
+                hooks.refresh()
             if skip:
                 progress.increment_by(0, is_last_batch=True)
             else:
@@ -112,7 +112,7 @@ class LeanLoop(_TrainingEpochLoop):
                 self.update_lr_schedulers("epoch", update_plateau_schedulers=False)
         if skip:
             raise StopIteration
-        hooks.call("on_train_batch_end", output, batch, batch_idx)  # which may have come in this step
+        hooks.call("on_train_batch_end", output, batch, batch_idx)  # also if it was added in this step
         foreign = connector._first_loop_iter is None  # a hook has called `trainer.validate`; Lightning stops here
         logs_steps = foreign or any(result.meta.on_step for result in results.values())
         if logs_steps:
@@ -124,8 +124,8 @@ class LeanLoop(_TrainingEpochLoop):
 
     def _next_batch(self, fetcher: _DataFetcher) -> Any:
         """Return the next minibatch: from its only loader, or as Lightning combines several."""
-        anew = getattr(fetcher.combined_loader, "_iterator", None) is not self.source  # somebody has begun it again
-        if self.source is None or fetcher.length is None or anew:
+        restarted = getattr(fetcher.combined_loader, "_iterator", None) is not self.source  # by a hook
+        if self.source is None or fetcher.length is None or restarted:
             batch, _, _ = next(fetcher)
             return batch
         try:
@@ -138,7 +138,7 @@ class LeanLoop(_TrainingEpochLoop):
         return batch
 
     def _to_device(self, batch: Any) -> Any:
-        """Return a minibatch on the device of the run: itself, or a new list, if it is there and nobody moves it."""
+        """Return a minibatch on the device: if it is there and no hook changes it, itself or a copy of the list."""
         strategy = self.hooks.strategy
         in_place, device = self.hooks.in_place, strategy.root_device
         for part in batch if type(batch) in (tuple, list) else (batch,):
@@ -147,13 +147,13 @@ class LeanLoop(_TrainingEpochLoop):
             return [*batch] if type(batch) is list else batch
         batch = self.trainer.precision_plugin.convert_input(batch)
         batch = self.hooks.module._on_before_batch_transfer(batch, dataloader_idx=0)
-        return self.hooks.named("batch_to_device", strategy.batch_to_device, batch, dataloader_idx=0)
+        return self.hooks.call_as("batch_to_device", strategy.batch_to_device, batch, dataloader_idx=0)
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
-        """Validate where that is due; else there is nothing to do but to count."""
+        """Validate if that is due; otherwise only count the step."""
         trainer, progress = self.trainer, self.batch_progress
         ready = (progress.current if trainer.check_val_every_n_epoch else progress.total).ready
-        every = trainer.val_check_batch  # None where validation has the rhythm of a clock
+        every = trainer.val_check_batch  # None if val_check_interval is a time
         ends = progress.is_last_batch or progress.current.ready == trainer.num_training_batches
         may_validate = every is None or ready % every == 0 or ends
         if (
@@ -175,7 +175,7 @@ LOOPS.append(LeanLoop)
 
 
 def _only_source(fetcher: _DataFetcher) -> _ModeIterator | None:
-    """Return the iterator over the loader of a run, if it has one loader and all between is Lightning's."""
+    """Return the iterator over the loader of a run, if it has one, and fetcher and iterator are Lightning's own."""
     combined = fetcher.combined_loader
     plain = type(fetcher) is _PrefetchDataFetcher and type(combined) is CombinedLoader
     if not plain or len(combined.flattened) != 1 or combined.iterables is not combined.flattened[0]:

@@ -115,15 +115,15 @@ PRIVATE = (  # names that another version of Lightning may not have
 )
 
 
-def answers_by_itself(thing: Any, base: type) -> bool:
-    """Whether what an object has cannot be seen from its class: a duck type, a mock, its own `__getattribute__`."""
+def has_dynamic_attributes(thing: Any, base: type) -> bool:
+    """Whether the class does not tell which methods an object has: a duck type, a mock, its own `__getattribute__`."""
     lookup: Any = type(thing).__getattribute__
     return not issubclass(type(thing), base) or lookup is not object.__getattribute__
 
 
 def own_methods(thing: Any, base: type) -> set[str]:
     """Return which methods in `LEFT_OUT` an object has of its own, by its class or set on the object."""
-    if answers_by_itself(thing, base):
+    if has_dynamic_attributes(thing, base):
         return set(LEFT_OUT[base])
     own = set()
     for name in LEFT_OUT[base]:
@@ -133,7 +133,7 @@ def own_methods(thing: Any, base: type) -> set[str]:
 
 
 def is_plain(thing: Any, base: type) -> bool:
-    """Whether an object has no method in `LEFT_OUT` of its own."""
+    """Whether an object overrides no method in `LEFT_OUT`."""
     return not own_methods(thing, base)
 
 
@@ -167,27 +167,27 @@ def why_not(trainer: Trainer) -> str | None:
     if isinstance(trainer.fit_loop._data_fetcher, _DataLoaderIterDataFetcher):
         return "dataloader_iter"
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if answers_by_itself(callback, Callback):
+        if has_dynamic_attributes(callback, Callback):
             return f"{type(callback).__name__} is not a plain Callback"
-    if answers_by_itself(trainer.lightning_module, LightningModule):
+    if has_dynamic_attributes(trainer.lightning_module, LightningModule):
         return f"{type(trainer.lightning_module).__name__} is not a plain LightningModule"
     if trainer.lightning_module._trainer is not trainer:
         return "the module belongs to another Trainer"
     return None
 
 
-def answered_hooks(trainer: Trainer) -> set[str]:
+def implemented_hooks(trainer: Trainer) -> set[str]:
     """Return the hooks that a callback, the module or the data module has, by their names."""
-    answered = own_methods(trainer.lightning_module, LightningModule)
+    implemented = own_methods(trainer.lightning_module, LightningModule)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        answered |= own_methods(callback, Callback)
+        implemented |= own_methods(callback, Callback)
     if trainer.datamodule is not None:  # type: ignore[attr-defined]
-        answered |= own_methods(trainer.datamodule, LightningDataModule)  # type: ignore[attr-defined]
-    return answered
+        implemented |= own_methods(trainer.datamodule, LightningDataModule)  # type: ignore[attr-defined]
+    return implemented
 
 
 class Watch:
-    """Tells at little cost whether an object, or a method of one, may have come, gone or changed since it was made.
+    """Tells at little cost whether an object of the run, or a method of one, may have been added, removed or changed.
 
     A method that is set on an object or added to its class makes a dictionary longer. One that replaces another
     does not; the lean step looks up what it calls at each call.
@@ -217,6 +217,6 @@ class Watch:
         others = any_trainer.profiler, strategy, strategy.precision_plugin, loop, module.__class__, module._trainer
         return [*others, *strategy._lightning_optimizers, *callbacks, *map(type, callbacks)]
 
-    def holds(self, trainer: Trainer) -> bool:
+    def is_unchanged(self, trainer: Trainer) -> bool:
         """Whether everything is as it was."""
         return [*map(len, self.spaces)] == self.sizes and self._objects(trainer) == self.objects

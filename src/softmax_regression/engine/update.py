@@ -36,7 +36,7 @@ class LeanClosure(Closure):
 
 
 class Update:
-    """Make the update of a minibatch, or let Lightning make it where somebody has a method of his own.
+    """Make the update of a minibatch, or let Lightning make it where a class of the user's overrides a part of it.
 
     Args:
         loop: The loop over an epoch.
@@ -82,7 +82,7 @@ class Update:
         else:
             progress.step.increment_ready()
             whole = partial(self._closure_for_step, closure, wrapper.optimizer)
-            self.hooks.named("optimizer_step", _step, wrapper.optimizer.step, whole)
+            self.hooks.call_as("optimizer_step", _step, wrapper.optimizer.step, whole)
             progress.step.increment_completed()
         result = closure.consume_result()
         return {} if result.loss is None else result.asdict()
@@ -92,23 +92,23 @@ class Update:
         hooks = self.hooks
         if not hooks.direct or hooks.strategy.model is not hooks.module:
             result = self.automatic._training_step(arguments)
-            hooks.look()
+            hooks.refresh()
             return result
-        output = hooks.named("training_step", hooks.module.training_step, *arguments.values())
-        hooks.look()
+        output = hooks.call_as("training_step", hooks.module.training_step, *arguments.values())
+        hooks.refresh()
         batches = hooks.trainer.accumulate_grad_batches
         if type(output) is Tensor and batches == 1 and not hooks.has_backward_hooks and not vars(output):
             return ClosureResult(output)
         return ClosureResult.from_training_step_output(output, batches)
 
     def _zero_grad(self, batch_idx: int, optimizer: Optimizer) -> None:
-        """Forget the gradients of the update before."""
+        """Set the gradients of the last update to None."""
         method: Any = optimizer.zero_grad
         plain = getattr(method, "__func__", None) is ZERO_GRAD and not self.hooks.has_zero_grad_hooks
         if not plain:
             self.automatic._on_before_zero_grad(optimizer)
             self.automatic._optimizer_zero_grad(batch_idx, optimizer)
-            self.hooks.look()
+            self.hooks.refresh()
             return
         for group in method.__self__.param_groups:  # what torch does, less a record for profilers, which costs more
             for parameter in group["params"]:
@@ -123,14 +123,14 @@ class Update:
         hooks = self.hooks
         if hooks.updates and not hooks.has_backward_hooks:
             hooks.strategy.pre_backward(loss)
-            hooks.named("backward", loss.backward)
-            hooks.look()
+            hooks.call_as("backward", loss.backward)
+            hooks.refresh()
             if hooks.has_backward_hooks:  # a hook of a tensor has set one
                 hooks.call("on_after_backward")
             hooks.strategy.post_backward(loss)
         else:
             _call_strategy_hook(hooks.trainer, "backward", loss, optimizer)
-            hooks.look()
+            hooks.refresh()
 
     def _closure_for_step(self, closure: Closure, optimizer: Optimizer) -> Any:
         """Compute loss and gradients, and clip them, for an optimizer that is about to step."""
