@@ -91,11 +91,13 @@ def test_runs_of_the_same_settings_are_named_after_their_folders(tmp_path: Path)
     again = Path(shutil.copytree(first, tmp_path / "b" / "run"))
     other = record(tmp_path / "other", ROWS, {"lr": 0.5})
     assert labels_of(read_runs([first, again])) == [str(first), str(again)]
-    assert labels_of(read_runs([first, again, other])) == [
-        f"{first}: lr=0.1",
-        f"{again}: lr=0.1",
-        "lr=0.5",
-    ]
+    assert labels_of(read_runs([first, again, other])) == [str(first), str(again), "lr=0.5"]
+
+
+def test_what_most_runs_have_in_common_is_in_no_label(tmp_path: Path) -> None:
+    settings = [{"lr": 0.1, "loss": "torch"}, {"lr": 0.1, "loss": "stable"}, {"lr": 0.5, "loss": "torch"}]
+    runs = [record(tmp_path / str(number), ROWS, given) for number, given in enumerate(settings)]
+    assert labels_of(read_runs(runs)) == ["0", "loss=stable", "lr=0.5"]
 
 
 def test_settings_have_the_names_of_the_command_line() -> None:

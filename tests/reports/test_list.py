@@ -27,11 +27,11 @@ def test_runs_are_listed_with_their_best_scores_and_what_sets_them_apart(tmp_pat
     assert list_runs(tmp_path) == "\n".join(
         [
             f"runs in {tmp_path / 'net'}:",
-            "run  state     best epoch  val_loss  val_acc  test_acc",
-            "b    finished           1    0.5000   0.6000",
-            "a    finished           1    0.5000   0.6000    0.2500",
+            "run  state     epoch  val_loss  val_acc  test_acc",
+            "b    finished      1    0.5000   0.6000",
+            "a    finished      1    0.5000   0.6000    0.2500",
             "    model.lr=0.5",
-            "c    finished           2    0.7000   0.5000",
+            "c    finished      2    0.7000   0.5000",
             "    images=generated",
         ]
     )
@@ -45,7 +45,10 @@ def test_runs_in_deeper_folders_are_listed_too(tmp_path: Path) -> None:
     assert "other/b" in listed
 
 
-def test_no_line_is_wider_than_a_terminal_whatever_is_logged_and_set(tmp_path: Path) -> None:
+def test_no_line_is_wider_than_a_terminal_whatever_is_logged_and_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     many = {f"val/a_rather_long_metric_{i}": i / 16 for i in range(8)}
     settings = {f"a_rather_long_setting_{i}": i for i in range(8)}
     for i in range(3):
@@ -62,7 +65,7 @@ def test_no_line_is_wider_than_a_terminal_whatever_is_logged_and_set(tmp_path: P
 def test_the_scores_of_a_run_without_a_best_checkpoint_are_of_its_last_epoch(tmp_path: Path) -> None:
     record(tmp_path / "net" / "run", [row(1, val_loss=0.5), row(2, val_loss=0.7)])
     assert list_runs(tmp_path).splitlines()[2:] == [
-        "run  finished                0.7000",
+        "run  finished           0.7000",
         "    no best checkpoint: scores of epoch 2",
     ]
 
@@ -70,8 +73,8 @@ def test_the_scores_of_a_run_without_a_best_checkpoint_are_of_its_last_epoch(tmp
 def test_a_run_without_validation_has_the_metrics_of_its_training(tmp_path: Path) -> None:
     record(tmp_path / "net" / "run", [row(1, train_loss=0.5)], best=best(1))
     assert list_runs(tmp_path).splitlines()[1:] == [
-        "run  state     best epoch  train_loss",
-        "run  finished           1      0.5000",
+        "run  state     epoch  train_loss",
+        "run  finished      1      0.5000",
     ]
 
 

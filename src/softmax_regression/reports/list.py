@@ -1,24 +1,22 @@
-"""A table of all runs, for a terminal of 80 columns.
+"""A table of all runs, as wide as the terminal.
 
 Command: python study.py list
 """
 
 import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import TextWrapper
 
 from softmax_regression.errors import InputError, shell_command
-from softmax_regression.reports.reading import Run, held_out_metrics, read_run
+from softmax_regression.reports.reading import Run, held_out_metrics, read_run, usual_settings
 from softmax_regression.runs.rows import ROWS_FILE, split_metric
-
-WIDTH = 80
-WRAPPER = TextWrapper(WIDTH, "    ", "    ", break_long_words=False, break_on_hyphens=False)
 
 
 def list_runs(logs: Path = Path("logs")) -> str:
-    """Return a table of all runs, the oldest first: state, scores, and settings that differ from those of most runs.
+    """Return a table of all runs, the oldest first: state, scores of the best epoch, and unusual settings.
 
     Args:
         logs: The folder of all experiments.
@@ -32,7 +30,7 @@ def list_runs(logs: Path = Path("logs")) -> str:
     runs = list(map(_read, sorted(folders)))
     runs.sort(key=lambda run: str(run.manifest.get("started", "")))
     place = Path(os.path.commonpath([run.folder.parent for run in runs]))
-    columns = [["run"], ["state"], ["best epoch"]]
+    columns = [["run"], ["state"], ["epoch"]]
     counts: Counter[str] = Counter()  # metric -> the number of runs that have it
     for run in runs:
         columns[0].append(str(run.folder.relative_to(place)))
@@ -40,11 +38,13 @@ def list_runs(logs: Path = Path("logs")) -> str:
         columns[2].append(str(run.best.get("epoch", "")))
         counts.update(held_out_metrics([run.scores]))
     details = _unusual_settings(runs)
+    width = shutil.get_terminal_size().columns  # 80 if the output is no terminal
+    wrapper = TextWrapper(width, "    ", "    ", break_long_words=False, break_on_hyphens=False)
     for metric in sorted(counts, key=lambda metric: (split_metric(metric)[0] == "", -counts[metric])):
         column = [metric]
         for run in runs:
             column.append(_format(run.scores.get(metric)))
-        if len(_lines([*columns, column])[0]) <= WIDTH:
+        if len(_lines([*columns, column])[0]) <= width:
             columns.append(column)
             continue
         for words, value in zip(details, column[1:], strict=True):
@@ -54,7 +54,7 @@ def list_runs(logs: Path = Path("logs")) -> str:
     lines = [f"runs in {place}:", head]
     for row, words in zip(rows, details, strict=True):
         lines.append(row.rstrip())
-        lines += WRAPPER.wrap("  ".join(words))
+        lines += wrapper.wrap("  ".join(words))
     return "\n".join(lines)
 
 
@@ -68,16 +68,12 @@ def _read(folder: Path) -> Run:
 
 def _unusual_settings(runs: Sequence[Run]) -> list[list[str]]:
     """Return for each run the settings that differ from those of most runs, and other facts worth knowing."""
-    values: dict[str, Counter[str]] = {}
-    for run in runs:
-        for name, value in run.settings.items():
-            values.setdefault(name, Counter())[value] += 1
+    usual = usual_settings(runs)
     found = []
     for run in runs:
         words = []
         for name, value in run.settings.items():
-            [(usual, _)] = values[name].most_common(1)
-            if value != usual:
+            if value != usual.get(name):
                 words.append(f"{name}={value}")
         if str(run.manifest.get("data", {}).get("origin", "")).startswith("generated"):
             words.append("images=generated")

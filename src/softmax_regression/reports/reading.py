@@ -111,27 +111,43 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def differing(runs: Sequence[Run]) -> list[str]:
-    """Return the names of the settings in which runs differ, those of model and data first."""
-    values: dict[str, set[str]] = {}
+def _values_of_settings(runs: Sequence[Run]) -> dict[str, Counter[str]]:
+    """Return for each setting its values, and how many runs have each."""
+    counts: dict[str, Counter[str]] = {}
     for run in runs:
         for name, value in run.settings.items():
-            values.setdefault(name, set()).add(value)
-    names = [name for name in values if len(values[name]) > 1]
+            counts.setdefault(name, Counter())[value] += 1
+    return counts
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """Return the names of the settings in which runs differ, those of model and data first."""
+    names = [name for name, counts in _values_of_settings(runs).items() if len(counts) > 1]
     names.sort(key=lambda name: not name.startswith(("model", "data")))  # a stable sort
     return names
 
 
+def usual_settings(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the settings that have one value in more than half of the runs that have them."""
+    usual = {}
+    for name, counts in _values_of_settings(runs).items():
+        [(value, count)] = counts.most_common(1)
+        if 2 * count > counts.total():
+            usual[name] = value
+    return usual
+
+
 def labels_of(runs: Sequence[Run]) -> list[str]:
-    """Return a label for each run: the settings in which the runs differ, with its folder if they are not unique."""
+    """Return a label for each run: its settings that are not the usual ones, with its folder if they are not unique."""
     names = differing(runs)
+    usual = usual_settings(runs)
     last_words = Counter(name.rpartition(".")[2] for name in names)
     labels = []
     for run in runs:
         words = []
         for name in names:
             word = name.rpartition(".")[2]
-            if name in run.settings:
+            if name in run.settings and run.settings[name] != usual.get(name):
                 shown = word if last_words[word] == 1 else name
                 words.append(f"{shown}={run.settings[name]}")
         labels.append(shorten(" ".join(words), 40, placeholder=" ..."))
