@@ -2,9 +2,8 @@
 
 import sys
 import warnings
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from pkgutil import resolve_name
 
 import pytest
 
@@ -67,11 +66,11 @@ def test_an_error_in_the_module_of_a_model_says_where(
 def test_help_imports_no_study(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     imported: list[str] = []
 
-    def noted(name: str) -> ModuleType:
+    def noted(name: str) -> object:
         imported.append(name)
-        return import_module(name)
+        return resolve_name(name)
 
-    monkeypatch.setattr(study, "import_module", noted)
+    monkeypatch.setattr(study, "resolve_name", noted)
     with pytest.raises(SystemExit, match="0"):
         main(["--help"])
     shown = capsys.readouterr().out.split()
@@ -80,7 +79,7 @@ def test_help_imports_no_study(capsys: pytest.CaptureFixture[str], monkeypatch: 
     with pytest.raises(SystemExit, match="0"):
         main(["curve", "--help"])
     assert "--output" in capsys.readouterr().out
-    assert set(imported) == {"softmax_regression.reports.curve"}
+    assert set(imported) == {"softmax_regression.reports.curve:run"}
 
 
 def test_what_was_written_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -159,13 +159,20 @@ def test_what_cannot_be_recorded_is_refused_when_the_run_shall_go_on(capsys: pyt
 
 
 class Wide(LightningModule):
-    """Keeps `lr` as an attribute, saves what else it is given, and forgets the width."""
+    """Keeps `lr` as an attribute, saves what else it is given, and forgets the width and the number of classes."""
 
-    def __init__(self, width: int = 5, lr: float = 0.1, options: dict | None = None, **others: int) -> None:  # type: ignore[type-arg]
+    def __init__(
+        self,
+        width: int = 5,
+        classes: int = 10,
+        lr: float = 0.1,
+        options: dict | None = None,  # type: ignore[type-arg]
+        **others: int,
+    ) -> None:
         super().__init__()
-        self.save_hyperparameters(ignore=["width", "lr"])
+        self.save_hyperparameters(ignore=["width", "classes", "lr"])
         self.lr = lr
-        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, width), torch.nn.Linear(width, 10))
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, width), torch.nn.Linear(width, classes))
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return torch.nn.functional.cross_entropy(self.net(batch[0] / 255), batch[1])
@@ -178,14 +185,17 @@ class Wide(LightningModule):
 
 
 def test_arguments_of_a_module_from_python_are_those_that_it_saved_or_keeps(capsys: pytest.CaptureFixture[str]) -> None:
-    run = from_python(model=Wide(7, 0.3, {"a": 1}, depth=2))
+    run = from_python(model=Wide(7, 10, 0.3, {"a": 1}, depth=2))
     config = yaml.safe_load((run / "config.yaml").read_text())["model"]
     assert config["init_args"] == {"options": {"a": 1}, "lr": 0.3}
     assert config["dict_kwargs"] == {"depth": 2}
     capsys.readouterr()
     resume = ["fit", "--resume", str(run), "--trainer.max_epochs=2"]
     assert main(resume) == 2
-    assert one_line(capsys).endswith("give --model.width, which the run from Python has not saved\n")
+    assert one_line(capsys).endswith(
+        "give --model.width and --model.classes, which the run from Python has not saved\n"
+    )
+    resume += ["--model.classes=10"]
     assert main([*resume, "--model.width=5"]) == 2
     assert main([*resume, "--model.width=7"]) == 0
 
@@ -209,7 +219,7 @@ class Kept(LightningDataModule):
 class OneArgument(Wide):
     """Has all its hyperparameters in one argument."""
 
-    def __init__(self, conf: dict) -> None:  # type: ignore[type-arg]
+    def __init__(self, conf: dict[str, Any]) -> None:
         super().__init__(lr=conf["lr"])
         self.save_hyperparameters(conf)
 

@@ -310,7 +310,7 @@ def test_a_model_that_does_not_log_the_monitor_in_validation_is_refused_before_t
     class Unscored(ByEntropy):
         validation_step: Any = LightningModule.validation_step
 
-    with pytest.raises(InputError, match="model=Unscored: has no validation_step, by which overfit scores a model"):
+    with pytest.raises(InputError, match="model=Unscored: has no validation_step, by which overfit scores it"):
         study.run(tmp_path, Unscored, monitor="train_loss", source="synthetic", quick=True)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from inspect import getmembers, isfunction
 from pathlib import Path
 from types import FunctionType
-from typing import Any
 
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, SpikeDetection
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -32,7 +32,7 @@ ABOVE_ZERO = (  # options of the Trainer; -1 is for no limit of epochs or steps
 )
 
 
-def check_options(command: str, config: Any) -> None:
+def check_options(command: str, config: Namespace) -> None:
     """Refuse options without effect or out of range, and those of other commands."""
     if config.resume and command != "fit":
         raise InputError(f"--resume: goes with fit; {command} takes --ckpt_path")
@@ -169,12 +169,15 @@ def check_shapes(checkpoint: SavedCheckpoint, model: LightningModule) -> None:
     if {"configure_model", "load_state_dict", "on_load_checkpoint"} & _own_methods(model).keys():
         return
     saved = checkpoint.content["state_dict"]
+    missing = []
+    for name in about_run(checkpoint.content).get("missing_arguments", []):
+        if name.startswith("model."):
+            missing.append(f"--{name}")
     for name, weight in model.named_parameters():
         if name in saved and not is_lazy(weight) and saved[name].shape != weight.shape:
             remedy = "give a checkpoint of this model"
-            for what in about_run(checkpoint.content).get("unrecorded", []):
-                if what.startswith("model."):
-                    remedy = f"give --{what}, which the run from Python has not saved"
+            if missing:
+                remedy = f"give {' and '.join(missing)}, which the run from Python has not saved"
             raise InputError(
                 f"ckpt_path={checkpoint.path}: {name} has shape {tuple(saved[name].shape)}, "
                 f"the model {tuple(weight.shape)}; {remedy}"

@@ -1,5 +1,7 @@
 """The help of `train.py`, and the names of its options, with which a mistyped one is compared."""
 
+import inspect
+from argparse import SUPPRESS
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pkgutil import resolve_name
@@ -38,11 +40,7 @@ def command_help(args: Sequence[str]) -> str:
     """Return the help for a command line; that of a command shows the options of the model and data it names."""
     command = args[0]
     if command in COMMANDS:
-        text = str(_help_parser(command, args, everything="--help-all" in args).format_help())
-        for group, base in BASES.items():  # jsonargparse shows only the way to name the class in a file
-            shown = f"--{group} CONFIG".ljust(22) + "Path to a configuration file."
-            text = text.replace(shown, f"--{group} CLASS".ljust(22) + f"Another {base}.")
-        return text
+        return str(_help_parser(command, args, everything="--help-all" in args).format_help())
     lines = [f"usage: {usage()} [options]", ""]
     for name, text in COMMANDS.items():
         lines.append(f"  {name:10}{text}")
@@ -52,8 +50,7 @@ def command_help(args: Sequence[str]) -> str:
 def known_options(args: Sequence[str]) -> Iterable[str]:
     """Return the names of the options that a command line may have."""
     command = args[0] if args and args[0] in COMMANDS else "fit"
-    names: list[str] = list(_help_parser(command, args, everything=True).get_defaults().keys(branches=False))
-    return names
+    return list(_help_parser(command, args, everything=True).get_defaults().keys(branches=False))
 
 
 def _help_parser(command: str, flags: Sequence[str], everything: bool) -> ArgumentParser:
@@ -66,8 +63,11 @@ def _help_parser(command: str, flags: Sequence[str], everything: bool) -> Argume
             found = resolve_name(flag_value(flags, group) or flag_value(flags, f"{group}.class_path") or "")
             if isinstance(found, type):
                 kind = found
+        title = (inspect.getdoc(kind) or kind.__name__).partition("\n")[0]
+        shown = parser.add_argument_group(title.removesuffix("."))
+        shown.add_argument(f"--{group}", metavar="CLASS", default=SUPPRESS, help=f"Another {BASES[group]}.")
         with suppress(Exception):  # of jsonargparse, if a default is an array
-            parser.add_class_arguments(kind, group, fail_untyped=False)
+            shown.add_class_arguments(kind, group, as_group=False, fail_untyped=False)
     if command == "fit" or everything:
         for group, callback in DEFAULT_CALLBACKS.items():
             parser.add_class_arguments(callback, group)

@@ -1,6 +1,6 @@
 """The rules for `--resume`: which options may change, where the run writes, and when nothing is left to train."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +52,7 @@ MAY_CHANGE = (
 
 
 def check_resumable(
-    saved: dict[str, Any],
-    trainer: Trainer,
-    model: LightningModule,
-    data: LightningDataModule,
-    flags: Sequence[str],
+    saved: dict[str, Any], trainer: Trainer, model: LightningModule, data: LightningDataModule, flags: Sequence[str]
 ) -> None:
     """Refuse flags that contradict the configuration of the run to resume, and other data; callbacks may be added."""
     if "optimizer_states" not in saved:
@@ -82,16 +78,21 @@ def check_resumable(
     check_length(saved, trainer, before)
     if callbacks_of(trainer, ModelPruning):
         raise InputError("ModelPruning: a pruned run cannot be resumed: no checkpoint has its masks; start a new run")
-    for what in known.get("unrecorded", []):
-        if flag_value(flags, what) is not None:
-            continue
-        remedy = "resume from Python with trainer.fit(..., ckpt_path=...)"
-        if what.startswith(("model.", "data.")):
-            remedy = f"give --{what}, or {remedy}"
-        raise InputError(f"the run was started from Python with {what}, which its configuration cannot say; {remedy}")
+    _check_complete(known, flags)
     other = other_data(saved, data)
     if other:
         raise InputError(f"{other}; give the same files, or start a new run")
+
+
+def _check_complete(known: Mapping[str, Any], flags: Sequence[str]) -> None:
+    """Refuse a run from Python whose configuration lacks something that no flag gives."""
+    message = "the run was started from Python with {}, which its configuration cannot say; {}"
+    remedy = "resume from Python with trainer.fit(..., ckpt_path=...)"
+    for callback in known.get("missing_callbacks", []):
+        raise InputError(message.format(callback, remedy))
+    for name in known.get("missing_arguments", []):
+        if flag_value(flags, name) is None:
+            raise InputError(message.format(name, f"give --{name}, or {remedy}"))
 
 
 def check_length(saved: dict[str, Any], trainer: Trainer, before: dict[str, Any]) -> None:

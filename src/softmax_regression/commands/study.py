@@ -3,10 +3,10 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib import import_module
 from inspect import Parameter, signature
 from itertools import zip_longest
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import NamedTuple
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -20,26 +20,25 @@ from softmax_regression.experiment.flags import CONF, find_command, find_configu
 class Study(NamedTuple):
     """A study, or a report on runs."""
 
-    function: str  # module.name of a function that returns the text to print, such as the path of a page
+    function: str  # module:name of a function that returns the text to print, such as the path of a page
     purpose: str
     positional: str | None = None  # the name of its positional parameter
 
     def load(self) -> Callable[..., object]:
         """Import the function; this takes seconds."""
-        module, _, name = self.function.rpartition(".")
-        found: Callable[..., object] = getattr(import_module(f"softmax_regression.{module}"), name)
+        found: Callable[..., object] = resolve_name(f"softmax_regression.{self.function}")
         return found
 
 
 STUDIES = {
-    "numerics": Study("studies.numerics.study.run", "Where softmax and cross-entropy break, and what mends them."),
-    "sweep": Study("studies.sweep.study.run", "Exercise 1: search batch size, learning rate, epochs and more."),
-    "overfit": Study("studies.overfit.study.run", "Exercise 2: train for long on few images, and what helps."),
-    "list": Study("reports.list.list_runs", "List runs: their state, scores and unusual settings."),
-    "curve": Study("reports.curve.run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
-    "report": Study("reports.report.report", "Show a run: curves, mistakes, weights, calibration.", "which"),
-    "compare": Study("reports.compare.compare", "Show runs side by side.", "runs"),
-    "export": Study("reports.export.run", "Write a checkpoint as ONNX and as a web page that runs it.", "which"),
+    "numerics": Study("studies.numerics.study:run", "Where softmax and cross-entropy break, and what mends them."),
+    "sweep": Study("studies.sweep.study:run", "Exercise 1: search batch size, learning rate, epochs and more."),
+    "overfit": Study("studies.overfit.study:run", "Exercise 2: train for long on few images, and what helps."),
+    "list": Study("reports.list:list_runs", "List runs: their state, scores and unusual settings."),
+    "curve": Study("reports.curve:run", "Draw loss and accuracy by epoch from the logs of runs.", "runs"),
+    "report": Study("reports.report:report", "Show a run: curves, mistakes, weights, calibration.", "which"),
+    "compare": Study("reports.compare:compare", "Show runs side by side.", "runs"),
+    "export": Study("reports.export:run", "Write a checkpoint as ONNX and as a web page that runs it.", "which"),
 }
 
 

@@ -5,7 +5,7 @@ Exit codes: 0 done; 2, 3, 4, 5 see `errors`; 128 + n: interrupted by signal n, o
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from itertools import repeat
@@ -98,7 +98,7 @@ class TrainCLI(ExperimentCLI):
         """Print the metrics of the test data, and keep them in the run's manifest."""
         self._evaluate(self.trainer.test, model, kwargs)
 
-    def _evaluate(self, evaluate: Any, model: LightningModule, kwargs: dict[str, Any]) -> None:
+    def _evaluate(self, evaluate: Callable[..., Any], model: LightningModule, kwargs: dict[str, Any]) -> None:
         checkpoint = self._prepare_scoring()
         self._announce(checkpoint)
         kwargs |= {"ckpt_path": str(checkpoint.path), "verbose": False}

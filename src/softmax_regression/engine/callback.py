@@ -18,6 +18,8 @@ class Engine(Callback):
         enabled: False to train by Lightning's own loop.
     """
 
+    flag_group = "engine"  # of its arguments on the command line
+
     def __init__(self, enabled: bool = True) -> None:
         self.enabled = enabled
 

@@ -43,11 +43,11 @@ from softmax_regression.runs.settings import drop_finders
 
 # The callbacks of every run, by their group of flags; `trainer.callbacks` is for the user's own.
 DEFAULT_CALLBACKS: dict[str, type[Callback]] = {
-    "engine": Engine,
-    "early_stopping": EarlyStopping,
-    "best_checkpoint": BestCheckpoint,
-    "last_checkpoint": LastCheckpoint,
-    "figures": FigureLogger,
+    Engine.flag_group: Engine,
+    EarlyStopping.flag_group: EarlyStopping,
+    BestCheckpoint.flag_group: BestCheckpoint,
+    LastCheckpoint.flag_group: LastCheckpoint,
+    FigureLogger.flag_group: FigureLogger,
 }
 ONE_PROCESS = ["--trainer.devices=1", "--trainer.num_nodes=1", "--trainer.strategy=auto"]
 
@@ -150,26 +150,30 @@ class ExperimentCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with the default callbacks, the record of the run, and SafeCheckpointIO."""
         config = self.config_init[self.command]
-        trainer = config.trainer
-        if trainer.barebones:
-            _drop_defaults_for_barebones(trainer)
-        callbacks = as_list(trainer.callbacks)
+        options = config.trainer
+        if options.barebones:
+            _drop_defaults_for_barebones(options)
+        callbacks = as_list(options.callbacks)
         with suppress(Exception):  # of a module that asks its Trainer, which is not there yet
             self.model_callbacks = callbacks_of_module(self.model)
         own = [*callbacks, *self.model_callbacks]
-        for group, kind in DEFAULT_CALLBACKS.items():
-            if self._wants(kind, own):
-                callbacks.append(config[group])
-        if not trainer.barebones:
+        groups = [group for group, kind in DEFAULT_CALLBACKS.items() if self._is_on(kind)]
+        if EarlyStopping.flag_group in groups and self._has_own_early_stopping(own):
+            groups.remove(EarlyStopping.flag_group)
+            self.options.early_stopping.patience = 0  # in the configuration that is recorded
+            if self.command == "fit":
+                print_rank_zero("early stopping: as your own callback says; --early_stopping... is not used")
+        callbacks += [config[group] for group in groups]
+        if not options.barebones:
             callbacks.append(RunRecord(self.recorded_configuration(), self.options.seed_everything))
-            if trainer.enable_progress_bar is not False and not _has(ProgressBar, own):
+            if options.enable_progress_bar is not False and not _has(ProgressBar, own):
                 callbacks.append(EpochProgress())
-        made = Trainer(**{**trainer, "callbacks": callbacks, **kwargs, **launched_devices()})
-        if not _has(CheckpointIO, as_list(trainer.plugins)):
-            made.strategy.checkpoint_io = SafeCheckpointIO()
+        trainer = Trainer(**{**options, "callbacks": callbacks, **kwargs, **launched_devices()})
+        if not _has(CheckpointIO, as_list(options.plugins)):
+            trainer.strategy.checkpoint_io = SafeCheckpointIO()
         if self.checkpoint:
-            drop_finders(made)
-        return made
+            drop_finders(trainer)
+        return trainer
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """Let the model have the optimizer of `--optimizer`, if it is given.
@@ -186,23 +190,18 @@ class ExperimentCLI(LightningCLI):
 
         self.model.configure_optimizers = MethodType(configure_optimizers, self.model)
 
-    def _wants(self, kind: type[Callback], own: Sequence[Callback]) -> bool:
-        """Return whether a default callback is used: options or a callback of the user's own may replace it."""
-        trainer = self.options.trainer
-        if trainer.barebones:
+    def _is_on(self, kind: type[Callback]) -> bool:
+        """Return whether the options of the Trainer allow a default callback."""
+        options = self.options.trainer
+        if options.barebones:
             return kind is Engine
-        if issubclass(kind, Checkpoint):
-            return trainer.enable_checkpointing is not False
-        if kind is EarlyStopping and _has(LightningEarlyStopping, own):
-            options = self.options.early_stopping
-            typed = [flag for flag in self.flags if flag.startswith("--early_stopping")]
-            if typed or (self.checkpoint and options.patience > 0):  # then it was used before
-                return True
-            options.patience = 0
-            if self.command == "fit":
-                print_rank_zero("early stopping: as your own callback says; --early_stopping... is not used")
-            return False
-        return True
+        return options.enable_checkpointing is not False or not issubclass(kind, Checkpoint)
+
+    def _has_own_early_stopping(self, own: Sequence[Callback]) -> bool:
+        """Return whether one of the user's callbacks stops the run, and neither flags nor the run ask for ours too."""
+        typed = any(flag.startswith("--early_stopping") for flag in self.flags)
+        used_before = self.checkpoint is not None and self.options.early_stopping.patience > 0
+        return _has(LightningEarlyStopping, own) and not typed and not used_before
 
 
 def add_own_arguments(parser: ArgumentParser) -> None:
@@ -276,11 +275,11 @@ def _configuration_of(checkpoint: SavedCheckpoint) -> str | None:
     return text
 
 
-def _drop_defaults_for_barebones(trainer: Any) -> None:
-    """Remove the settings of conf/default.yaml that Trainer(barebones=True) does not accept."""
-    if isinstance(trainer.logger, RunLogger):
-        trainer.logger = None
-    if trainer.num_sanity_val_steps == 0:
-        trainer.num_sanity_val_steps = None
-    if trainer.enable_model_summary is False:
-        trainer.enable_model_summary = None
+def _drop_defaults_for_barebones(options: Namespace) -> None:
+    """Remove the options of conf/default.yaml that Trainer(barebones=True) does not accept."""
+    if isinstance(options.logger, RunLogger):
+        options.logger = None
+    if options.num_sanity_val_steps == 0:
+        options.num_sanity_val_steps = None
+    if options.enable_model_summary is False:
+        options.enable_model_summary = None

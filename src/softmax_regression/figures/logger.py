@@ -40,6 +40,8 @@ class FigureLogger(Callback):
             step.
     """
 
+    flag_group = "figures"  # of its arguments on the command line
+
     def __init__(self, every_n_epochs: int | None = None, histograms: bool = False) -> None:
         if every_n_epochs is not None and every_n_epochs < 0:
             raise InputError(f"every_n_epochs={every_n_epochs}: must be at least 0; change figures")

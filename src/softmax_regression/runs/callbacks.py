@@ -90,6 +90,7 @@ class EarlyStopping(callbacks.EarlyStopping):
         mode: `min` if less is better, `max` if more is.
     """
 
+    flag_group = "early_stopping"  # of its arguments on the command line
     state_key = ""  # a property in Lightning, which changes with the monitor; here it stays as it was made
 
     def __init__(
@@ -173,6 +174,7 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         best: What best.ckpt holds: `epoch`, from 1, `step`, `monitor` and its `score`; None if there is none.
     """
 
+    flag_group = "best_checkpoint"  # of its arguments on the command line
     state_key = ""  # a property in Lightning, which changes with the monitor; here it stays as it was made
 
     def __init__(self, monitor: str | None = AS_EARLY_STOPPING, mode: Mode | None = None) -> None:

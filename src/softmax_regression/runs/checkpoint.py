@@ -34,8 +34,7 @@ CONTENT = {"state_dict": dict, "loops": dict, "epoch": int, "global_step": int}
 
 def about_run(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return what `RunRecord` has added to a checkpoint; empty for a checkpoint of a plain Trainer."""
-    found: dict[str, Any] = checkpoint.get(RUN, {})
-    return found
+    return dict(checkpoint.get(RUN, {}))
 
 
 def dumps(checkpoint: dict[str, Any]) -> bytes:

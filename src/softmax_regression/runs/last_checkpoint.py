@@ -54,6 +54,7 @@ class LastCheckpoint(Checkpoint):
         every_n_minutes: Also save when so many minutes have passed since the last save; null to save only after epochs.
     """
 
+    flag_group = "last_checkpoint"  # of its arguments on the command line
     best_model_path = ""  # Lightning asks the first Checkpoint for it, even if that one keeps no best model
 
     def __init__(self, every_n_train_steps: int | None = None, every_n_minutes: float | None = None) -> None:
@@ -106,18 +107,18 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn != "fit":  # what the training has counted and drawn is nothing to score with
             return
         count_skipped_batches(checkpoint)
-        states = checkpoint.get("softmax_regression.random", [])
-        if len(states) == trainer.world_size:
-            self._position.set(checkpoint.get("softmax_regression.position", {}), states[trainer.global_rank])
-            if "softmax_regression.generators" in checkpoint:
-                mine = checkpoint["softmax_regression.generators"][trainer.global_rank]
-                for name, generator in _generators(trainer, pl_module).items():
-                    if name in mine:
-                        set_generator_state(generator, mine[name])
-            if "softmax_regression.gradients" in checkpoint:
-                self._gradients = checkpoint["softmax_regression.gradients"][trainer.global_rank]
-            if "softmax_regression.running" in checkpoint:
-                self._running.load_state_dict(checkpoint["softmax_regression.running"][trainer.global_rank], pl_module)
+        if len(checkpoint.get("softmax_regression.random", [])) != trainer.world_size:
+            return
+        mine = {}  # the states of this process
+        nothing: list[dict[str, Any]] = [{}] * trainer.world_size
+        for name in ("random", "generators", "gradients", "running"):
+            mine[name] = checkpoint.get(f"softmax_regression.{name}", nothing)[trainer.global_rank]
+        self._position.set(checkpoint.get("softmax_regression.position", {}), mine["random"])
+        for name, generator in _generators(trainer, pl_module).items():
+            if name in mine["generators"]:
+                set_generator_state(generator, mine["generators"][name])
+        self._gradients = mine["gradients"]
+        self._running.load_state_dict(mine["running"], pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore loops and random states of a resumed run, and install the signal handlers, after Lightning's own."""
@@ -171,7 +172,7 @@ class LastCheckpoint(Checkpoint):
         """Save, and find out whether any process has received a signal."""
         if self.folder:
             path = self.folder / "checkpoints" / "last.ckpt"
-            if trainer.is_global_zero and path.is_symlink():  # a ModelCheckpoint with save_last="link" has made it
+            if trainer.is_global_zero and path.is_symlink():  # to a file of ModelCheckpoint(save_last="link")
                 path.unlink()
             trainer.save_checkpoint(path, weights_only=False)
             if trainer.is_global_zero:

@@ -3,11 +3,13 @@
 import math
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
+
+T = TypeVar("T")
 
 
 def steps_done(trainer: Trainer) -> int:
@@ -38,7 +40,7 @@ def remove_calls(trainer: Trainer) -> None:
         vars(loop).pop("on_advance_end", None)
 
 
-def _private(owner: Any, path: str, otherwise: Any) -> Any:
+def _private(owner: Any, path: str, otherwise: T) -> T:
     """Return an attribute of an attribute, such as `a.b`; `otherwise` if a library does not have it, or not yet."""
     for name in path.split("."):
         owner = getattr(owner, name, None)
@@ -56,16 +58,14 @@ def is_epoch_over(trainer: Trainer) -> bool:
 
 def validated_batches(trainer: Trainer) -> dict[int, int]:
     """Return the number of batches so far of each validation loader, the x axis of metrics logged on its steps."""
-    counts: dict[int, int] = _private(trainer.fit_loop.epoch_loop, "val_loop._seen_batches_per_dataloader", {})
-    return counts
+    return _private(trainer.fit_loop.epoch_loop, "val_loop._seen_batches_per_dataloader", {})
 
 
 def epoch_of_validation_loaders(trainer: Trainer) -> float:
     """Return the epoch in which the validation loaders were made last; -inf if they are made only once."""
-    epoch: float = -math.inf
-    if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
-        epoch = _private(trainer.fit_loop.epoch_loop, "val_loop._last_val_dl_reload_epoch", epoch)
-    return epoch
+    if not trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        return -math.inf
+    return _private(trainer.fit_loop.epoch_loop, "val_loop._last_val_dl_reload_epoch", -math.inf)
 
 
 def restore_validation(trainer: Trainer, batches: Mapping[int, int], epoch: float) -> None:
@@ -85,8 +85,7 @@ def waiting_batches(trainer: Trainer) -> int:
 
 def consumed_loaders(trainer: Trainer) -> list[bool]:
     """Return for each of several training loaders whether it has begun again in this epoch, as others are longer."""
-    consumed: list[bool] = _private(trainer.fit_loop, "_combined_loader._iterator._consumed", [])
-    return consumed
+    return _private(trainer.fit_loop, "_combined_loader._iterator._consumed", [])
 
 
 def predicted_examples(trainer: Trainer, loader: int, batch: int) -> list[int]:
@@ -143,7 +142,7 @@ def restore_loops(trainer: Trainer, module: LightningModule, within_epoch: bool)
     loop: Any = trainer.fit_loop
     epoch = trainer.current_epoch
     if within_epoch:  # its hook `on_train_epoch_start` is not called again
-        connector = _private(trainer, "_logger_connector", None)
+        connector: Any = _private(trainer, "_logger_connector", None)
         if connector:
             connector._first_loop_iter = True  # otherwise Lightning resets what was logged in the epoch
         for callback in trainer.callbacks:  # type: ignore[attr-defined]

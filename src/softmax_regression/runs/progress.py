@@ -35,7 +35,10 @@ def metrics_text(row: Mapping[str, Any]) -> str:
 
 def training_lines(trainer: Trainer) -> list[str]:
     """Return a line with device and data, and a second one if the training step is not the lean one."""
-    lines = [shorten(f"training on {_device(trainer)}; data: {_data(trainer)}", WIDTH, placeholder=" ...")]
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if data is None:
+        data = getattr(trainer.train_dataloader, "dataset", trainer.train_dataloader)
+    lines = [shorten(f"training on {_device(trainer)}; data: {origin_of(data)}", WIDTH, placeholder=" ...")]
     engines = callbacks_of(trainer, Engine)
     step = engines[0].describe(trainer) if engines else "Lightning's own step (no Engine among the callbacks)"
     if step != "lean step":
@@ -64,14 +67,6 @@ def _epoch_text(epoch: int, trainer: Trainer) -> str:
     """Return `epoch 3/10`, or `epoch 3` if the length of the run is given in steps or as a time."""
     last = trainer.max_epochs or -1
     return f"epoch {epoch}/{last}" if last > 0 else f"epoch {epoch}"
-
-
-def _data(trainer: Trainer) -> str:
-    """Return where the training data come from, or the name of their class."""
-    source = trainer.datamodule  # type: ignore[attr-defined]
-    if source is None:
-        source = getattr(trainer.train_dataloader, "dataset", trainer.train_dataloader)
-    return origin_of(source)
 
 
 class EpochProgress(ProgressBar):

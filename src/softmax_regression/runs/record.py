@@ -164,7 +164,8 @@ class RunRecord(Callback):
         self._describes_itself = config is None  # take the configuration from model, data and Trainer, for each run
         self.run: Path | None = None  # on the first process, if there is a logger
         self._settings: dict[str, Any] = {}  # `config` as a dictionary
-        self._unrecorded: list[str] = []  # parts of a run from Python that its configuration lacks
+        self._missing_arguments: list[str] = []  # of a run from Python, see RunDescription
+        self._missing_callbacks: list[str] = []
         self._saved: Mapping[str, Any] | None = None  # parts of the checkpoint of a resumed run
 
     def _update(self, **entries: Any) -> None:
@@ -188,7 +189,7 @@ class RunRecord(Callback):
             raise InputError(f"{run}: is another run's; give the logger another name or version")
         self.run = run
         if self._describes_itself:
-            self.config, self._unrecorded = describe_run(trainer, pl_module)
+            self.config, self._missing_arguments, self._missing_callbacks = describe_run(trainer, pl_module)
         self.config = with_found_values(str(self.config), trainer, pl_module)
         self._settings = yaml.safe_load(self.config)
         finetunes = callbacks_of(trainer, BaseFinetuning)
@@ -197,10 +198,9 @@ class RunRecord(Callback):
         if type(pl_module).__module__ == "__main__":
             note = "is in a script or notebook; no command opens its runs until it is in a module"
             print_rank_zero(f"note: class {class_path_of(type(pl_module))}: {note}", file=sys.stderr)
-        for what in self._unrecorded:
-            if what.startswith(("model.", "data.")):
-                note = f"{what} is saved nowhere; give --{what} to commands that open this run"
-                print_rank_zero(f"note: {note}", file=sys.stderr)
+        for name in self._missing_arguments:
+            note = f"{name} is saved nowhere; give --{name} to commands that open this run"
+            print_rank_zero(f"note: {note}", file=sys.stderr)
         rows.file = None
         if self.run:
             write(str(self.config).encode(), self.run / "config.yaml")  # some loggers have made no folder
@@ -248,7 +248,8 @@ class RunRecord(Callback):
             "step": steps_done(trainer),
             "batches": trainer.fit_loop.total_batch_idx,
             "rows": row_collector(trainer, self).saved(trainer),
-            "unrecorded": self._unrecorded,
+            "missing_arguments": self._missing_arguments,
+            "missing_callbacks": self._missing_callbacks,
             "frozen": _frozen(pl_module),
             "buffers": [name for name, _ in pl_module.named_buffers()],
         }

@@ -26,17 +26,14 @@ class RunningMetrics:
     """The metrics that were logged before an interruption, until the training is resumed.
 
     Attributes:
-        logged: For each metric, the arguments of `self.log` and the sums.
-        values: `callback_metrics`.
-        outputs: The module's own lists, in which many keep what their steps returned, by the names of the attributes.
-        buffers: The module's buffers that are in no `state_dict`, such as a queue of what it computed before.
+        saved: What `state_dict` returned in the interrupted run, until it has been restored. For each metric, `logged`
+            has the arguments of `self.log` and the sums; `values` are `callback_metrics`; `outputs` are the module's
+            own lists, in which many keep what their steps returned; `buffers` are those that are in no `state_dict`,
+            such as a queue of what the module computed before.
     """
 
     def __init__(self) -> None:
-        self.logged: list[dict[str, Any]] = []
-        self.values: dict[str, Tensor] = {}
-        self.outputs: dict[str, list[Any]] = {}
-        self.buffers: dict[str, Tensor] = {}
+        self.saved: dict[str, Any] = {}
 
     def state_dict(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         """Return what was logged in this process, and the states of the module's metrics.
@@ -63,43 +60,37 @@ class RunningMetrics:
                 states[name] = _state(metric)
         trackers = {name: len(tracker) for name, tracker in _parts(module, MetricTracker)}
         state = {"logged": logged, "metrics": states, "trackers": trackers, "outputs": outputs}
-        state["buffers"] = _unsaved_buffers(module)
-        return state | {"values": dict(trainer.callback_metrics)}
+        return state | {"buffers": _unsaved_buffers(module), "values": dict(trainer.callback_metrics)}
 
     def load_state_dict(self, state: dict[str, Any], module: LightningModule) -> None:
         """Load the states of the module's metrics, and keep what was logged for `log_again`."""
-        self.logged = state["logged"]
-        self.values = state["values"]
-        self.outputs = state.get("outputs", {})
-        self.buffers = state.get("buffers", {})
+        self.saved = state
         for name, tracker in _parts(module, MetricTracker):
             for _ in range(len(tracker), state.get("trackers", {}).get(name, 0)):
                 tracker.increment()
         for name, metric in _parts(module, Metric):
-            vars(metric).update(state["metrics"].get(name, {}))
+            vars(metric).update(state.get("metrics", {}).get(name, {}))
 
     def log_again(self, trainer: Trainer, module: LightningModule) -> None:
         """Log again what was logged in the interrupted epoch, and restore `callback_metrics` and the module's lists."""
         results: Any = results_of_epoch(trainer)
-        for saved in self.logged:
+        device = trainer.strategy.root_device
+        for saved in self.saved.get("logged", []):
             arguments = saved["arguments"]
             value: Any = torch.zeros(())
             if arguments.get("metric_attribute"):
                 value = module.get_submodule(arguments["metric_attribute"])
             options = {"reduce_fx": REDUCTIONS[saved["reduction"]], "sync_dist_fn": trainer.strategy.reduce}
             results.log(**arguments, **options, value=value, batch_size=1)
-            state = move_data_to_device(saved["state"], trainer.strategy.root_device)
+            state = move_data_to_device(saved["state"], device)
             vars(results[f"{arguments['fx']}.{arguments['name']}"]).update(state)
-        trainer.callback_metrics.update(move_data_to_device(self.values, trainer.strategy.root_device))
-        for name, outputs in self.outputs.items():
-            setattr(module, name, move_data_to_device(outputs, trainer.strategy.root_device))
-        for name, buffer in self.buffers.items():
+        trainer.callback_metrics.update(move_data_to_device(self.saved.get("values", {}), device))
+        for name, outputs in self.saved.get("outputs", {}).items():
+            setattr(module, name, move_data_to_device(outputs, device))
+        for name, buffer in self.saved.get("buffers", {}).items():
             owner, _, attribute = name.rpartition(".")
-            setattr(module.get_submodule(owner), attribute, buffer.to(trainer.strategy.root_device))
-        self.logged = []
-        self.values = {}
-        self.outputs = {}
-        self.buffers = {}
+            setattr(module.get_submodule(owner), attribute, buffer.to(device))
+        self.saved = {}
 
 
 def _unsaved_buffers(module: nn.Module) -> dict[str, Tensor]:

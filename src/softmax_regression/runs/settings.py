@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, get_origin
 
 import torch
 import yaml
@@ -41,15 +41,9 @@ TRAINER_SETTINGS = {
     "reload_dataloaders_every_n_epochs": 0,
     "val_check_interval": 1.0,
 }
-Kind = type[Any]  # the class of a model or of a data module
 FINDERS = (BatchSizeFinder, LearningRateFinder)
 # Callbacks that do not change the training, or whose results are recorded instead.
 NOT_RECORDED = (callbacks.ModelSummary, callbacks.ProgressBar, *FINDERS)
-GROUPS = {  # callbacks of this project that are a group of flags
-    "softmax_regression.engine.callback.Engine": "engine",
-    "softmax_regression.figures.logger.FigureLogger": "figures",
-    "softmax_regression.runs.last_checkpoint.LastCheckpoint": "last_checkpoint",
-}
 INSTANTIATOR = "lightning.pytorch.cli.instantiate_module"
 FOUND = ("lr", "learning_rate", "batch_size")  # the arguments that the finders choose
 # To LightningCLI, but not to YAML, `1e5` is a number: a text of this form needs quotation marks.
@@ -57,28 +51,36 @@ _EXPONENT = re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$")
 yaml.SafeDumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
 
 
+class RunDescription(NamedTuple):
+    """The configuration of a run that was started from Python, and what it lacks."""
+
+    config: str  # as YAML
+    missing_arguments: list[str]  # of model and data, named like their flags: `model.width`
+    missing_callbacks: list[str]  # in words: `the callback Average, for its argument weights`
+
+
 def class_path_of(kind: type) -> str:
     """Return the module and the name of a class, such as `mine.Net`, as configurations and flags take it."""
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def parser_of(kind: Kind) -> ArgumentParser:
+def parser_of(kind: type) -> ArgumentParser:
     """Return a parser for the parameters of a class, in the group `space`; it also finds those behind `**kwargs`."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(kind, "space", fail_untyped=False)
     return parser
 
 
-def parameters_of(kind: Kind) -> dict[str, Any]:
+def parameters_of(kind: type) -> dict[str, Any]:
     """Return the parameters of a class with their defaults, None for a parameter without one."""
-    found: dict[str, Any] = parser_of(kind).get_defaults().as_dict().get("space", {})
-    return found
+    return dict(parser_of(kind).get_defaults().as_dict().get("space", {}))
 
 
 def _arguments(part: Any) -> dict[str, Any]:
     """Return the arguments with which a model or data module was made, as far as it has saved them or kept them.
 
-    It keeps an argument as an attribute of the same name. What else it has saved are arguments of its parent class.
+    It keeps an argument as an attribute of the same name; all that it has saved may be in one dictionary. What else it
+    has saved are arguments of its parent class.
     """
     parameters = inspect.signature(type(part)).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -89,13 +91,13 @@ def _arguments(part: Any) -> dict[str, Any]:
     for name, parameter in parameters.items():
         if name not in found and name in vars(part):
             found[name] = vars(part)[name]
-        elif parameter.annotation is dict and part._hparams_name == name:  # all hyperparameters in one argument
+        elif dict in (parameter.annotation, get_origin(parameter.annotation)) and part._hparams_name == name:
             found[name] = dict(part.hparams_initial)
     return found
 
 
-def _describe_part(part: Any, group: str, missing: list[str]) -> dict[str, Any]:
-    """Return the configuration of a model or data module; `missing` gets the arguments that are not known."""
+def _describe_part(part: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return the configuration of a model or data module, and the names of the arguments that it lacks."""
     kind = type(part)
     arguments = _arguments(part)
     parameters = inspect.signature(kind).parameters
@@ -104,6 +106,7 @@ def _describe_part(part: Any, group: str, missing: list[str]) -> dict[str, Any]:
         with suppress(Exception):  # of a default that LightningCLI cannot take
             known.update(parameters_of(kind))
     settings: dict[str, Any] = {"class_path": class_path_of(kind), "init_args": {}}
+    missing = []
     for name, value in arguments.items():
         where = settings["init_args"]
         if name not in known:
@@ -111,11 +114,11 @@ def _describe_part(part: Any, group: str, missing: list[str]) -> dict[str, Any]:
         try:
             where[name] = plain(value)
         except TypeError:
-            missing.append(f"{group}.{name}")
+            missing.append(name)
     for name, parameter in parameters.items():
         if name not in arguments and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            missing.append(f"{group}.{name}")
-    return settings
+            missing.append(name)
+    return settings, missing
 
 
 def instructions(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,11 +134,24 @@ def instructions(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"_instantiator": INSTANTIATOR, "_class_path": settings["class_path"], **arguments}
 
 
-def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, list[str]]:
-    """Return the configuration of a run as YAML, and descriptions of the parts that YAML cannot express."""
-    config: dict[str, Any] = {"trainer": _trainer_settings(trainer), "early_stopping": {"patience": 0}}
-    missing: list[str] = []
-    described: list[dict[str, Any]] = []
+def describe_run(trainer: Trainer, pl_module: LightningModule) -> RunDescription:
+    """Return the configuration of a run whose model, data and Trainer were made in Python."""
+    config: dict[str, Any] = {"trainer": _trainer_settings(trainer)}
+    missing_callbacks = _describe_callbacks(trainer, pl_module, config)
+    missing_arguments = []
+    for group, part in (("model", pl_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
+        if part is not None:
+            config[group], missing = _describe_part(part)
+            missing_arguments += [f"{group}.{name}" for name in missing]
+    config["seed_everything"] = int(os.environ.get("PL_GLOBAL_SEED", 0))
+    return RunDescription(yaml.safe_dump(config, sort_keys=False), missing_arguments, missing_callbacks)
+
+
+def _describe_callbacks(trainer: Trainer, pl_module: LightningModule, config: dict[str, Any]) -> list[str]:
+    """Add the callbacks of a run to its configuration; return descriptions of those that cannot be added."""
+    missing = []
+    own = []  # configurations of the user's callbacks
+    config["early_stopping"] = {"patience": 0}
     of_module = [type(callback) for callback in callbacks_of_module(pl_module)]
     candidates = [leading_early_stopping(trainer), *trainer.early_stopping_callbacks]
     stopping = next(filter(_is_plain_early_stopping, candidates), None)
@@ -148,20 +164,19 @@ def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[str, lis
             config["early_stopping"] = _early_stopping(stopping)
         elif isinstance(callback, callbacks.Timer) and _argument(callback, "interval") == "step":
             config["trainer"]["max_time"] = _seconds(_argument(callback, "duration"))
-        elif class_path_of(type(callback)) in GROUPS:
-            (settings,) = _described(callback, trainer, missing)
-            config[GROUPS[settings["class_path"]]] = settings["init_args"]
         elif isinstance(callback, NOT_RECORDED):
             continue
         elif isinstance(callback, EarlyStopping) or not type(callback).__module__.startswith("softmax_regression."):
-            described += _described(callback, trainer, missing)
-    if described:
-        config["trainer"]["callbacks"] = described
-    seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
-    for name, part in (("model", pl_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
-        if part is not None:
-            config[name] = _describe_part(part, name, missing)
-    return yaml.safe_dump(config | {"seed_everything": seed}, sort_keys=False), missing
+            try:
+                arguments = _callback_arguments(callback, trainer)
+                own.append({"class_path": class_path_of(type(callback)), "init_args": arguments})
+            except ValueError as error:
+                missing.append(f"the callback {type(callback).__qualname__}, {error}")
+        elif hasattr(callback, "flag_group"):
+            config[callback.flag_group] = _callback_arguments(callback, trainer)
+    if own:
+        config["trainer"]["callbacks"] = own
+    return missing
 
 
 def _trainer_settings(trainer: Trainer) -> dict[str, Any]:
@@ -201,10 +216,11 @@ def _early_stopping(callback: callbacks.EarlyStopping) -> dict[str, Any]:
     return settings | {"min_delta": abs(float(callback.min_delta))}
 
 
-def _described(callback: Callback, trainer: Trainer, missing: list[str]) -> list[dict[str, Any]]:
-    """Return a list with the configuration of a callback, its arguments read from attributes of the same names.
+def _callback_arguments(callback: Callback, trainer: Trainer) -> dict[str, Any]:
+    """Return the arguments of a callback, read from attributes of the same names.
 
-    If that cannot be done, the list is empty and `missing` gets a description.
+    Raises:
+        ValueError: They or its class cannot be written into a configuration; the message says why.
     """
     kind = type(callback)
     arguments = {}
@@ -213,19 +229,17 @@ def _described(callback: Callback, trainer: Trainer, missing: list[str]) -> list
             continue
         try:
             arguments[name] = plain(_argument(callback, name))
-        except (AttributeError, TypeError):
-            missing.append(f"the callback {kind.__qualname__}, for its argument {name}")
-            return []
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"for its argument {name}") from error
     if "<locals>" in kind.__qualname__ or kind.__module__ == "__main__":
-        missing.append(f"the callback {kind.__qualname__}, whose class is in no module")
-        return []
+        raise ValueError("whose class is in no module")
     if isinstance(callback, callbacks.EarlyStopping):
         arguments["min_delta"] = abs(arguments["min_delta"])  # which has the sign of the mode
     if isinstance(callback, callbacks.Timer):
         arguments["duration"] = _seconds(arguments["duration"])
     if isinstance(callback, callbacks.ModelCheckpoint) and callback.dirpath == f"{trainer.log_dir}/checkpoints":
         arguments["dirpath"] = None  # as where none was given
-    return [{"class_path": class_path_of(kind), "init_args": arguments}]
+    return arguments
 
 
 def _argument(callback: Callback, name: str) -> Any:

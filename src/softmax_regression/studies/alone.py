@@ -15,16 +15,16 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from softmax_regression.engine import Engine
 from softmax_regression.errors import InputError
 from softmax_regression.runs.rows import RESERVED
-from softmax_regression.runs.settings import Kind, parameters_of, parser_of
+from softmax_regression.runs.settings import parameters_of, parser_of
 from softmax_regression.studies.learning import Scores, Watcher
 
 
-def has_parameter(kind: Kind, name: str) -> bool:
+def has_parameter(kind: type, name: str) -> bool:
     """Return whether a class has a parameter, such as `lr`, or `optimizer` of which `optimizer.lr` is a part."""
     return name.partition(".")[0] in parameters_of(kind)
 
 
-def parse(kind: Kind, params: Mapping[str, Any]) -> Namespace:
+def parse(kind: type, params: Mapping[str, Any]) -> Namespace:
     """Return the parameters that a class has, parsed as on a command line; others are ignored."""
     words = []
     for name, value in params.items():
@@ -36,7 +36,7 @@ def parse(kind: Kind, params: Mapping[str, Any]) -> Namespace:
     return parser_of(kind).parse_args(words)
 
 
-def make(kind: Kind, params: Mapping[str, Any]) -> Any:
+def make(kind: type, params: Mapping[str, Any]) -> Any:
     """Make an object with the parameters that its class has, see `parse`."""
     if not parameters_of(kind):
         return kind()

@@ -118,9 +118,7 @@ class OverfitTraining:
         """Check, before anything is trained, that the model logs the monitor in validation."""
         model = self.plan.model
         if model.validation_step is LightningModule.validation_step:
-            raise InputError(
-                f"model={model.__name__}: has no validation_step, by which overfit scores a model; add one"
-            )
+            raise InputError(f"model={model.__name__}: has no validation_step, by which overfit scores it; add one")
         params = {"lr": LR, **hyperparameters(self.plan.first)}
         alone.check_monitor(self.monitor, lambda: (alone.make_model(model, params, 0), self.data), validates=True)
 

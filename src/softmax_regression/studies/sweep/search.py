@@ -198,8 +198,7 @@ class Search:
                     for name, value in test(self.results()[0].params, seed).items():
                         scores.setdefault(name, []).append(value)
                 self.study.set_user_attr("test", scores)
-            tested: dict[str, list[float]] = self.study.user_attrs["test"]
-        return tested
+            return dict(self.study.user_attrs["test"])
 
 
 def _watcher(search: Search, trial: Trial, epochs: int, is_first_seed: bool) -> Watcher:
