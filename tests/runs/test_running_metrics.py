@@ -1,5 +1,6 @@
 """An epoch that was under way when a run was killed has the metrics of all its batches."""
 
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class Logging(LightningModule):
         self.window = Running(MeanMetric(), window=4)
         self.epochs = MetricTracker(MeanMetric(), maximize=False)
         self.outputs: list[Tensor] = []
+        self.by_stage: dict[str, list[Tensor]] = defaultdict(list)
         self.register_buffer("queue", torch.zeros(1), persistent=False)
 
     def on_train_epoch_start(self) -> None:
@@ -63,6 +65,7 @@ class Logging(LightningModule):
         self.extremes(value)
         self.epochs.update(value)
         self.outputs.append(value)
+        self.by_stage["train"].append(value)
         self.queue = torch.cat([self.queue, value[None]])[-9:]
         self.log("mean of a queue", self.queue.mean(), on_epoch=True)
         return self.weight
@@ -73,6 +76,7 @@ class Logging(LightningModule):
         self.log("each epoch", self.epochs.compute_all().sum())
         self.log("mean of a list", torch.stack(self.outputs).mean())
         self.outputs.clear()
+        self.log("mean of a list in a dictionary", torch.stack(self.by_stage.pop("train")).mean())
         self.auroc.reset()
 
     def configure_optimizers(self) -> Any:
@@ -107,7 +111,7 @@ def test_what_was_logged_is_that_of_the_run_that_was_not_killed() -> None:
     with pytest.raises(Killed):  # before anything more was saved
         logged(Logging(killed_at=11), "again", checkpoint)
     resumed = logged(Logging(), "resumed", Path("logs/softmax/again/checkpoints/last.ckpt"))
-    assert len(whole) == 21
+    assert len(whole) == 22
     assert resumed == whole
 
 

@@ -3,6 +3,7 @@
 Lightning saves none of what was logged, and torchmetrics saves only persistent states.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,8 +29,8 @@ class RunningMetrics:
     Attributes:
         saved: What `state_dict` returned in the interrupted run, until it has been restored. For each metric, `logged`
             has the arguments of `self.log` and the sums; `values` are `callback_metrics`; `outputs` are the module's
-            own lists, in which many keep what their steps returned; `buffers` are those that are in no `state_dict`,
-            such as a queue of what the module computed before.
+            own lists and dictionaries of lists, in which many keep what their steps returned; `buffers` are those that
+            are in no `state_dict`, such as a queue of what the module computed before.
     """
 
     def __init__(self) -> None:
@@ -52,8 +53,8 @@ class RunningMetrics:
                 if not result.has_reset and (result.is_tensor or result.meta.metric_attribute in own):
                     logged.append(_logged(result))
             for name, value in vars(module).items():
-                if type(value) is list and is_plain_data(value):
-                    outputs[name] = value
+                if _holds_outputs(value):
+                    outputs[name] = dict(value) if isinstance(value, dict) else value
         states = {}
         for name, metric in _parts(module, Metric):
             if not any(metric is each for each in about_to_be_reset):
@@ -86,11 +87,23 @@ class RunningMetrics:
             vars(results[f"{arguments['fx']}.{arguments['name']}"]).update(state)
         trainer.callback_metrics.update(move_data_to_device(self.saved.get("values", {}), device))
         for name, outputs in self.saved.get("outputs", {}).items():
-            setattr(module, name, move_data_to_device(outputs, device))
+            outputs = move_data_to_device(outputs, device)
+            kept = getattr(module, name, None)
+            if isinstance(kept, dict):
+                kept.update(outputs)  # it may be a defaultdict
+            else:
+                setattr(module, name, outputs)
         for name, buffer in self.saved.get("buffers", {}).items():
             owner, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(owner), attribute, buffer.to(device))
         self.saved = {}
+
+
+def _holds_outputs(value: Any) -> bool:
+    """Return whether an attribute of a module is a list, or a dictionary of lists, that a checkpoint can hold."""
+    if type(value) in (dict, defaultdict):
+        return bool(value) and all(map(_holds_outputs, value.values())) and is_plain_data(dict(value))
+    return type(value) is list and is_plain_data(value)
 
 
 def _unsaved_buffers(module: nn.Module) -> dict[str, Tensor]:
