@@ -20,8 +20,8 @@ import optuna
 import pytest
 import torch
 from examples.mlp import MLP
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from optuna.trial import TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -418,7 +418,10 @@ class Deep(Net):
 
 
 class Changing(Net):
-    """It ends its training after as many epochs as it draws, and with some arguments it logs a metric more."""
+    """It ends its training after as many epochs as it draws, and with some arguments it logs a metric more.
+
+    A callback of its own asks for a logger.
+    """
 
     def __init__(self, extra: bool = False) -> None:
         super().__init__(nn.ReLU())
@@ -429,6 +432,9 @@ class Changing(Net):
         super().validation_step(batch, batch_idx)
         if self.extra:
             self.log("val_extra", 0.5)
+
+    def configure_callbacks(self) -> Callback:
+        return LearningRateMonitor()
 
     def on_train_epoch_end(self) -> None:
         self.trainer.should_stop = self.trainer.current_epoch + 1 == self.epochs

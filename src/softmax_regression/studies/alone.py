@@ -10,6 +10,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from softmax_regression.engine import Engine
@@ -64,7 +65,7 @@ def train(
         max_epochs=epochs,
         callbacks=[Engine(), recorder, *options.pop("callbacks", [])],
         devices=1,
-        logger=False,
+        logger=DummyLogger(),  # keeps nothing; modules and callbacks may ask for a logger
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
