@@ -66,6 +66,7 @@ def train(
         callbacks=[Engine(), recorder, *options.pop("callbacks", [])],
         devices=1,
         logger=DummyLogger(),  # keeps nothing; modules and callbacks may ask for a logger
+        log_every_n_steps=0,
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         enable_model_summary=False,
