@@ -1,5 +1,6 @@
 """A space is refused where it cannot be searched, and says which models are trained together."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,14 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from optuna.samplers import TPESampler
 from torch import nn
 
+from softmax_regression.commands.study import main
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.experiment.flags import CONF
+from softmax_regression.model import SoftmaxRegression
 from softmax_regression.studies.alone import make
+from softmax_regression.studies.sweep import study
 from softmax_regression.studies.sweep.space import Plan, Range, describe, sorted_values
 
 
@@ -122,6 +126,7 @@ def test_what_is_not_ours_in_everything_is_not_stacked(space: Any, model: Any, d
         ({"lr": [0.1, -1.0]}, r"space\.lr: .*lr=-1.0: must be above 0"),
         ({"schedule": ["cosinus"]}, r"space\.schedule: .*'constant', 'cosine'.*[Vv]alue: cosinus"),
         ({"epochs": [0]}, r"space\.epochs: expected a whole number, at least 1. Got value: 0"),
+        ({"epochs": [True]}, r"space\.epochs: expected a whole number, at least 1. Got value: True"),
         ({"batch_size": [16.5]}, r"space\.batch_size: expected a whole number"),
         ({"seed": [1, 2]}, r"space\.seed: every configuration is trained with each of --seeds; drop it"),
         ({}, "need at least one"),
@@ -131,6 +136,19 @@ def test_a_space_that_cannot_be_searched_is_refused(space: dict[str, Any], messa
     with pytest.raises(InputError, match=message) as error:
         Plan(space, seeds=[0])
     assert str(error.value).count("\n") <= 2
+
+
+class Named(SoftmaxRegression):
+    def __init__(self, name: str = "") -> None:
+        super().__init__()
+
+
+def test_a_text_that_yaml_would_take_for_something_else_stays_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(study, "_search", lambda plan, *_: plans.append(plan))
+    space = {"name": ["no", "0.10", "12:30:00", "a: b"], "epochs": [1]}
+    assert main(["sweep", f"--space={json.dumps(space)}", f"--model={__name__}.Named"]) == 0
+    assert plans[0].space == space
 
 
 @pytest.mark.parametrize("ends", [Range(1.0, 0.1), Range(0, 1, log=True), Range(-1.0, 1.0)])

@@ -9,13 +9,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.samplers import RandomSampler
+from optuna.samplers import BruteForceSampler, RandomSampler
 from optuna.trial import TrialState
 
 from softmax_regression.data.module import FashionMNISTDataModule
@@ -92,6 +93,22 @@ def test_trials_beyond_the_number_that_was_asked_for_do_not_count() -> None:
     search.close()
 
 
+@pytest.mark.filterwarnings("ignore:BruteForceSampler is experimental")
+def test_a_sampler_that_has_tried_everything_ends_the_search() -> None:
+    search = opened(replace(RANDOM, sampler=BruteForceSampler()))
+    search.run()
+    assert len(search.finished) == 4
+    search.close()
+
+
+def test_a_study_that_is_no_sweep_is_left_alone() -> None:
+    study = optuna.create_study(storage=SQLITE, study_name="shared")
+    study.add_trial(optuna.create_trial(value=1.0))
+    with pytest.raises(InputError, match="shared: the study of this name is not a sweep's; choose another --name"):
+        opened(GRID)
+    assert "plan" not in optuna.load_study(study_name="shared", storage=SQLITE).user_attrs
+
+
 @pytest.mark.parametrize(
     ("url", "message"),
     [
@@ -103,6 +120,8 @@ def test_trials_beyond_the_number_that_was_asked_for_do_not_count() -> None:
         ("nonsense://me:secret@host/x", r"storage=nonsense://me:\*\*\*@host/x: its driver is missing"),
         ("me:secret@host", "storage: not a URL such as postgresql://user@host/database"),
         ("postgresql://me:secret@host:port/x", "storage: not a URL such as"),
+        ("sqlite://", "storage=sqlite://: is in memory; name a file"),
+        ("sqlite:///:memory:", "storage=sqlite:///:memory:: is in memory; name a file"),
     ],
 )
 def test_a_database_that_cannot_be_opened_is_one_line_without_the_password(url: str, message: str) -> None:

@@ -69,6 +69,8 @@ class Search:
             pruner=plan.pruner or NopPruner(),
             direction={"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}[plan.mode],
         )
+        if "plan" not in self.study.user_attrs and self.study.get_trials(deepcopy=False):
+            raise InputError(f"{folder.name}: the study of this name is not a sweep's; choose another --name")
         if self.study.user_attrs.get("plan", plan.to_json()) != plan.to_json():
             raise InputError(f"{folder}: has a sweep with another plan; choose another --name, or delete it")
         self.study.set_user_attr("plan", plan.to_json())
@@ -118,6 +120,8 @@ class Search:
                 while len(self.finished) < self.plan.size:
                     left = None if self.is_shared else self.plan.size - len(self.finished)  # others may finish some
                     background.submit(self.study.optimize, self._objective, left, **options).result()
+                    if not self.plan.is_grid:  # a sampler that has tried everything ends a study, too
+                        break
             except Interrupted as error:
                 raise Interrupted(error.exit_code - 128, "the same command resumes it") from error
             finally:

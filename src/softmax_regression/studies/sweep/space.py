@@ -111,7 +111,7 @@ class Plan:
         if issubclass(self.data, FashionMNISTDataModule):
             is_count = name in COUNTS
         for value in values_of(choices):
-            if is_count and (not isinstance(value, int) or value < 1):
+            if is_count and (type(value) is not int or value < 1):
                 raise ValueError(f"expected a whole number, at least 1. Got value: {value}")
             if has_parameter(self.model, name):
                 make(self.model, {**self.first, name: value})

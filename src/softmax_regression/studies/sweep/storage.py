@@ -21,6 +21,8 @@ def open_storage(url: str | None, folder: Path) -> RDBStorage:
     if url is None:
         return RDBStorage(f"sqlite:///{folder.resolve() / 'trials.db'}")
     parsed = _parse(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
+        raise InputError(f"storage={url}: is in memory; name a file, sqlite:///sweep.db, or leave --storage out")
     try:
         # Machines that start at the same time would all make the tables.
         with one_machine(create_engine(parsed, poolclass=NullPool), "tables"):

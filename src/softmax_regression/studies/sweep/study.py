@@ -35,7 +35,7 @@ QUICK_LIMITS = {"limit_train_batches": 10, "limit_val_batches": 10, "limit_test_
 
 
 def run(
-    space: dict[str, list[Any] | Range],
+    space: dict[str, list[str | Any] | Range],  # with `Any` alone, the text "no" would become false
     sampler: Literal["grid", "random", "tpe", "GridSampler"] | BaseSampler = "grid",
     trials: int = 100,
     seeds: Sequence[int] = (0, 1, 2),
