@@ -8,12 +8,14 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import pytest
 import torch
+from torch.utils.data import BatchSampler, DataLoader
 from torchvision.datasets import FashionMNIST
 
 from idx import write_idx
@@ -75,6 +77,13 @@ def _no_trace_of_ddp() -> Iterator[None]:
         yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
+def _loaders_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo what Lightning leaves at these classes after an error in a hook that makes loaders."""
+    for kind, name in product((DataLoader, BatchSampler), ("__init__", "__setattr__", "__delattr__")):
+        monkeypatch.setattr(kind, name, getattr(kind, name))
 
 
 @pytest.fixture(scope="session")

@@ -12,8 +12,10 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.loggers import Logger
 
 from softmax_regression.classifier import Classifier
 from softmax_regression.commands import checks, outputs, predictions, resume
@@ -31,6 +33,11 @@ from softmax_regression.runs.folder import RunLogger, SavedCheckpoint, open_chec
 from softmax_regression.runs.processes import distributed_session, print_rank_zero
 from softmax_regression.runs.record import read_manifest
 from softmax_regression.runs.rows import keep_logged_rows
+
+
+def _add_logger(logger: Logger, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    """Give a Trainer a logger; as the hook `setup` of a callback."""
+    trainer.loggers.append(logger)
 
 
 class TrainCLI(ExperimentCLI):
@@ -139,11 +146,12 @@ class TrainCLI(ExperimentCLI):
         """Print run, checkpoint and data; let figures, but no scalars, be added to the events of the run."""
         print_rank_zero(f"{self.command}: {outputs.what_is_scored(checkpoint, self.datamodule)}")
         warn_of_other_data(checkpoint.content, self.datamodule)
-        for logger in list(self.trainer.loggers):
-            if isinstance(logger, RunLogger) and checkpoint.run:
+        for logger in [each for each in self.trainer.loggers if isinstance(each, RunLogger)]:
+            self.trainer.loggers.remove(logger)
+            if checkpoint.run:  # it comes back after Lightning has made the files of the others: it may need none
                 logger.reopen_for_scoring(checkpoint.run)
-            elif isinstance(logger, RunLogger):  # there is no folder for it
-                self.trainer.loggers.remove(logger)
+                come_back = LambdaCallback(setup=partial(_add_logger, logger))
+                self.trainer.callbacks.insert(0, come_back)  # type: ignore[attr-defined]
         if self.trainer.is_global_zero:
             keep_logged_rows(self.trainer.loggers, repeat(None))
         self.config_init[self.command].figures.run = checkpoint.run

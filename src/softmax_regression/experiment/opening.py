@@ -70,7 +70,9 @@ def open_run(which: str, dirs: Sequence[str] | None = None) -> OpenedRun:
         cli = _Opener("validate", flags, checkpoint)
     except ArgumentError as error:
         if dirs is not None and "dirs" in str(error):
-            raise InputError(f"dirs={dirs}: the data of this run have no such parameter; drop --dirs") from error
+            raise InputError(
+                f"dirs={dirs}: the data of this run have no parameter of this name; drop --dirs"
+            ) from error
         raise
     warn_of_other_data(checkpoint.content, cli.datamodule)
     config = yaml.safe_load(cli.recorded_configuration())

@@ -158,8 +158,9 @@ class RunLogger(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write everything that has been logged so far to the file."""
-        self.experiment.flush()
+        """Write everything that has been logged so far to the file, if there is one."""
+        if self._experiment is not None:
+            self._experiment.flush()
 
 
 class SavedCheckpoint(NamedTuple):
