@@ -80,10 +80,12 @@ def _no_trace_of_ddp() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _loaders_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def _loaders_of_torch() -> Iterator[None]:
     """Undo what Lightning leaves at these classes after an error in a hook that makes loaders."""
-    for kind, name in product((DataLoader, BatchSampler), ("__init__", "__setattr__", "__delattr__")):
-        monkeypatch.setattr(kind, name, getattr(kind, name))
+    with pytest.MonkeyPatch.context() as context:
+        for kind, name in product((DataLoader, BatchSampler), ("__init__", "__setattr__", "__delattr__")):
+            context.setattr(kind, name, getattr(kind, name))
+        yield
 
 
 @pytest.fixture(scope="session")
