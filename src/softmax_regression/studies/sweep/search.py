@@ -69,10 +69,7 @@ class Search:
             pruner=plan.pruner or NopPruner(),
             direction={"min": StudyDirection.MINIMIZE, "max": StudyDirection.MAXIMIZE}[plan.mode],
         )
-        if "plan" not in self.study.user_attrs and self.study.get_trials(deepcopy=False):
-            raise InputError(f"{folder.name}: the study of this name is not a sweep's; choose another --name")
-        if self.study.user_attrs.get("plan", plan.to_json()) != plan.to_json():
-            raise InputError(f"{folder}: has a sweep with another plan; choose another --name, or delete it")
+        _check_plan(self.study, plan, folder)
         self.study.set_user_attr("plan", plan.to_json())
         if self.study.get_trials(deepcopy=False):
             self.study.sampler.reseed_rng()  # otherwise it would propose the same configurations again
@@ -203,6 +200,14 @@ class Search:
                         scores.setdefault(name, []).append(value)
                 self.study.set_user_attr("test", scores)
             return dict(self.study.user_attrs["test"])
+
+
+def _check_plan(study: optuna.Study, plan: Plan, folder: Path) -> None:
+    """Refuse a study of this name that is not a sweep's, or a sweep's with another plan."""
+    if "plan" not in study.user_attrs and study.get_trials(deepcopy=False):
+        raise InputError(f"{folder.name}: the study of this name is not a sweep's; choose another --name")
+    if study.user_attrs.get("plan", plan.to_json()) != plan.to_json():
+        raise InputError(f"{folder}: has a sweep with another plan; choose another --name, or delete it")
 
 
 def _watcher(search: Search, trial: Trial, epochs: int, is_first_seed: bool) -> Watcher:
