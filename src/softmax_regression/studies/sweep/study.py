@@ -81,10 +81,8 @@ def run(
         space = _quick_space(space)
         seeds = seeds[:2]
         trials = min(trials, 4)
-    if prune and pruner is None:
-        pruner = MedianPruner()
     values = {name: _as_values(choices) for name, choices in space.items()}
-    plan = Plan(values, list(seeds), "", _sampler(sampler), pruner, trials, model, data, monitor, mode)
+    plan = Plan(values, list(seeds), "", _sampler(sampler), _pruner(pruner, prune), trials, model, data, monitor, mode)
     return _search(plan, name, _options(data, source, dirs, quick), quick, workers, storage)
 
 
@@ -127,6 +125,13 @@ def _quick_space(space: dict[str, list[Any] | Range]) -> dict[str, list[Any] | R
             found[name] = values[:: max(1, len(values) // 2)][:2]
     found["epochs"] = [1, 2]
     return found
+
+
+def _pruner(pruner: BasePruner | None, prune: bool) -> BasePruner | None:
+    """Return the pruner that was named, or that of `prune`."""
+    if prune and pruner is None:
+        return MedianPruner()
+    return pruner
 
 
 def _sampler(sampler: BaseSampler | str) -> BaseSampler | None:
