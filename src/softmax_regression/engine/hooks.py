@@ -22,6 +22,7 @@ class Hooks:
     Attributes:
         module: The LightningModule of the run.
         strategy: The strategy of its Trainer.
+        device: The device of this process.
         lean: Whether the lean step may train.
         implemented: The hooks that a callback, the module or the data module has.
         is_alone: Whether one process trains.
@@ -44,6 +45,7 @@ class Hooks:
         self._watch = Watch(trainer)
         self.module: Any = trainer.lightning_module
         self.strategy: Any = trainer.strategy
+        self.device = trainer.strategy.root_device
         precision = trainer.precision_plugin
         automatic = trainer.fit_loop.epoch_loop.automatic_optimization
         self.lean = why_not(trainer) is None

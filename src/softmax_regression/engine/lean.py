@@ -139,15 +139,14 @@ class LeanLoop(_TrainingEpochLoop):
 
     def _to_device(self, batch: Any) -> Any:
         """Return a minibatch on the device: if it is there and no hook changes it, itself or a copy of the list."""
-        strategy = self.hooks.strategy
-        in_place, device = self.hooks.in_place, strategy.root_device
+        in_place, device = self.hooks.in_place, self.hooks.device
         for part in batch if type(batch) in (tuple, list) else (batch,):
             in_place = in_place and type(part) is Tensor and part.device == device
         if in_place:
             return [*batch] if type(batch) is list else batch
         batch = self.trainer.precision_plugin.convert_input(batch)
         batch = self.hooks.module._on_before_batch_transfer(batch, dataloader_idx=0)
-        return self.hooks.call_as("batch_to_device", strategy.batch_to_device, batch, dataloader_idx=0)
+        return self.hooks.call_as("batch_to_device", self.hooks.strategy.batch_to_device, batch, dataloader_idx=0)
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
         """Validate if that is due; otherwise only count the step."""

@@ -108,7 +108,6 @@ PRIVATE = (  # names that another version of Lightning may not have
     "fit_loop.epoch_loop.automatic_optimization._on_before_zero_grad",
     "fit_loop.epoch_loop.automatic_optimization._optimizer_zero_grad",
     "fit_loop.epoch_loop.automatic_optimization._skip_backward",
-    "fit_loop.epoch_loop.automatic_optimization._training_step",
     "lightning_module._current_fx_name",
     "lightning_module._on_before_batch_transfer",
     "lightning_module._trainer",

@@ -90,12 +90,13 @@ class Update:
     def _training_step(self, arguments: "OrderedDict[str, Any]") -> ClosureResult:
         """Call `training_step`, through the strategy where that wraps the module or sets a precision."""
         hooks = self.hooks
-        if not hooks.direct or hooks.strategy.model is not hooks.module:
-            result = self.automatic._training_step(arguments)
-            hooks.refresh()
-            return result
-        output = hooks.call_as("training_step", hooks.module.training_step, *arguments.values())
+        training_step = hooks.strategy.training_step
+        if hooks.direct and hooks.strategy.model is hooks.module:
+            training_step = hooks.module.training_step
+        output = hooks.call_as("training_step", training_step, *arguments.values())
         hooks.refresh()
+        if output is None and not hooks.is_alone:
+            raise RuntimeError("Skipping a step by returning None in distributed training is not supported")
         batches = hooks.trainer.accumulate_grad_batches
         if type(output) is Tensor and batches == 1 and not hooks.has_backward_hooks and not vars(output):
             return ClosureResult(output)
