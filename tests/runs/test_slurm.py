@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_resume import assert_same, state
@@ -192,17 +193,30 @@ def run_of(job: str) -> Path:
     return Path(f"logs/softmax/slurm-{job}")
 
 
-def assert_goes_on(job: str) -> None:
-    for process in run_group(2, ["fit", f"--resume={run_of(job)}"]):
-        assert (process.code, process.err) == (0, "")
-    for process in run_group(2, ["fit", *OPTIONS, "--trainer.logger.version=whole"]):
-        assert (process.code, process.err) == (0, "")
-    assert_same(state(run_of(job)), state(run_of(job).with_name("whole")))
+def fit(folder: Path, *options: str) -> None:
+    """Train in two processes that SLURM knows nothing of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for process in run_group(2, ["fit", *options]):
+            assert (process.code, process.err) == (0, "")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The state of a run that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit(folder, *OPTIONS, "--trainer.logger.version=whole")
+    return state(folder / "logs" / "softmax" / "whole")
+
+
+def assert_goes_on(job: str, whole: dict[str, Any]) -> None:
+    fit(Path.cwd(), f"--resume={run_of(job)}")
+    assert_same(state(run_of(job)), whole)
 
 
 @pytest.mark.parametrize("moment", [imports, trains])
 def test_sigusr1_puts_the_job_back_in_the_queue_and_it_goes_on(
-    submit: Callable[..., str], moment: Callable[[str], bool]
+    submit: Callable[..., str], whole: dict[str, Any], moment: Callable[[str], bool]
 ) -> None:
     job = submit()
     until_job(job, moment)
@@ -211,7 +225,7 @@ def test_sigusr1_puts_the_job_back_in_the_queue_and_it_goes_on(
     assert (code, field(job, "Restarts")) == ("0", "1")
     assert said == [f"interrupted by SIGUSR1: saved; resume with `python train.py fit --resume {run_of(job)}`"]
     assert manifest(run_of(job))["status"] == "finished"
-    assert_goes_on(job)
+    assert_goes_on(job, whole)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -226,7 +240,7 @@ def test_a_killed_process_ends_the_job(submit: Callable[..., str], rank: int) ->
     assert checkpoint.read(run_of(job) / "checkpoints" / "last.ckpt")["global_step"] > 0
 
 
-def test_sigint_saves_and_ends_the_job(submit: Callable[..., str]) -> None:
+def test_sigint_saves_and_ends_the_job(submit: Callable[..., str], whole: dict[str, Any]) -> None:
     job = submit()
     until_job(job, trains)
     ask("scancel", "--signal=INT", job)
@@ -235,7 +249,7 @@ def test_sigint_saves_and_ends_the_job(submit: Callable[..., str]) -> None:
     (line,) = said
     assert line.startswith("interrupted by SIGINT: saved; ")
     assert manifest(run_of(job))["status"] == "interrupted"
-    assert_goes_on(job)
+    assert_goes_on(job, whole)
 
 
 LATE = """import os, time
