@@ -4,9 +4,10 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
-from difflib import SequenceMatcher, get_close_matches
+from difflib import get_close_matches
 from pathlib import Path
 from textwrap import shorten
+from types import ModuleType
 
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -14,39 +15,28 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from softmax_regression.errors import DivergedError, InputError, Interrupted, LostProcessError, StorageError
 
-# What a message says of a class that was named, further in than the line with its name.
-_OF_CLASS = re.compile(r"^( *)(?:- )?Problem with given class_path .*\n((?:\1 .*\n?|\n)+)", re.MULTILINE)
-_KEY = re.compile(r'^(?: *- | *)Parser key "([^"]+)":$', re.MULTILINE)
-# The first words of lines that give no reason.
-NO_REASON = (
-    "Does not validate against any of",
-    "Subtypes:",
-    "Errors:",
-    "Subclass types expect one of:",
-    "a class path (str)",
-    "a dict with",
-    "Given value type:",
-    "Given value: Namespace(",
-    "Given value: [Namespace(",
-    "Expected a <class 'NoneType'>",
-    "Expected a path but",
-)
+_KEY = re.compile(r'Parser key "([^"]+)".*:\s*')
+# The first words of a message of jsonargparse that repeats the message of its cause, an error further in.
+REPEATS_CAUSE = ("Does not validate against any of", "Problem with given class_path", "- Expected a path but")
+IN_SCRIPT = "is in a script or notebook, or in a function; no command opens its runs until it is in a module"
 # What a reason has in it -> what to do.
 REMEDIES = {
     "with name EarlyStopping": "; every run has an EarlyStopping, which you set by --early_stopping.monitor",
     "Option 'class_path' is not accepted": " beside other options; put these under init_args",
     "Expected a dot import path": "; name the class with its module, as mine.Net",
-    "^Expected a (list|Sequence)": "; write a list as '[a, b]'",
-    r"^No module named '\w+'$": "; it is neither in this folder nor installed",
+    "Expected a list": "; write a list as '[a, b]'",
+    "Expected a Sequence": "; write a list as '[a, b]'",
+    "<locals>": f": {IN_SCRIPT}",
 }
 _OPTION = re.compile(r"(?:unrecognized arguments: |ption ')-*([^\s=']+)")
-_ABSENT = re.compile(r"module '([\w.]+)' has no attribute '(\w+)'")
-_REFUSED = re.compile(r"Importing '([^']+)' is not allowed|import path format: (\S+\.<locals>\.\w+)")
+_REFUSED = re.compile(r"Importing '(\S+)' is not allowed")
 
 
 def describe_error(error: BaseException, known: Callable[[], Iterable[str]]) -> tuple[str, int] | None:
     """Return the message and the exit code of an error; None for a bug, which keeps its traceback."""
-    error = _own_cause(error)
+    causes = _causes(error)
+    if isinstance(error, ValueError | ArgumentError):  # jsonargparse has wrapped what one of our classes raised
+        error = next((cause for cause in causes if isinstance(cause, InputError)), error)
     if isinstance(error, Interrupted):
         return str(error), error.exit_code
     if isinstance(error, InputError | DivergedError | LostProcessError):
@@ -60,24 +50,23 @@ def describe_error(error: BaseException, known: Callable[[], Iterable[str]]) -> 
     if isinstance(error, NotImplementedError) and _hook_of(error):
         return f"error: {_hook_of(error)} is not implemented; define it, or name another class", InputError.exit_code
     if isinstance(error, ArgumentError) or _is_about_options(error):
-        return f"error: {shorten_parser_error(str(error), known)}{_place(error)}", InputError.exit_code
+        return f"error: {shorten_parser_error(error, known)}{_place(causes[-1])}", InputError.exit_code
     return None
 
 
 def _is_about_options(error: BaseException) -> bool:
     """Return whether a library raised an error about the options it was given, as when two of them contradict."""
-    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    module = modules[-1]
-    kinds = (ImportError, ValueError, TypeError, RuntimeError, AssertionError)
     if isinstance(error, MisconfigurationException):  # other packages raise it as Lightning does
         return True
-    if isinstance(error, AttributeError):  # a module has no class of this name, or a model no part for a callback
-        is_of_callback = modules[-2:] == ["lightning.pytorch.callbacks.finetuning", "torch.nn.modules.module"]
-        return is_of_callback or module.startswith("jsonargparse.")
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(module.startswith("jsonargparse.") for module in modules):  # it imports and makes what options name
+        return isinstance(error, Exception)
+    if modules[-2:] == ["lightning.pytorch.callbacks.finetuning", "torch.nn.modules.module"]:
+        return isinstance(error, AttributeError)  # the model has no part for a callback
     if isinstance(error, AssertionError) and not str(error):
         return False
-    of_options = ("lightning.", "jsonargparse.", "torch.optim.", "torch.nn.utils.prune")
-    return isinstance(error, kinds) and module.startswith(of_options)
+    kinds = (ImportError, ValueError, TypeError, RuntimeError, AssertionError)
+    return isinstance(error, kinds) and modules[-1].startswith(("lightning.", "torch.optim.", "torch.nn.utils.prune"))
 
 
 def _hook_of(error: BaseException) -> str | None:
@@ -88,10 +77,18 @@ def _hook_of(error: BaseException) -> str | None:
     return frame.f_code.co_qualname if is_hook else None
 
 
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and those that led to it, the first cause last."""
+    causes = []
+    cause: BaseException | None = error
+    while cause:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return causes
+
+
 def _place(error: BaseException) -> str:
-    """Return in which line of the user's own code the first cause of an error was raised, or nothing."""
-    while error.__cause__ or error.__context__:
-        error = error.__cause__ or error.__context__ or error
+    """Return in which line of the user's own code an error was raised, or nothing."""
     place = ""
     for frame, line in traceback.walk_tb(error.__traceback__):
         package = str(frame.f_globals.get("__name__")).partition(".")[0]
@@ -102,82 +99,87 @@ def _place(error: BaseException) -> str:
     return place
 
 
-def _own_cause(error: BaseException) -> BaseException:
-    """Return the InputError of one of our classes if jsonargparse has wrapped it, else the error itself."""
-    cause: BaseException | None = error
-    while isinstance(error, ValueError | ArgumentError) and cause:
-        if isinstance(cause, InputError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    return error
+def shorten_parser_error(error: BaseException, known: Callable[[], Iterable[str]]) -> str:
+    """Return the name of an option and what is wrong with it; an unknown one is compared with the `known` ones.
 
-
-def shorten_parser_error(message: str, known: Callable[[], Iterable[str]]) -> str:
-    """Return the name of an option and what is wrong with it; an unknown one is compared with the `known` ones."""
-    names = []
-    of_class = _OF_CLASS.search(message)
-    while of_class:  # a class may be an argument of another one
-        names += _KEY.findall(message[: of_class.start()])
-        message = of_class[2]
-        of_class = _OF_CLASS.search(message)
-    names += _KEY.findall(message)
-    reasons: list[str] = []
-    for line in _KEY.sub("", message).splitlines():
-        text = line.strip().removeprefix("- ")
-        if text and not text.startswith(NO_REASON) and text not in reasons:
-            reasons.append(text)
-    if len(reasons) > 1 and reasons[1].startswith("Not a valid subclass of"):
-        del reasons[1]
-    name = ".".join(dict.fromkeys(names))
-    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", "; ".join(reasons)).replace("a typing.Literal", "one of ")
-    reason = _with_remedy(name, reason, known)
+    jsonargparse raises an error for each level of nested options, which repeats the message of the error within.
+    """
+    names: dict[str, None] = {}
+    outer = ""
+    reason = str(error)
+    while True:
+        key = _KEY.match(reason)
+        if key:
+            names[key[1]] = None
+            reason = reason[key.end() :]
+        if error.__cause__ is None or not reason.lstrip().startswith(REPEATS_CAUSE):
+            break
+        outer = reason
+        error = error.__cause__
+        reason = str(error)
+    if reason.startswith("Expected") and "Errors:" in outer:
+        reason = _reasons_of_types(outer)
+    reason = " ".join(reason.split()).replace("a typing.Literal", "one of ")
+    reason = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", reason)
+    name = ".".join(names)
+    reason = _with_remedy(name, reason, error, known)
     return f"{name}: {reason}" if name else reason
 
 
-def _with_remedy(name: str, reason: str, known: Callable[[], Iterable[str]]) -> str:
-    """Return a reason with what to do, where jsonargparse does not say it."""
+def _reasons_of_types(message: str) -> str:
+    """Return the reason for each type that an option may have, but None, and the value, out of their message."""
+    errors, _, value = message.partition("Errors:")[2].partition("Given value type:")
+    reasons = []
+    for reason in map(str.strip, errors.split("\n  - ")[1:]):
+        if "NoneType" not in reason and reason not in reasons:
+            reasons.append(reason)
+    value = value.partition("Given value: ")[2]
+    if not value.startswith(("Namespace(", "[Namespace(", "NestedArg(")):
+        reasons.append(f"Given value: {value}")
+    return "; ".join(reasons)
+
+
+def _with_remedy(name: str, reason: str, error: BaseException, known: Callable[[], Iterable[str]]) -> str:
+    """Return the reason of an error with what to do, where jsonargparse does not say it."""
     refused = _REFUSED.search(reason)
+    if refused and refused[1].startswith("__main__."):
+        return f"class {refused[1]}: {IN_SCRIPT}"
     if refused:
-        path = refused[1] or refused[2]
-        if path.startswith("__main__.") or refused[2]:
-            why = "is in a script or notebook, or in a function; no command opens its runs until it is in a module"
-            return f"class {path}: {why}"
         why = "it is of the standard library, or came along with a run; name one of your own modules that wraps it"
-        return f"class {path} is refused: {why}"
-    absent = _ABSENT.search(reason)
-    if absent:
-        module = sys.modules.get(absent[1])
-        near = get_close_matches(absent[2], dir(module), n=1, cutoff=0.7)
-        found = f"did you mean {absent[1]}.{near[0]}" if near else f"the module is {getattr(module, '__file__', None)}"
-        return f"{absent[0]}; {found}"
+        return f"class {refused[1]} is refused: {why}"
+    if isinstance(error, ModuleNotFoundError) and error.name and "." not in error.name:
+        return f"{reason}; it is neither in this folder nor installed"
+    if isinstance(error, AttributeError) and isinstance(error.obj, ModuleType):
+        near = get_close_matches(str(error.name), dir(error.obj), n=1, cutoff=0.7)
+        if near:
+            return f"{reason}; did you mean {error.obj.__name__}.{near[0]}"
+        return f"{reason}; the module is {error.obj.__file__}"
     if "'NoneType' object has no attribute 'keys'" in reason:
         return "init_args is empty; give arguments there, or drop it"
     for part, remedy in REMEDIES.items():
-        if re.search(part, reason):
+        if part in reason:
             return f"{reason}{remedy}"
     unknown = _OPTION.search(reason)
-    if unknown:
-        option = f"{name}.{unknown[1]}"
-        near = _near_options(option.removeprefix("."), {*known()} - {option})
-        if near:
-            return f"{reason}; did you mean --{' or --'.join(near)}"
-        reason = f"{reason}; see --help"
-        if not name:  # a word that belongs to no option
-            reason = f"{reason}, and write a list as '[a, b]'"
-    return reason
+    if unknown is None:
+        return reason
+    option = f"{name}.{unknown[1]}"
+    similar = _similar_options(option.removeprefix("."), {*known()} - {option})
+    if similar:
+        return f"{reason}; did you mean --{' or --'.join(similar)}"
+    if name:
+        return f"{reason}; see --help"
+    return f"{reason}; see --help, and write a list as '[a, b]'"  # a word that belongs to no option
 
 
-def _near_options(option: str, known: Iterable[str]) -> list[str]:
-    """Return at most two known options that are similar to a mistyped one, or have its last word."""
+def _similar_options(option: str, known: Iterable[str]) -> list[str]:
+    """Return the known options that have the last word of a mistyped one, at most two, or else one that is similar."""
     group, _, last = option.rpartition(".")
-    similarity = {}
-    for name in sorted(known):
+    names: dict[str, str] = {}  # each name, and what is behind its last dot -> the name
+    same_word = []
+    for name in sorted(sorted(known), key=len):
         part = name.rpartition(".")[2]
-        similarity[name] = SequenceMatcher(None, option, name).ratio()
-        similarity[name] = max(similarity[name], SequenceMatcher(None, option, part).ratio())
+        names[part] = names[name] = name
         if name.startswith(group) and f"_{last}_" in f"_{part}_":
-            similarity[name] += 1
-    nearest = sorted(similarity, key=similarity.__getitem__, reverse=True)[:2]
-    best = max(similarity.values(), default=0.0)
-    least = min(1.0, max(0.8, best))  # the best one, or all that have the last word
-    return [name for name in nearest if similarity[name] >= least]
+            same_word.append(name)
+    similar = get_close_matches(option, names, n=1, cutoff=0.8)
+    return same_word[:2] or [names[text] for text in similar]

@@ -9,7 +9,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import NamedTuple
 
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 
 from softmax_regression.commands.running import run_command
 from softmax_regression.errors import InputError, shell_command
@@ -79,21 +79,11 @@ def run(args: Sequence[str]) -> None:
         needs_value = word in switches and following not in ("true", "false")
         words.append(f"{word}=true" if needs_value else word)  # jsonargparse requires one
     parser = _parser(name, study)
-    options = parser.instantiate(_parse(parser, words)).as_dict()
+    options = parser.instantiate(parser.parse_args(words)).as_dict()
     options.pop("config")
     if not 0 <= options.get("seed", 0) < 2**32:
         raise InputError(f"seed={options['seed']}: must be at least 0 and below 2^32")
     print(study.load()(**options))
-
-
-def _parse(parser: ArgumentParser, words: Sequence[str]) -> Namespace:
-    """Parse the options; an error in a module of the user's own that is imported is an ArgumentError."""
-    try:
-        return parser.parse_args(words)
-    except (ArgumentError, InputError):
-        raise
-    except Exception as error:
-        raise ArgumentError(None, str(error)) from error
 
 
 def _parameters(args: Sequence[str]) -> Mapping[str, Parameter]:
