@@ -98,7 +98,11 @@ class ExperimentCLI(LightningCLI):
         configuration = _configuration_of(self.checkpoint) if self.checkpoint else None
         if self.checkpoint and configuration:
             flags = ["--config", configuration]
-            allow_classes(named_texts([*self.flags, *flags]), _untrusted_folder(self.checkpoint))
+            untrusted = self.checkpoint.run  # its modules may have been copied together with the checkpoint
+            beside = self.checkpoint.path.parent
+            if untrusted is None and beside.resolve() != Path.cwd():
+                untrusted = beside
+            allow_classes(named_texts([*self.flags, *flags]), untrusted)
         else:
             if self.checkpoint and (self.command == "fit" or "model" not in named_classes(self.flags)):
                 remedy = "give a run's folder with its config.yaml, or name its --model and --data for test or predict"
@@ -251,15 +255,6 @@ def _without_unserializable(config: Any) -> Any:
 
 def _has(kind: type, objects: Sequence[Any]) -> bool:
     return any(isinstance(each, kind) for each in objects)
-
-
-def _untrusted_folder(checkpoint: SavedCheckpoint) -> Path | None:
-    """Return the folder whose modules are not trusted, as they may have been copied together with a checkpoint.
-
-    It is the folder of the run or, if there is none, that of the file, unless it is the current folder.
-    """
-    folder = checkpoint.run or checkpoint.path.parent
-    return None if folder.resolve() == Path.cwd() and not checkpoint.run else folder
 
 
 def _configuration_of(checkpoint: SavedCheckpoint) -> str | None:

@@ -26,7 +26,7 @@ class OpenedRun(NamedTuple):
     model: LightningModule  # with the weights of the checkpoint, in evaluation mode
     data: LightningDataModule | None  # set up; None if the run had no data module
     trainer: Trainer
-    config: dict[str, Any]  # the whole configuration of the run
+    config: dict[str, Any]  # the configuration of the run, without `data` if there is none
 
 
 class _Opener(ExperimentCLI):
@@ -76,6 +76,8 @@ def open_run(which: str, dirs: Sequence[str] | None = None) -> OpenedRun:
         raise
     warn_of_other_data(checkpoint.content, cli.datamodule)
     config = yaml.safe_load(cli.recorded_configuration())
+    if cli.datamodule is None:
+        del config["data"]  # the default one, which was not used
     return OpenedRun(checkpoint, cli.model.eval(), cli.datamodule, cli.trainer, config)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import TextWrapper
 
 from softmax_regression.errors import InputError, shell_command
-from softmax_regression.reports.reading import Run, held_out_metrics, read_run, usual_settings
+from softmax_regression.reports.reading import Run, held_out_metrics, read_run, unusual_settings
 from softmax_regression.runs.rows import ROWS_FILE, split_metric
 
 
@@ -37,7 +37,7 @@ def list_runs(logs: Path = Path("logs")) -> str:
         columns[1].append(run.state)
         columns[2].append(str(run.best.get("epoch", "")))
         counts.update(held_out_metrics([run.scores]))
-    details = _unusual_settings(runs)
+    details = _details(runs)
     width = shutil.get_terminal_size().columns  # 80 if the output is no terminal
     wrapper = TextWrapper(width, "    ", "    ", break_long_words=False, break_on_hyphens=False)
     for metric in sorted(counts, key=lambda metric: (split_metric(metric)[0] == "", -counts[metric])):
@@ -66,15 +66,11 @@ def _read(folder: Path) -> Run:
         return Run(folder, {"status": "damaged"}, [], {})
 
 
-def _unusual_settings(runs: Sequence[Run]) -> list[list[str]]:
+def _details(runs: Sequence[Run]) -> list[list[str]]:
     """Return for each run the settings that differ from those of most runs, and other facts worth knowing."""
-    usual = usual_settings(runs)
     found = []
-    for run in runs:
-        words = []
-        for name, value in run.settings.items():
-            if value != usual.get(name):
-                words.append(f"{name}={value}")
+    for run, unusual in zip(runs, unusual_settings(runs), strict=True):
+        words = [f"{name}={value}" for name, value in unusual.items()]
         if str(run.manifest.get("data", {}).get("origin", "")).startswith("generated"):
             words.append("images=generated")
         if run.last and not run.best:

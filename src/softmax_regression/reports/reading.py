@@ -97,9 +97,13 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return settings by the names of their flags, such as `model.lr`; a class by its group, such as `model`."""
+    """Return settings by the names of their flags, such as `model.lr`; a class by its group, such as `model`.
+
+    Those of model and data come first.
+    """
     found: dict[str, str] = {}
-    for name, value in options_of(config).items():
+    first = {group: config[group] for group in ("model", "data") if group in config}
+    for name, value in options_of({**first, **config}).items():
         if name.startswith(HIDDEN):
             continue
         if name.endswith(".class_path"):
@@ -121,35 +125,33 @@ def _values_of_settings(runs: Sequence[Run]) -> dict[str, Counter[str]]:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Return the names of the settings in which runs differ, those of model and data first."""
-    names = [name for name, counts in _values_of_settings(runs).items() if len(counts) > 1]
-    names.sort(key=lambda name: not name.startswith(("model", "data")))  # a stable sort
-    return names
+    """Return the names of the settings in which runs differ."""
+    return [name for name, counts in _values_of_settings(runs).items() if len(counts) > 1]
 
 
-def usual_settings(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the settings that have one value in more than half of the runs that have them."""
-    usual = {}
-    for name, counts in _values_of_settings(runs).items():
-        [(value, count)] = counts.most_common(1)
-        if 2 * count > counts.total():
-            usual[name] = value
-    return usual
+def unusual_settings(runs: Sequence[Run]) -> list[dict[str, str]]:
+    """Return for each run the settings that have another value in at least half of the runs."""
+    counts = _values_of_settings(runs)
+    found = []
+    for run in runs:
+        unusual = {}
+        for name, value in run.settings.items():
+            if 2 * counts[name][value] <= counts[name].total():
+                unusual[name] = value
+        found.append(unusual)
+    return found
 
 
 def labels_of(runs: Sequence[Run]) -> list[str]:
-    """Return a label for each run: its settings that are not the usual ones, with its folder if they are not unique."""
-    names = differing(runs)
-    usual = usual_settings(runs)
-    last_words = Counter(name.rpartition(".")[2] for name in names)
+    """Return a label for each run: its unusual settings, with its folder if they are not unique."""
+    last_words = Counter(name.rpartition(".")[2] for name in differing(runs))
     labels = []
-    for run in runs:
+    for unusual in unusual_settings(runs):
         words = []
-        for name in names:
+        for name, value in unusual.items():
             word = name.rpartition(".")[2]
-            if name in run.settings and run.settings[name] != usual.get(name):
-                shown = word if last_words[word] == 1 else name
-                words.append(f"{shown}={run.settings[name]}")
+            shown = word if last_words[word] == 1 else name
+            words.append(f"{shown}={value}")
         labels.append(shorten(" ".join(words), 40, placeholder=" ..."))
     folders = [run.folder.name for run in runs]
     found = []

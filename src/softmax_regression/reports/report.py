@@ -55,8 +55,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
     rows = {"best epoch": run.best, "last epoch": run.last, "test": run.manifest.get("test", {})}
     metrics = metrics_of(rows.values())
     scores = [[what, row.get("epoch"), *map(row.get, metrics)] for what, row in rows.items() if row]
-    config = _used_config(opened)
-    settings = settings_of(config).items()
+    settings = settings_of(opened.config).items()
     num_classes = _classes_to_guess(opened.model)
     return write_page(
         out,
@@ -73,7 +72,7 @@ def report(which: str, out: Path | None = None, dirs: Sequence[str] | None = Non
         guessing=math.log(num_classes),
         settings=[(name, value) for name, value in settings if name.startswith(ON_TOP) and value != "none"],
         command=run.manifest.get("command", "no command was recorded"),
-        config=yaml.safe_dump(config, sort_keys=False),
+        config=yaml.safe_dump(opened.config, sort_keys=False),
         manifest=json.dumps({**run.manifest, "config": "see above"}, indent=2),
         **page,
     )
@@ -84,14 +83,6 @@ def _classes_to_guess(model: LightningModule) -> int:
     if isinstance(model, Classifier) and type(model).loss in (Classifier.loss, SoftmaxRegression.loss):
         return model.num_classes
     return 1
-
-
-def _used_config(opened: OpenedRun) -> dict[str, Any]:
-    """Return the configuration of a run; without `data`, the default, if it was trained on DataLoaders of a script."""
-    config = dict(opened.config)
-    if opened.data is None:
-        del config["data"]
-    return config
 
 
 def _predictions(opened: OpenedRun, stage: str) -> dict[str, Any]:
