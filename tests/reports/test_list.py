@@ -70,6 +70,14 @@ def test_the_scores_of_a_run_without_a_best_checkpoint_are_of_its_last_epoch(tmp
     ]
 
 
+def test_a_test_score_does_not_replace_the_validation_score_of_the_same_name(tmp_path: Path) -> None:
+    record(tmp_path / "net" / "run", [row(1, f1=0.75)], best=best(1), test={"f1": 0.5})
+    assert list_runs(tmp_path).splitlines()[1:] == [
+        "run  state     epoch  test/f1      f1",
+        "run  finished      1   0.5000  0.7500",
+    ]
+
+
 def test_a_run_without_validation_has_the_metrics_of_its_training(tmp_path: Path) -> None:
     record(tmp_path / "net" / "run", [row(1, train_loss=0.5)], best=best(1))
     assert list_runs(tmp_path).splitlines()[1:] == [

@@ -43,8 +43,13 @@ class Run(NamedTuple):
 
     @property
     def scores(self) -> dict[str, Any]:
-        """The best row or, if there is none, the last one, and the test metrics."""
-        return {**(self.best or self.last), **self.manifest.get("test", {})}
+        """The best or else the last row, and the test metrics; `f1` is `test/f1` if the row has one of its own."""
+        row = self.best or self.last
+        found = dict(row)
+        for name, value in self.manifest.get("test", {}).items():
+            is_taken = name in row and split_metric(name)[0] != "test"
+            found[f"test/{name}" if is_taken else name] = value
+        return found
 
     @property
     def state(self) -> str:
