@@ -440,6 +440,14 @@ class Changing(Net):
         self.trainer.should_stop = self.trainer.current_epoch + 1 == self.epochs
 
 
+class Late(Deep):
+    """It logs a metric from its second epoch on."""
+
+    def on_validation_epoch_end(self) -> None:
+        if self.current_epoch >= 1:
+            self.log("val_late", self.current_epoch)
+
+
 class Rows(LightningDataModule):
     """Rows of four numbers in three classes, in an ordinary DataLoader; which rows, a seed of its own decides."""
 
@@ -536,6 +544,10 @@ class TestAnybodysModel:
             seed_everything(int(seed), verbose=False)
             assert epochs == Changing().epochs
         assert len(set(trained.values())) > 1
+
+    def test_may_log_a_metric_from_a_later_epoch_on(self) -> None:
+        page = sweep.run({"epochs": [3]}, seeds=[0], model=Late, data=Rows, monitor="val_loss")
+        assert [row["val_late"] for row in table(page)] == ["nan", "1.0", "2.0"]
 
     @pytest.mark.parametrize(("lowest", "scale"), [(0.5, "log"), (-0.5, "linear")])
     def test_may_have_switches_and_a_loss_below_zero_in_the_figure(self, lowest: float, scale: str) -> None:

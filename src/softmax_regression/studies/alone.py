@@ -114,11 +114,11 @@ class ScoreRecorder(Checkpoint):
             self.watch(trainer.current_epoch, {})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Record the metrics that were logged in the first epoch."""
+        """Record the metrics; one that is first logged in a later epoch is NaN in those before."""
         row = numbers_of(trainer.callback_metrics)
         epoch = trainer.current_epoch + 1
-        if epoch == 1:
-            self.scores = {name: [] for name in row}
+        for name in row:
+            self.scores.setdefault(name, [math.nan] * (epoch - 1))
         for name, values in self.scores.items():
             values.append(row.get(name, math.nan))
         if self.watch:
