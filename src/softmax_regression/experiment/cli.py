@@ -155,8 +155,8 @@ class ExperimentCLI(LightningCLI):
         """Make the Trainer with the default callbacks, the record of the run, and SafeCheckpointIO."""
         config = self.config_init[self.command]
         options = config.trainer
-        if options.barebones:
-            _drop_defaults_for_barebones(options)
+        if options.barebones and isinstance(options.logger, RunLogger):
+            options.logger = None  # the default one; Lightning refuses any other in a barebones run
         callbacks = as_list(options.callbacks)
         with suppress(Exception):  # of a module that asks its Trainer, which is not there yet
             self.model_callbacks = callbacks_of_module(self.model)
@@ -268,13 +268,3 @@ def _configuration_of(checkpoint: SavedCheckpoint) -> str | None:
     if text:
         check_configuration(text, str(checkpoint.path))
     return text
-
-
-def _drop_defaults_for_barebones(options: Namespace) -> None:
-    """Remove the options of conf/default.yaml that Trainer(barebones=True) does not accept."""
-    if isinstance(options.logger, RunLogger):
-        options.logger = None
-    if options.num_sanity_val_steps == 0:
-        options.num_sanity_val_steps = None
-    if options.enable_model_summary is False:
-        options.enable_model_summary = None
