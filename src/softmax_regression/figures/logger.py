@@ -18,7 +18,7 @@ from softmax_regression.errors import InputError
 from softmax_regression.figures.predictions import figures_of
 from softmax_regression.figures.scoring import choose_loader, score
 from softmax_regression.files import reason
-from softmax_regression.runs.callbacks import BestCheckpoint
+from softmax_regression.runs.callbacks import BestCheckpoint, callbacks_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -60,13 +60,14 @@ class FigureLogger(Callback):
         """Log the histograms at the last step of an epoch; validation removes the gradients."""
         if not trainer.is_last_batch:
             return
+        writer = self._writer(trainer)
+        if writer is None:
+            return
         with self._left_out_on_error(trainer, "histograms"):
-            writer = self._writer(trainer)
             step = trainer.global_step - 1
             for name, parameter in pl_module.named_parameters():
-                if writer:
-                    writer.add_histogram(f"weights/{name}", parameter, step)
-                if writer and parameter.grad is not None:
+                writer.add_histogram(f"weights/{name}", parameter, step)
+                if parameter.grad is not None:
                     writer.add_histogram(f"gradients/{name}", parameter.grad, step)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: Any) -> None:
@@ -145,13 +146,10 @@ class FigureLogger(Callback):
 
 def _best_checkpoint(trainer: Trainer) -> str | None:
     """Return the path of best.ckpt or, without a BestCheckpoint, of what another callback has found the best."""
-    best = None
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor and callback.best_model_path:
-            best = callback.best_model_path
-            if isinstance(callback, BestCheckpoint):
-                break
-    return best
+    for callback in (*callbacks_of(trainer, BestCheckpoint), *callbacks_of(trainer, ModelCheckpoint)):
+        if callback.monitor and callback.best_model_path:
+            return callback.best_model_path
+    return None
 
 
 def _choose(trainer: Trainer, stage: str) -> tuple[Iterable[Any], int | None] | None:

@@ -15,6 +15,7 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from softmax_regression.errors import InputError
 from softmax_regression.figures.drawings import STAGES
+from softmax_regression.runs.callbacks import as_list
 from softmax_regression.runs.loops import changed_by_hooks
 
 Scored = tuple[Tensor, Tensor, Tensor]  # inputs (n, ...), labels (n,) and logits (n, k) of a classifier
@@ -56,9 +57,7 @@ def loaders_by_name(loaders: Any) -> Mapping[Any, Any]:
         loaders = loaders.iterables
     if isinstance(loaders, Mapping):
         return loaders
-    if loaders is None:
-        loaders = []
-    return dict(enumerate(loaders if isinstance(loaders, list | tuple) else [loaders]))
+    return dict(enumerate(as_list(loaders)))
 
 
 def score(trainer: Trainer, module: LightningModule, loader: Iterable[Any], limit: int | None = None) -> Scored:
@@ -107,10 +106,9 @@ def inputs_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
     """
     if isinstance(batch, Mapping):
         batch = list(batch.values())
-    parts = batch if isinstance(batch, list | tuple) else [batch]
     inputs = []
     labels = []
-    for part in parts:
+    for part in as_list(batch):
         if isinstance(part, Tensor) and part.ndim >= 2:
             inputs.append(part)
         elif isinstance(part, Tensor) and part.ndim == 1 and not part.is_floating_point():

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from softmax_regression.data.minibatches import Minibatches, Shuffle, to_float_images
+from softmax_regression.data.minibatches import Minibatches, to_float_images
 from softmax_regression.errors import InputError
 from softmax_regression.model import SoftmaxRegression, cosine
 
@@ -78,8 +78,7 @@ class Stack:
 
     def train_epoch(self) -> Means:
         """Train for one epoch; return the means over its minibatches, each scored before its update."""
-        if isinstance(self.loader.sampler, Shuffle):
-            self.loader.sampler.set_epoch(self.epoch)
+        self.loader.sampler.set_epoch(self.epoch)
         size = self.loader.batch_size
         order = self.loader.order()
         onehot = torch.eye(self.k, device=order.device)

@@ -61,9 +61,11 @@ def run(
         InputError: There are too few images, or the page cannot be written.
     """
     if not issubclass(data, FashionMNISTDataModule):
-        name = FashionMNISTDataModule.__name__
-        raise InputError(f"data={data.__name__}: expected a subclass of {name}, to take few of its images")
-    _check_unchanged(data)
+        expected = "a subclass of FashionMNISTDataModule, to take few of its images"
+        raise InputError(f"data={data.__name__}: expected {expected}")
+    hooks = changed_batches(data)
+    if hooks:
+        raise InputError(f"data={data.__name__}: overfit takes images without its {', '.join(hooks)}; drop --data")
     out = out or STUDIES / folder_name("overfit", model, data, source, quick)
     check_output(out / "index.html", force)
     design = measurements.FULL
@@ -82,13 +84,6 @@ def run(
         training.check_monitor()
     with locked(out, "choose another --out"):
         return _train(out, training, workers)
-
-
-def _check_unchanged(data: type[FashionMNISTDataModule]) -> None:
-    """Refuse a data module that changes its minibatches, as the study takes its images without them."""
-    hooks = changed_batches(data)
-    if hooks:
-        raise InputError(f"data={data.__name__}: overfit takes images without its {', '.join(hooks)}; drop --data")
 
 
 def _train(out: Path, training: OverfitTraining, workers: int) -> Path:

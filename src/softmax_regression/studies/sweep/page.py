@@ -90,11 +90,11 @@ def _figures(plan: Plan, results: Sequence[Result], book: Sequence[Result]) -> d
     figures = {"curves": learning_curves(labelled)}
     counts = {}
     for name in plan.space:
-        counts[name] = len({result.params[name] for result in results})
-    varied = sorted(counts, key=lambda name: -counts[name])  # the hyperparameter with most values first
-    while varied and counts[varied[-1]] == 1:
-        varied.pop()
-    if varied:
+        count_of_name = len({result.params[name] for result in results})
+        if count_of_name > 1:
+            counts[name] = count_of_name
+    if counts:
+        varied = sorted(counts, key=counts.__getitem__, reverse=True)  # the hyperparameter with most values first
         figures["trials"] = scores_by_hyperparameter(varied, results, plan)
     return figures
 

@@ -26,7 +26,7 @@ from softmax_regression.studies.alone import make
 from softmax_regression.studies.folders import STUDIES, folder_name
 from softmax_regression.studies.sweep import page
 from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
-from softmax_regression.studies.sweep.space import Plan, Range, Value
+from softmax_regression.studies.sweep.space import Choices, Plan, Range
 from softmax_regression.studies.sweep.storage import without_password
 from softmax_regression.studies.sweep.training import LightningTraining, StackTraining, Training
 
@@ -78,11 +78,11 @@ def run(
         InputError: The space cannot be searched, the folder has another sweep, or every trial failed.
     """
     if quick:
-        space = _quick_space(space)
         seeds = seeds[:2]
         trials = min(trials, 4)
-    values = {name: _as_values(choices) for name, choices in space.items()}
-    plan = Plan(values, list(seeds), "", _sampler(sampler), _pruner(pruner, prune), trials, model, data, monitor, mode)
+    if prune and pruner is None:
+        pruner = MedianPruner()
+    plan = Plan(_choices(space, quick), list(seeds), "", _sampler(sampler), pruner, trials, model, data, monitor, mode)
     return _search(plan, name, _options(data, source, dirs, quick), quick, workers, storage)
 
 
@@ -97,7 +97,6 @@ def _search(
     folder = STUDIES / "sweep" / folder_name(name, quick=quick)
     check_writable(folder)
     training = _training(plan, options, quick)
-    folder.mkdir(parents=True, exist_ok=True)
     alone = locked(folder, "choose another --name") if storage is None else nullcontext()
     with alone, closing(Search(training.plan, folder, training.train, storage)) as search:
         search.run(workers)
@@ -106,32 +105,19 @@ def _search(
             return page.write(folder, search, test, training, _command(storage))
 
 
-def _as_values(values: list[Any] | Range) -> list[Value] | Range:
-    """Return values that Optuna can choose among: a list or a dictionary as JSON."""
-    if isinstance(values, Range):
-        return values
-    found: list[Value] = []
-    for value in values:
-        found.append(json.dumps(value) if isinstance(value, list | dict) else value)
-    return found
-
-
-def _quick_space(space: dict[str, list[Any] | Range]) -> dict[str, list[Any] | Range]:
-    """Keep the first and the middle value of each list, and train for one and two epochs."""
-    found: dict[str, list[Any] | Range] = {}
+def _choices(space: dict[str, list[Any] | Range], quick: bool) -> dict[str, Choices]:
+    """Return what Optuna can choose among: ranges, and values, of which lists and dictionaries become JSON."""
+    found: dict[str, Choices] = {}
     for name, values in space.items():
-        found[name] = values
-        if not isinstance(values, Range):
-            found[name] = values[:: max(1, len(values) // 2)][:2]
-    found["epochs"] = [1, 2]
+        if isinstance(values, Range):
+            found[name] = values
+            continue
+        if quick:
+            values = values[:: max(1, len(values) // 2)][:2]
+        found[name] = [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
+    if quick:
+        found["epochs"] = [1, 2]
     return found
-
-
-def _pruner(pruner: BasePruner | None, prune: bool) -> BasePruner | None:
-    """Return the pruner that was named, or that of `prune`."""
-    if prune and pruner is None:
-        return MedianPruner()
-    return pruner
 
 
 def _sampler(sampler: BaseSampler | str) -> BaseSampler | None:
@@ -164,16 +150,16 @@ def _options(data: type[LightningDataModule], source: str, dirs: Sequence[str] |
 
 def _training(plan: Plan, options: dict[str, Any], quick: bool) -> Training:
     """Load the data, and return the object that trains on them."""
-    if not issubclass(plan.data, FashionMNISTDataModule):
-        training = LightningTraining(plan, options)
-        if quick:
-            training = replace(training, limits=QUICK_LIMITS)
-    else:
+    images = None
+    limits: dict[str, int] = {}
+    if issubclass(plan.data, FashionMNISTDataModule):
         images = make(plan.data, options)
         plan = replace(plan, identity=f"{images.loaded.sha256}/{len(images.train_index)}")
         if plan.is_stackable:
             return StackTraining(plan, options, images)
-        training = LightningTraining(plan, options, images)
+    elif quick:
+        limits = QUICK_LIMITS
+    training = LightningTraining(plan, options, images, limits)
     training.check_monitor()
     return training
 
