@@ -120,7 +120,7 @@ def model(trained: Path) -> LightningModule:
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
     """What the runs were trained on; 100 test images."""
-    return generate_dataset(600, CLASSES)
+    return generate_dataset(600)
 
 
 def probabilities(model: LightningModule, images: Tensor) -> NDArray[np.float64]:

@@ -29,16 +29,15 @@ class Dataset(NamedTuple):
     test_labels: Tensor
     sha256: str  # one digest of all four, as hexadecimal digits
     origin: str  # where they came from, for messages
-    class_names: tuple[str, ...]
 
 
-def generate_dataset(size: int, class_names: Sequence[str]) -> Dataset:
+def generate_dataset(size: int) -> Dataset:
     """Generate `size` training images, and a sixth as many test images; they are always the same."""
     images, labels = generate(size + max(10, size // 6), seed=0)
     digest = hashlib.sha256(images.numpy().tobytes() + labels.numpy().tobytes()).hexdigest()
     labels = labels.long()
     origin = "generated (data.source=synthetic)"
-    return Dataset(images[:size], labels[:size], images[size:], labels[size:], digest, origin, tuple(class_names))
+    return Dataset(images[:size], labels[:size], images[size:], labels[size:], digest, origin)
 
 
 def load_files(dataset: DatasetClass = FashionMNIST, dirs: Sequence[str] | str | None = None) -> Dataset:
@@ -120,7 +119,7 @@ def _read(files: ImageFiles, folder: Path, empty: Path) -> Dataset:
         raise InputError(f"{folder}: not four IDX files ({reason(error)}); replace them") from error
     labels, test_labels = _labels(files, folder, train), _labels(files, folder, test)
     digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-    return Dataset(train.data, labels, test.data, test_labels, digest, str(folder), files.class_names)
+    return Dataset(train.data, labels, test.data, test_labels, digest, str(folder))
 
 
 def _labels(files: ImageFiles, folder: Path, part: MNIST) -> Tensor:

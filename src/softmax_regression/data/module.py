@@ -141,7 +141,7 @@ class FashionMNISTDataModule(LightningDataModule):
     def _load(self) -> None:
         check_size("synthetic_size", self.synthetic_size, 10, 2_000_000)
         if self.source == "synthetic":
-            data = generate_dataset(self.synthetic_size, self.class_names)
+            data = generate_dataset(self.synthetic_size)
         else:
             data = load_files(type(self).dataset, self.dirs)
         self.val_index, self.train_index = split(data.labels, self.val_size, self.train_size)

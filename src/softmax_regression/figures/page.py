@@ -47,8 +47,6 @@ def check_output(path: Path, force: bool = False) -> None:
 def _stack(figure: Figure) -> bool:
     """Place the panels of a figure below one another, or make a wide one narrower; return False if neither helps."""
     panels = [axes for axes in figure.axes if axes.get_subplotspec()]
-    if not panels:
-        return False
     rows, columns, *_ = panels[0].get_subplotspec().get_geometry()  # type: ignore[union-attr]
     wide, high = figure.get_size_inches()
     if columns == 1:

@@ -1,5 +1,6 @@
 """Measurements of the forms in `numerics`: where they fail, how large their errors are, and how they train."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal, localcontext
@@ -168,24 +169,18 @@ def ulps(got: float, true: Decimal, info: torch.finfo) -> float:
 def trainings(x: Tensor, y: Tensor, steps: int, seed: int) -> list[Training]:
     """Train on images (n, d) in [0, 1] by the book's recipe, with each number type and each form of the loss."""
     runs = []
-    for dtype, init_std in TRAININGS:
-        for form in LOSSES:
-            runs.append(_train(x, y, steps, seed, dtype, init_std, form))
+    for (dtype, init_std), (form, cross_entropy) in itertools.product(TRAININGS, LOSSES.items()):
+        generator = torch.Generator().manual_seed(seed)
+        w = (init_std * torch.randn(x.shape[1], 10, generator=generator)).to(DTYPES[dtype]).requires_grad_()
+        b = torch.zeros(10, dtype=w.dtype, requires_grad=True)
+        optimizer = torch.optim.SGD([w, b], lr=0.1)
+        losses = []
+        for _ in range(steps):
+            batch = torch.randint(len(x), (256,), generator=generator)
+            loss = cross_entropy(x[batch].to(w.dtype) @ w + b, y[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        runs.append(Training(dtype, init_std, form, losses))
     return runs
-
-
-def _train(x: Tensor, y: Tensor, steps: int, seed: int, dtype: str, init_std: float, form: str) -> Training:
-    """Train with minibatches of 256 and a learning rate of 0.1."""
-    generator = torch.Generator().manual_seed(seed)
-    w = (init_std * torch.randn(x.shape[1], 10, generator=generator)).to(DTYPES[dtype]).requires_grad_()
-    b = torch.zeros(10, dtype=w.dtype, requires_grad=True)
-    optimizer = torch.optim.SGD([w, b], lr=0.1)
-    losses = []
-    for _ in range(steps):
-        batch = torch.randint(len(x), (256,), generator=generator)
-        loss = LOSSES[form](x[batch].to(w.dtype) @ w + b, y[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    return Training(dtype, init_std, form, losses)

@@ -38,12 +38,7 @@ COLUMNS = 3  # panels in a row
 def write(folder: Path, search: Search, test: Mapping[str, Sequence[float]], training: Training, command: str) -> Path:
     """Write the results of a finished search; return the path of the page.
 
-    Args:
-        folder: Of the sweep.
-        search: It has at least one result.
-        test: Metric -> the test scores of the best configuration, one for each seed.
-        training: Trains the models of the search.
-        command: The command that repeats the search.
+    `test` has for each metric the test scores of the best configuration, one for each seed.
     """
     plan = search.plan
     results = search.results()

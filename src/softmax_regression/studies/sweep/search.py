@@ -115,7 +115,7 @@ class Search:
         with bar, lost_database_is_a_storage_error():
             try:
                 while len(self.finished) < self.plan.size:
-                    left = None if self.is_shared else self.plan.size - len(self.finished)  # others may finish some
+                    left = self.plan.size - len(self.finished)  # the study ends earlier if others finish some
                     background.submit(self.study.optimize, self._objective, left, **options).result()
                     if not self.plan.is_grid:  # a sampler that has tried everything ends a study, too
                         break

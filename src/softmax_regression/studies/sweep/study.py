@@ -97,8 +97,8 @@ def _search(
     folder = STUDIES / "sweep" / folder_name(name, quick=quick)
     check_writable(folder)
     training = _training(plan, options, quick)
-    alone = locked(folder, "choose another --name") if storage is None else nullcontext()
-    with alone, closing(Search(training.plan, folder, training.train, storage)) as search:
+    only_one = locked(folder, "choose another --name") if storage is None else nullcontext()
+    with only_one, closing(Search(training.plan, folder, training.train, storage)) as search:
         search.run(workers)
         with nullcontext() if storage is None else locked(folder):
             test = search.test(training.test)
