@@ -10,7 +10,6 @@ from typing import NamedTuple
 from unittest import mock
 
 import torch
-from torchvision.datasets import FashionMNIST
 
 from softmax_regression.data import synthetic
 from softmax_regression.data.datasets import Dataset
@@ -71,15 +70,7 @@ def point(examples: int, batch_size: int, device: str) -> Point:
 def _tiled(n: int) -> Dataset:
     images, labels = synthetic.generate(min(n, 60_000), seed=0)
     index = torch.arange(n) % len(labels)
-    return Dataset(
-        images[index],
-        labels.long()[index],
-        images[:10],
-        labels[:10].long(),
-        "",
-        "generated",
-        tuple(FashionMNIST.classes),
-    )
+    return Dataset(images[index], labels.long()[index], images[:10], labels[:10].long(), "", "generated")
 
 
 def _peak() -> float:

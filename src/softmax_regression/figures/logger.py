@@ -60,10 +60,10 @@ class FigureLogger(Callback):
         """Log the histograms at the last step of an epoch; validation removes the gradients."""
         if not trainer.is_last_batch:
             return
-        writer = self._writer(trainer)
-        if writer is None:
-            return
         with self._left_out_on_error(trainer, "histograms"):
+            writer = self._writer(trainer)
+            if writer is None:
+                return
             step = trainer.global_step - 1
             for name, parameter in pl_module.named_parameters():
                 writer.add_histogram(f"weights/{name}", parameter, step)

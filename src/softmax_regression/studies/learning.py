@@ -15,8 +15,8 @@ from softmax_regression.studies.stacked import Stack
 Scores = dict[str, list[float]]  # metric -> its value each time the model was scored
 Labelled = tuple[Tensor, Tensor]  # images (n, 28, 28) uint8, labels (n,) int64
 _GENERATOR_LOCK = threading.Lock()  # all threads share torch's global generator
-# A function that is called during training, with the number of epochs done, and metric -> (m,) of m models after an
-# epoch that was scored, or nothing during an epoch. It may raise an error to end the training.
+# A function that is called during training, at least after each epoch: with the number of epochs done, and metric ->
+# (m,) of m models if they have just been scored, otherwise nothing. It may raise an error to end the training.
 Watcher = Callable[[int, Mapping[str, Tensor]], None]
 
 
@@ -59,17 +59,14 @@ def learn(
     stack = Stack(models, loader, epochs, seed)
     scores: list[Scores] = [{} for _ in variants]
     for epoch in range(1, epochs + 1):
-        if watch:
-            watch(epoch - 1, {})
         scored = {"train": stack.train_epoch()}
-        if epoch % every:
-            continue
-        for stage, labelled in sets.items():
-            scored[stage] = stack.score(*labelled)
-        row = {}
-        for stage, of_stage in scored.items():
-            row[f"{stage}/loss"] = of_stage.loss[place]
-            row[f"{stage}/acc"] = of_stage.acc[place]
+        row: dict[str, Tensor] = {}
+        if epoch % every == 0:
+            for stage, labelled in sets.items():
+                scored[stage] = stack.score(*labelled)
+            for stage, of_stage in scored.items():
+                row[f"{stage}/loss"] = of_stage.loss[place]
+                row[f"{stage}/acc"] = of_stage.acc[place]
         for name, values in row.items():
             for of_model, value in zip(scores, values.tolist(), strict=True):
                 of_model.setdefault(name, []).append(value)
