@@ -11,32 +11,24 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import move_data_to_device
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from softmax_regression.errors import InputError
 from softmax_regression.runs.callbacks import callbacks_of, folder_of
 from softmax_regression.runs.interruption import Interruption
-from softmax_regression.runs.loaders import LoaderPosition, make_loaders_resumable, position_of
+from softmax_regression.runs.loaders import LoaderPosition, loader_states, make_loaders_resumable
 from softmax_regression.runs.loops import (
     call_after,
-    consumed_loaders,
     count_skipped_batches,
     end_restart,
+    loop_positions,
     remove_calls,
     restore_loops,
-    restore_validation,
     resume_after_step,
 )
-from softmax_regression.runs.random_numbers import (
-    generator_state,
-    own_generators,
-    random_state,
-    set_generator_state,
-    set_random_state,
-)
+from softmax_regression.runs.random_numbers import own_states, random_state, set_own_states, set_random_state
 from softmax_regression.runs.rows import RowCallback
-from softmax_regression.runs.running_metrics import RunningMetrics
+from softmax_regression.runs.running_metrics import load_metrics, log_again, running_metrics
 
 INITIAL_CHECKPOINT = "start.ckpt"  # the state before the first step, in the run's folder until last.ckpt is there
 
@@ -70,8 +62,7 @@ class LastCheckpoint(Checkpoint):
         self._due = False  # whether to save after this step, or before the validation that follows it
         self._interruption = Interruption()
         self._position = LoaderPosition()
-        self._running = RunningMetrics()
-        self._gradients: dict[str, Tensor] = {}  # of the run to resume, until they have been set
+        self._saved: dict[str, Any] = {}  # of the run to resume, until its training begins
         self.folder: Path | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -82,51 +73,45 @@ class LastCheckpoint(Checkpoint):
             trainer.precision_plugin.convert_module(pl_module)
         if stage == "fit":
             self._position = LoaderPosition()
-            self._running = RunningMetrics()
+            self._saved = {}
             make_loaders_resumable(trainer, self._position)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Add the random states and running metrics of all processes, and the position in the training data."""
-        checkpoint["softmax_regression.random"] = _of_all_processes(random_state(trainer.strategy.root_device), trainer)
-        checkpoint["softmax_regression.position"] = position_of(trainer)
-        generators = {name: generator_state(each) for name, each in _generators(trainer, pl_module).items()}
-        if generators:
-            checkpoint["softmax_regression.generators"] = _of_all_processes(generators, trainer)
+        """Add the states of all processes, and the position in loops and training data."""
+        checkpoint["softmax_regression.loops"] = loop_positions(trainer)
+        checkpoint["softmax_regression.loaders"] = loader_states(trainer)
+        state = move_data_to_device(_state_of_process(trainer, pl_module), torch.device("cpu"))
+        states = [state] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, state)
+        checkpoint["softmax_regression.processes"] = states
         # Lightning would write the next epoch if this one is over.
         checkpoint["epoch"] = max(trainer.fit_loop.epoch_progress.current.ready - 1, 0)
-        if _keeps_gradients(trainer, pl_module):
-            gradients = move_data_to_device(_gradients(pl_module), torch.device("cpu"))
-            checkpoint["softmax_regression.gradients"] = _of_all_processes(gradients, trainer)
-        running = self._running.state_dict(trainer, pl_module)
-        if any(running.values()):
-            on_cpu = move_data_to_device(running, torch.device("cpu"))
-            checkpoint["softmax_regression.running"] = _of_all_processes(on_cpu, trainer)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Keep what `on_save_checkpoint` has added until training begins; it fits only as many processes as before."""
         if trainer.state.fn != "fit":  # what the training has counted and drawn is nothing to score with
             return
         count_skipped_batches(checkpoint)
-        if len(checkpoint.get("softmax_regression.random", [])) != trainer.world_size:
+        states = checkpoint.get("softmax_regression.processes", [])
+        if len(states) != trainer.world_size:
             return
-        mine = {}  # the states of this process
-        nothing: list[dict[str, Any]] = [{}] * trainer.world_size
-        for name in ("random", "generators", "gradients", "running"):
-            mine[name] = checkpoint.get(f"softmax_regression.{name}", nothing)[trainer.global_rank]
-        self._position.set(checkpoint.get("softmax_regression.position", {}), mine["random"])
-        for name, generator in _generators(trainer, pl_module).items():
-            if name in mine["generators"]:
-                set_generator_state(generator, mine["generators"][name])
-        self._gradients = mine["gradients"]
-        self._running.load_state_dict(mine["running"], pl_module)
+        loops = checkpoint["softmax_regression.loops"]
+        self._saved = states[trainer.global_rank] | {"loops": loops}
+        self._position.random = self._saved["random"]
+        self._position.loaders = checkpoint["softmax_regression.loaders"]
+        self._position.epoch = loops["epoch"]
+        self._position.started = loops["started"]
+        set_own_states(_owners_of_generators(trainer, pl_module), self._saved["generators"])
+        load_metrics(pl_module, self._saved["metrics"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore loops and random states of a resumed run, and install the signal handlers, after Lightning's own."""
         self.folder = folder_of(trainer)
         self._step = trainer.global_step
-        _restore(trainer, pl_module, self._position, self._running)
-        _set_gradients(pl_module, self._gradients)
-        self._gradients = {}
+        if self._saved:
+            _restore(trainer, pl_module, self._saved)
+            self._saved = {}
         call_after(trainer.fit_loop, partial(self._save, trainer))
         call_after(trainer.fit_loop.epoch_loop, partial(self._save_if_due, trainer))
         if self._position.random:
@@ -194,36 +179,44 @@ class LastCheckpoint(Checkpoint):
         self._interruption.end(exception)
 
 
-def _restore(trainer: Trainer, module: LightningModule, position: LoaderPosition, running: RunningMetrics) -> None:
-    """Restore the loops and the metrics of a resumed run, as far as Lightning does not."""
-    if position.random and not position.validating:
+def _state_of_process(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Return what a resumed run needs of this process: generators, metrics, and gradients that the next step uses."""
+    gradients = {}
+    if _keeps_gradients(trainer, module):
+        for name, weight in module.named_parameters():
+            if weight.grad is not None:
+                gradients[name] = weight.grad
+    return {
+        "random": random_state(trainer.strategy.root_device),
+        "generators": own_states(_owners_of_generators(trainer, module)),
+        "metrics": running_metrics(trainer, module),
+        "gradients": gradients,
+    }
+
+
+def _restore(trainer: Trainer, module: LightningModule, saved: dict[str, Any]) -> None:
+    """Restore the loops, metrics and gradients of a resumed run, as far as Lightning does not."""
+    loops = saved["loops"]
+    if not loops["validating"]:
         resume_after_step(trainer)
-    if not position.started:
-        return
-    restore_loops(trainer, module, within_epoch=position.batches > 0)
-    running.log_again(trainer, module)
-    for collector in callbacks_of(trainer, RowCallback):
-        collector.note_logged(trainer)
-    restore_validation(trainer, position.validated, position.validation_loaders)
-    if position.ending and not position.batches:  # a callback has saved before these schedules
-        trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
-    if position.batches:
-        consumed_loaders(trainer)[:] = position.consumed
-
-
-def _set_gradients(module: LightningModule, gradients: dict[str, Tensor]) -> None:
-    """Give the parameters of a module the gradients that `_gradients` returned."""
-    for name, gradient in gradients.items():
+    if loops["started"]:
+        restore_loops(trainer, module, loops)
+        log_again(trainer, module, saved["metrics"])
+        for collector in callbacks_of(trainer, RowCallback):
+            collector.note_logged(trainer)
+        if loops["ending"] and not loops["batches"]:  # a callback has saved before these schedules
+            trainer.fit_loop.epoch_loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+    for name, gradient in saved["gradients"].items():
         weight = module.get_parameter(name)
         weight.grad = gradient.to(weight.device)
 
 
-def _generators(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """Return the random number generators that the module, its data and the callbacks have of their own."""
+def _owners_of_generators(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Return the module, its data and the callbacks, which may have random number generators of their own."""
     objects: dict[str, Any] = {"model": module, "data": trainer.datamodule}  # type: ignore[attr-defined]
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         objects[callback.state_key] = callback
-    return own_generators(objects)
+    return objects
 
 
 def _keeps_gradients(trainer: Trainer, module: LightningModule) -> bool:
@@ -231,16 +224,3 @@ def _keeps_gradients(trainer: Trainer, module: LightningModule) -> bool:
     accumulates = (trainer.fit_loop.batch_idx + 1) % trainer.accumulate_grad_batches != 0
     own = not module.automatic_optimization or is_overridden("optimizer_zero_grad", module)
     return accumulates or own
-
-
-def _gradients(module: LightningModule) -> dict[str, Tensor]:
-    """Return the gradients that the parameters of a module have."""
-    return {name: weight.grad for name, weight in module.named_parameters() if weight.grad is not None}
-
-
-def _of_all_processes(state: dict[str, Any], trainer: Trainer) -> list[dict[str, Any]]:
-    """Return the states that the processes give, in the order of their ranks."""
-    states = [state] * trainer.world_size
-    if trainer.world_size > 1:
-        torch.distributed.all_gather_object(states, state)
-    return states

@@ -4,7 +4,6 @@ Lightning restores neither: it warns, and trains on other images.
 """
 
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,58 +15,35 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from softmax_regression.runs.loops import (
-    consumed_loaders,
-    epoch_of_validation_loaders,
-    is_epoch_over,
-    validated_batches,
-    waiting_batches,
-)
+from softmax_regression.runs.loops import is_epoch_over, waiting_batches
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.random_numbers import (
     RandomState,
-    generator_state,
-    own_generators,
+    own_states,
     random_state,
-    set_generator_state,
+    set_own_states,
     set_random_state,
 )
 
 
 @dataclass
 class LoaderPosition:
-    """The position of a run in its training data, and the states of its random number generators.
+    """Where the training loaders of a resumed run begin.
 
     Attributes:
-        random: The global generators of the run to resume, until they have been set; empty in a new run.
-        loaders: The state of each training loader by its number, see `ResumableLoader.place` and `position_of`; it is
+        random: The states of the global generators, until they have been set; empty in a new run.
+        loaders: The state of each loader by its number, see `ResumableLoader.place` and `loader_states`; it is
             removed when the loader is resumed.
-        batches: Number of batches of this epoch that have been trained on.
         epoch: The current epoch, counted from 0.
         started: Whether any epoch has begun.
-        ending: Whether the checkpoint was saved at the end of an epoch, before all was done.
-        validating: Whether the checkpoint was saved by a callback of the validation, before its step was over.
-        validated: For each validation loader, the number of batches so far.
-        validation_loaders: The epoch in which the validation loaders were made last, see `epoch_of_validation_loaders`.
-        consumed: For each of several training loaders, whether it has begun again in this epoch, as others are longer.
-        places: Number of training loaders for which the Trainer has asked so far.
+        places: Number of loaders for which the Trainer has asked so far.
     """
 
     random: RandomState = field(default_factory=dict)
     loaders: dict[int, dict[str, Any]] = field(default_factory=dict)
-    batches: int = 0
     epoch: int = 0
     started: bool = False
-    ending: bool = False
-    validating: bool = False
-    validated: dict[int, int] = field(default_factory=dict)
-    validation_loaders: float = -math.inf
-    consumed: list[bool] = field(default_factory=list)
     places: int = 0
-
-    def set(self, saved: Mapping[str, Any], random: RandomState) -> None:
-        """Take the values that `position_of` returned, and the generators of this process."""
-        vars(self).update(saved, random=random)
 
 
 class ResumableLoader(DataLoader[Any]):
@@ -163,9 +139,7 @@ class ResumableLoader(DataLoader[Any]):
 
     def source_states(self) -> dict[str, Any]:
         """Return the states of the generators, and the counts that have changed since the loader was made."""
-        states: dict[str, Any] = {}
-        for name, generator in own_generators({"loader": self}).items():
-            states[name] = generator_state(generator)
+        states: dict[str, Any] = own_states({"loader": self})
         for name, where in self._counts().items():
             count = getattr(*where)
             if count != self.counts.get(name):
@@ -174,9 +148,7 @@ class ResumableLoader(DataLoader[Any]):
 
     def set_sources(self, states: Mapping[str, Any]) -> None:
         """Set the generators and counts to what `source_states` returned."""
-        for name, generator in own_generators({"loader": self}).items():
-            if name in states:
-                set_generator_state(generator, states[name])
+        set_own_states({"loader": self}, states)
         for name, where in self._counts().items():
             if name in states:
                 setattr(*where, states[name])
@@ -194,36 +166,25 @@ class ResumableLoader(DataLoader[Any]):
         """Do nothing, see `state_dict`."""
 
 
-def position_of(trainer: Trainer) -> dict[str, Any]:
-    """Return the fields of a `LoaderPosition` for a checkpoint, all but `random`.
+def loader_states(trainer: Trainer) -> dict[int, dict[str, Any]]:
+    """Return the state of each training loader by its number, for `LoaderPosition.loaders`.
 
-    For each loader, `generators` are the states of its sources; within an epoch, `order`, `first` and `batches` are its
-    attributes, and `waiting` is the number of batches that have been fetched but not trained on.
+    `generators` are the states of its sources; within an epoch, `order`, `first` and `batches` are its attributes, and
+    `waiting` is the number of batches that have been fetched but not trained on.
     """
-    progress = trainer.fit_loop.epoch_loop.batch_progress
     is_over = is_epoch_over(trainer)
-    epochs: Any = trainer.fit_loop.epoch_progress.current
     every = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
-    are_made_next = is_over and every and epochs.ready % every == 0
-    loaders: dict[int, dict[str, Any]] = {}
+    if is_over and every and trainer.fit_loop.epoch_progress.current.ready % every == 0:
+        return {}  # the next epoch has new loaders
+    states: dict[int, dict[str, Any]] = {}
     for place, loader in enumerate(CombinedLoader(trainer.train_dataloader).flattened):
-        if are_made_next or not isinstance(loader, ResumableLoader):
+        if not isinstance(loader, ResumableLoader):
             continue
-        loaders[place] = {"generators": loader.source_states()}
+        states[place] = {"generators": loader.source_states()}
         if not is_over:
-            loaders[place] |= {"order": loader.order, "first": loader.first}
-            loaders[place] |= {"batches": loader.batches, "waiting": waiting_batches(trainer)}
-    return {
-        "loaders": loaders,
-        "batches": 0 if is_over else progress.current.ready,
-        "epoch": trainer.current_epoch,
-        "started": epochs.ready > 0,
-        "ending": epochs.processed > epochs.completed,
-        "validating": trainer.validating,
-        "validated": dict(validated_batches(trainer)),
-        "validation_loaders": epoch_of_validation_loaders(trainer),
-        "consumed": list(consumed_loaders(trainer)),
-    }
+            states[place] |= {"order": loader.order, "first": loader.first}
+            states[place] |= {"batches": loader.batches, "waiting": waiting_batches(trainer)}
+    return states
 
 
 def make_loaders_resumable(trainer: Trainer, position: LoaderPosition) -> None:

@@ -56,36 +56,9 @@ def is_epoch_over(trainer: Trainer) -> bool:
     return nothing_follows and not trainer.validating
 
 
-def validated_batches(trainer: Trainer) -> dict[int, int]:
-    """Return the number of batches so far of each validation loader, the x axis of metrics logged on its steps."""
-    return _private(trainer.fit_loop.epoch_loop, "val_loop._seen_batches_per_dataloader", {})
-
-
-def epoch_of_validation_loaders(trainer: Trainer) -> float:
-    """Return the epoch in which the validation loaders were made last; -inf if they are made only once."""
-    if not trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
-        return -math.inf
-    return _private(trainer.fit_loop.epoch_loop, "val_loop._last_val_dl_reload_epoch", -math.inf)
-
-
-def restore_validation(trainer: Trainer, batches: Mapping[int, int], epoch: float) -> None:
-    """Restore what `validated_batches` and `epoch_of_validation_loaders` returned."""
-    if batches and trainer.val_dataloaders is None:  # Lightning would make the loaders later, and count from 0
-        trainer.validating = True
-        trainer.fit_loop.epoch_loop.val_loop.setup_data()
-        trainer.training = True
-    validated_batches(trainer).update(batches)
-    trainer.fit_loop.epoch_loop.val_loop._last_val_dl_reload_epoch = epoch
-
-
 def waiting_batches(trainer: Trainer) -> int:
     """Return the number of batches that were fetched but not trained on: one if the length of the epoch is unknown."""
     return len(_private(trainer.fit_loop, "_data_fetcher.batches", ()))
-
-
-def consumed_loaders(trainer: Trainer) -> list[bool]:
-    """Return for each of several training loaders whether it has begun again in this epoch, as others are longer."""
-    return _private(trainer.fit_loop, "_combined_loader._iterator._consumed", [])
 
 
 def predicted_examples(trainer: Trainer, loader: int, batch: int) -> list[int]:
@@ -137,10 +110,37 @@ def resume_after_step(trainer: Trainer) -> None:
         loop.on_run_start = begin_with_next
 
 
-def restore_loops(trainer: Trainer, module: LightningModule, within_epoch: bool) -> None:
-    """Restore the part of a resumed run's loops that Lightning does not, within an epoch or at the end of one."""
+def loop_positions(trainer: Trainer) -> dict[str, Any]:
+    """Return for a checkpoint what Lightning does not save of its loops, see `restore_loops`.
+
+    `batches` of this epoch have been trained on, 0 if it is over; `started` and `ending` say whether any epoch has
+    begun, and whether one is over but not all that ends it is done; `validating`, whether a callback of a validation
+    saves; `validated` are the numbers of batches of each validation loader, the x axis of metrics logged on its steps;
+    `made_in` is the epoch in which these loaders were made last, -inf if they are made only once; `consumed` says for
+    each of several training loaders whether it has begun again in this epoch, as others are longer.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    epochs: Any = trainer.fit_loop.epoch_progress.current
+    made_in = -math.inf
+    if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+        made_in = _private(loop, "val_loop._last_val_dl_reload_epoch", made_in)
+    return {
+        "epoch": trainer.current_epoch,
+        "batches": 0 if is_epoch_over(trainer) else loop.batch_progress.current.ready,
+        "started": epochs.ready > 0,
+        "ending": epochs.processed > epochs.completed,
+        "validating": trainer.validating,
+        "validated": dict(_private(loop, "val_loop._seen_batches_per_dataloader", {})),
+        "made_in": made_in,
+        "consumed": list(_private(trainer.fit_loop, "_combined_loader._iterator._consumed", [])),
+    }
+
+
+def restore_loops(trainer: Trainer, module: LightningModule, saved: Mapping[str, Any]) -> None:
+    """Restore what `loop_positions` returned, within an epoch or at the end of one."""
     loop: Any = trainer.fit_loop
     epoch = trainer.current_epoch
+    within_epoch = saved["batches"] > 0
     if within_epoch:  # its hook `on_train_epoch_start` is not called again
         connector: Any = _private(trainer, "_logger_connector", None)
         if connector:
@@ -148,6 +148,7 @@ def restore_loops(trainer: Trainer, module: LightningModule, within_epoch: bool)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, GradientAccumulationScheduler | StochasticWeightAveraging):
                 callback.on_train_epoch_start(trainer, module)
+        _private(loop, "_combined_loader._iterator._consumed", [])[:] = saved["consumed"]
     else:
         end_restart(trainer)
         loop.reset()
@@ -156,6 +157,12 @@ def restore_loops(trainer: Trainer, module: LightningModule, within_epoch: bool)
         loop._last_train_dl_reload_epoch = epoch // every * every  # the loaders have been made for this epoch
         if not within_epoch and epoch % every == 0:
             loop._resuming_from_checkpoint = False  # Lightning begins loaders that it makes for an epoch twice
+    if saved["validated"] and trainer.val_dataloaders is None:  # Lightning would make them later, and count from 0
+        trainer.validating = True
+        loop.epoch_loop.val_loop.setup_data()
+        trainer.training = True
+    _private(loop, "epoch_loop.val_loop._seen_batches_per_dataloader", {}).update(saved["validated"])
+    loop.epoch_loop.val_loop._last_val_dl_reload_epoch = saved["made_in"]
 
 
 def end_restart(trainer: Trainer) -> None:

@@ -38,6 +38,18 @@ def set_random_state(state: Mapping[str, Tensor], device: torch.device | None = 
         torch.cuda.set_rng_state(state["cuda"], device)
 
 
+def own_states(objects: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the states of the generators that objects have of their own, see `own_generators`."""
+    return {name: generator_state(generator) for name, generator in own_generators(objects).items()}
+
+
+def set_own_states(objects: Mapping[str, Any], states: Mapping[str, Tensor]) -> None:
+    """Set the generators of objects to what `own_states` returned."""
+    for name, generator in own_generators(objects).items():
+        if name in states:
+            set_generator_state(generator, states[name])
+
+
 def own_generators(objects: Mapping[str, Any]) -> dict[str, Any]:
     """Return the generators among the attributes of objects, and of what these have, each by the path to it."""
     found: dict[str, Any] = {}

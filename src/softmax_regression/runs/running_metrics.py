@@ -4,7 +4,7 @@ Lightning saves none of what was logged, and torchmetrics saves only persistent 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,80 +23,68 @@ from softmax_regression.runs.loops import is_epoch_over
 REDUCTIONS: tuple[Any, ...] = (torch.mean, torch.sum, torch.max, torch.min, sum, max, min)
 
 
-class RunningMetrics:
-    """The metrics that were logged before an interruption, until the training is resumed.
+def running_metrics(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Return what was logged in this process, and the states of the module's metrics, as plain data.
 
-    Attributes:
-        saved: What `state_dict` returned in the interrupted run, until it has been restored. For each metric, `logged`
-            has the arguments of `self.log` and the sums; `values` are `callback_metrics`; `outputs` are the module's
-            own lists and dictionaries of lists, in which many keep what their steps returned; `buffers` are those that
-            are in no `state_dict`, such as a queue of what the module computed before.
+    For each metric, `logged` has the arguments of `self.log` and the sums; `values` are `callback_metrics`; `outputs`
+    are the module's own lists and dictionaries of lists, in which many keep what their steps returned; `buffers` are
+    those that are in no `state_dict`, such as a queue of what the module computed before. Metrics that Lightning resets
+    next, after the current validation or epoch, are left out.
     """
+    results = results_of_epoch(trainer)
+    about_to_be_reset = _logged_metrics(results_of_epoch(trainer, of_validation=True))
+    logged = []
+    outputs = {}
+    if is_epoch_over(trainer):
+        about_to_be_reset += _logged_metrics(results)
+    else:
+        own = dict(_parts(module, Metric))  # a Classifier logs its scores again itself
+        for result in results.values():
+            if not result.has_reset and (result.is_tensor or result.meta.metric_attribute in own):
+                logged.append(_logged(result))
+        for name, value in vars(module).items():
+            if _holds_outputs(value):
+                outputs[name] = dict(value) if isinstance(value, dict) else value
+    states = {}
+    for name, metric in _parts(module, Metric):
+        if not any(metric is each for each in about_to_be_reset):
+            states[name] = _state(metric)
+    trackers = {name: len(tracker) for name, tracker in _parts(module, MetricTracker)}
+    state = {"logged": logged, "metrics": states, "trackers": trackers, "outputs": outputs}
+    return state | {"buffers": _unsaved_buffers(module), "values": dict(trainer.callback_metrics)}
 
-    def __init__(self) -> None:
-        self.saved: dict[str, Any] = {}
 
-    def state_dict(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-        """Return what was logged in this process, and the states of the module's metrics.
+def load_metrics(module: LightningModule, saved: Mapping[str, Any]) -> None:
+    """Load the states of the module's metrics that `running_metrics` returned."""
+    for name, tracker in _parts(module, MetricTracker):
+        for _ in range(len(tracker), saved["trackers"].get(name, 0)):
+            tracker.increment()
+    for name, metric in _parts(module, Metric):
+        vars(metric).update(saved["metrics"].get(name, {}))
 
-        Metrics that Lightning resets next, after the current validation or epoch, are left out.
-        """
-        results = results_of_epoch(trainer)
-        about_to_be_reset = _logged_metrics(results_of_epoch(trainer, of_validation=True))
-        logged = []
-        outputs = {}
-        if is_epoch_over(trainer):
-            about_to_be_reset += _logged_metrics(results)
+
+def log_again(trainer: Trainer, module: LightningModule, saved: Mapping[str, Any]) -> None:
+    """Log again what was logged in the interrupted epoch, and restore `callback_metrics` and the module's lists."""
+    results: Any = results_of_epoch(trainer)
+    saved = move_data_to_device(dict(saved), trainer.strategy.root_device)
+    for logged in saved["logged"]:
+        arguments = logged["arguments"]
+        value: Any = torch.zeros(())
+        if arguments.get("metric_attribute"):
+            value = module.get_submodule(arguments["metric_attribute"])
+        options = {"reduce_fx": REDUCTIONS[logged["reduction"]], "sync_dist_fn": trainer.strategy.reduce}
+        results.log(**arguments, **options, value=value, batch_size=1)
+        vars(results[f"{arguments['fx']}.{arguments['name']}"]).update(logged["state"])
+    trainer.callback_metrics.update(saved["values"])
+    for name, outputs in saved["outputs"].items():
+        kept = getattr(module, name, None)
+        if isinstance(kept, dict):
+            kept.update(outputs)  # it may be a defaultdict
         else:
-            own = dict(_parts(module, Metric))  # a Classifier logs its scores again itself
-            for result in results.values():
-                if not result.has_reset and (result.is_tensor or result.meta.metric_attribute in own):
-                    logged.append(_logged(result))
-            for name, value in vars(module).items():
-                if _holds_outputs(value):
-                    outputs[name] = dict(value) if isinstance(value, dict) else value
-        states = {}
-        for name, metric in _parts(module, Metric):
-            if not any(metric is each for each in about_to_be_reset):
-                states[name] = _state(metric)
-        trackers = {name: len(tracker) for name, tracker in _parts(module, MetricTracker)}
-        state = {"logged": logged, "metrics": states, "trackers": trackers, "outputs": outputs}
-        return state | {"buffers": _unsaved_buffers(module), "values": dict(trainer.callback_metrics)}
-
-    def load_state_dict(self, state: dict[str, Any], module: LightningModule) -> None:
-        """Load the states of the module's metrics, and keep what was logged for `log_again`."""
-        self.saved = state
-        for name, tracker in _parts(module, MetricTracker):
-            for _ in range(len(tracker), state.get("trackers", {}).get(name, 0)):
-                tracker.increment()
-        for name, metric in _parts(module, Metric):
-            vars(metric).update(state.get("metrics", {}).get(name, {}))
-
-    def log_again(self, trainer: Trainer, module: LightningModule) -> None:
-        """Log again what was logged in the interrupted epoch, and restore `callback_metrics` and the module's lists."""
-        results: Any = results_of_epoch(trainer)
-        device = trainer.strategy.root_device
-        for saved in self.saved.get("logged", []):
-            arguments = saved["arguments"]
-            value: Any = torch.zeros(())
-            if arguments.get("metric_attribute"):
-                value = module.get_submodule(arguments["metric_attribute"])
-            options = {"reduce_fx": REDUCTIONS[saved["reduction"]], "sync_dist_fn": trainer.strategy.reduce}
-            results.log(**arguments, **options, value=value, batch_size=1)
-            state = move_data_to_device(saved["state"], device)
-            vars(results[f"{arguments['fx']}.{arguments['name']}"]).update(state)
-        trainer.callback_metrics.update(move_data_to_device(self.saved.get("values", {}), device))
-        for name, outputs in self.saved.get("outputs", {}).items():
-            outputs = move_data_to_device(outputs, device)
-            kept = getattr(module, name, None)
-            if isinstance(kept, dict):
-                kept.update(outputs)  # it may be a defaultdict
-            else:
-                setattr(module, name, outputs)
-        for name, buffer in self.saved.get("buffers", {}).items():
-            owner, _, attribute = name.rpartition(".")
-            setattr(module.get_submodule(owner), attribute, buffer.to(device))
-        self.saved = {}
+            setattr(module, name, outputs)
+    for name, buffer in saved["buffers"].items():
+        owner, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(owner), attribute, buffer)
 
 
 def _holds_outputs(value: Any) -> bool:
