@@ -63,9 +63,9 @@ def check_resumable(
     record = callbacks_of(trainer, RunRecord)[0]
     known = about_run(saved)
     before: dict[str, Any] = {"optimizer": None, "lr_scheduler": None}  # a run started from Python does not record them
-    before |= _options(known.get("config", "{}"))
+    before |= _options(yaml.safe_load(known.get("config", "{}")))
     before |= {"model": known.get("model"), "data": known.get("data")}  # a class may have several names
-    now = _options(str(record.config))
+    now = _options(record.config)
     now |= {"model": class_path_of(type(model)), "data": class_path_of(type(data))}
     callbacks = before["trainer.callbacks"]
     now["trainer.callbacks"] = [each for each in now["trainer.callbacks"] if each in callbacks]
@@ -108,12 +108,12 @@ def check_length(saved: dict[str, Any], trainer: Trainer, before: dict[str, Any]
                 )
 
 
-def _options(text: str) -> dict[str, Any]:
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a configuration by their names as flags; of callbacks only the classes."""
-    config = yaml.safe_load(text)
-    callbacks = as_list(config.get("trainer", {}).pop("callbacks", None))
-    options = {"trainer.callbacks": [callback["class_path"] for callback in callbacks]}
-    for name, value in options_of(config).items():
+    trainer = dict(config.get("trainer", {}))
+    callbacks = as_list(trainer.pop("callbacks", None))
+    options: dict[str, Any] = {"trainer.callbacks": [callback["class_path"] for callback in callbacks]}
+    for name, value in options_of({**config, "trainer": trainer}).items():
         options[name.removesuffix(".class_path")] = value
     return options
 

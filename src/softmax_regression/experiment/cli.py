@@ -144,12 +144,12 @@ class ExperimentCLI(LightningCLI):
         devices = self.options.trainer.devices
         choose_threads(threads, devices if isinstance(devices, int) and devices > 0 else 1)
 
-    def recorded_configuration(self) -> str:
-        """Return the whole configuration as YAML for `--config`."""
+    def recorded_configuration(self) -> dict[str, Any]:
+        """Return the whole configuration as plain data, for `--config`."""
         text = self.parser.dump(_with_absolute_paths(self.config), skip_none=False)
-        config = _without_unserializable(yaml.safe_load(text)[self.command])
+        config: dict[str, Any] = _without_unserializable(yaml.safe_load(text)[self.command])
         config["ckpt_path"] = config["resume"] = None
-        return yaml.safe_dump(config, sort_keys=False)
+        return config
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Make the Trainer with the default callbacks, the record of the run, and SafeCheckpointIO."""
@@ -169,7 +169,7 @@ class ExperimentCLI(LightningCLI):
                 print_rank_zero("early stopping: as your own callback says; --early_stopping... is not used")
         callbacks += [config[group] for group in groups]
         if not options.barebones:
-            callbacks.append(RunRecord(self.recorded_configuration(), self.options.seed_everything))
+            callbacks.append(RunRecord(self.recorded_configuration()))
             if options.enable_progress_bar is not False and not _has(ProgressBar, own):
                 callbacks.append(EpochProgress())
         trainer = Trainer(**{**options, "callbacks": callbacks, **kwargs, **launched_devices()})

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -75,7 +74,7 @@ def open_run(which: str, dirs: Sequence[str] | None = None) -> OpenedRun:
             ) from error
         raise
     warn_of_other_data(checkpoint.content, cli.datamodule)
-    config = yaml.safe_load(cli.recorded_configuration())
+    config = cli.recorded_configuration()
     if cli.datamodule is None:
         del config["data"]  # the default one, which was not used
     return OpenedRun(checkpoint, cli.model.eval(), cli.datamodule, cli.trainer, config)

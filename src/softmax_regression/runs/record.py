@@ -28,7 +28,7 @@ from softmax_regression.runs.events import mark_saved
 from softmax_regression.runs.loops import steps_done
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.rows import Row, RowCallback, count_logged_rows, read_rows, row_collector, rows_file
-from softmax_regression.runs.settings import class_path_of, describe_run, instructions, with_found_values
+from softmax_regression.runs.settings import add_found_values, class_path_of, describe_run, instructions
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -154,18 +154,15 @@ class RunRecord(Callback):
     """Write run.json, metrics.csv and config.yaml, and add to each checkpoint what commands need to open it.
 
     Args:
-        config: The configuration of the run, as YAML; None to take it from model, data and Trainer.
-        seed: The seed of the run; None for what `seed_everything` has set.
+        config: The configuration of the run; None to take it from model, data and Trainer, for each run.
     """
 
-    def __init__(self, config: str | None = None, seed: int | None = None) -> None:
-        self.config = config
-        self.seed = seed
-        self._describes_itself = config is None  # take the configuration from model, data and Trainer, for each run
+    def __init__(self, config: dict[str, Any] | None = None) -> None:
+        self.config = config or {}
+        self._describes_itself = config is None
         self.run: Path | None = None  # on the first process, if there is a logger
-        self._settings: dict[str, Any] = {}  # `config` as a dictionary
-        self._missing_arguments: list[str] = []  # of a run from Python, see RunDescription
-        self._missing_callbacks: list[str] = []
+        self._text = ""  # `config` as YAML, once the training begins
+        self._missing: dict[str, list[str]] = {}  # of a run from Python, see `describe_run`
         self._saved: Mapping[str, Any] | None = None  # parts of the checkpoint of a resumed run
 
     def _update(self, **entries: Any) -> None:
@@ -184,26 +181,26 @@ class RunRecord(Callback):
         self._start = time.perf_counter()
         folder = folder_of(trainer)
         before, self.run = self.run, None
-        run = folder if trainer.is_global_zero else None
-        if run and run != before and not self._saved and (run / "run.json").exists():
-            raise InputError(f"{run}: is another run's; give the logger another name or version")
-        self.run = run
+        if folder and trainer.is_global_zero:
+            if folder != before and not self._saved and (folder / "run.json").exists():
+                raise InputError(f"{folder}: is another run's; give the logger another name or version")
+            self.run = folder
         if self._describes_itself:
-            self.config, self._missing_arguments, self._missing_callbacks = describe_run(trainer, pl_module)
-        self.config = with_found_values(str(self.config), trainer, pl_module)
-        self._settings = yaml.safe_load(self.config)
+            self.config, self._missing = describe_run(trainer, pl_module)
+        add_found_values(self.config, trainer, pl_module)
+        self._text = yaml.safe_dump(self.config, sort_keys=False)
         finetunes = callbacks_of(trainer, BaseFinetuning)
         if self._saved and (finetunes or not self._describes_itself):  # a script may freeze other parts than before
             _restore_frozen(pl_module, about_run(self._saved).get("frozen"))
         if type(pl_module).__module__ == "__main__":
             note = "is in a script or notebook; no command opens its runs until it is in a module"
             print_rank_zero(f"note: class {class_path_of(type(pl_module))}: {note}", file=sys.stderr)
-        for name in self._missing_arguments:
+        for name in self._missing.get("missing_arguments", []):
             note = f"{name} is saved nowhere; give --{name} to commands that open this run"
             print_rank_zero(f"note: {note}", file=sys.stderr)
         rows.file = None
         if self.run:
-            write(str(self.config).encode(), self.run / "config.yaml")  # some loggers have made no folder
+            write(self._text.encode(), self.run / "config.yaml")  # some loggers have made no folder
             self._update(**self._facts(trainer), **environment())
             rows.file = rows_file(self.run, trainer.loggers)
         if folder and self._saved and trainer.ckpt_path:
@@ -212,7 +209,7 @@ class RunRecord(Callback):
 
     def _facts(self, trainer: Trainer) -> dict[str, Any]:
         """Return the entries of run.json that are known as the training begins."""
-        seed = os.environ.get("PL_GLOBAL_SEED") if self.seed is None else self.seed
+        seed = os.environ.get("PL_GLOBAL_SEED")
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         data = {"origin": origin_of(datamodule) if datamodule else "DataLoaders of a script"}
         images = loaded_images(datamodule)
@@ -223,7 +220,7 @@ class RunRecord(Callback):
             "stopped": None,
             "seed": seed and int(seed),
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "config": self._settings,
+            "config": self.config,
             "device": {"type": str(trainer.strategy.root_device), "count": trainer.world_size},
             "data": data,
             "threads": torch.get_num_threads(),
@@ -240,7 +237,7 @@ class RunRecord(Callback):
             check_not_moved(self.run)
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         checkpoint[RUN] = {
-            "config": self.config,
+            "config": self._text,
             "threads": torch.get_num_threads(),
             "model": class_path_of(type(pl_module)),
             "data": class_path_of(type(datamodule)) if datamodule else None,
@@ -248,16 +245,14 @@ class RunRecord(Callback):
             "step": steps_done(trainer),
             "batches": trainer.fit_loop.total_batch_idx,
             "rows": row_collector(trainer, self).saved(trainer),
-            "missing_arguments": self._missing_arguments,
-            "missing_callbacks": self._missing_callbacks,
             "frozen": _frozen(pl_module),
             "buffers": [name for name, _ in pl_module.named_buffers()],
+            **self._missing,
         }
         if not self._describes_itself:
-            settings = self._settings or yaml.safe_load(str(self.config))  # a finder saves before the training begins
             for part, group in (pl_module, "model"), (datamodule, "data"):
                 if part is not None and checkpoint.get(part.CHECKPOINT_HYPER_PARAMS_NAME) == "kwargs":
-                    checkpoint[part.CHECKPOINT_HYPER_PARAMS_KEY] = instructions(settings[group])
+                    checkpoint[part.CHECKPOINT_HYPER_PARAMS_KEY] = instructions(self.config[group])
         if trainer.is_global_zero:
             mark_saved(trainer.loggers, steps_done(trainer), checkpoint[RUN]["batches"])
             checkpoint[RUN]["csv_rows"] = count_logged_rows(trainer.loggers)

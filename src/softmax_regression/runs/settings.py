@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeGuard, get_origin
+from typing import Any, TypeGuard, get_origin
 
 import torch
 import yaml
@@ -49,14 +49,6 @@ FOUND = ("lr", "learning_rate", "batch_size")  # the arguments that the finders 
 # To LightningCLI, but not to YAML, `1e5` is a number: a text of this form needs quotation marks.
 _EXPONENT = re.compile(r"[-+]?\d[\d_]*(\.[\d_]*)?[eE][-+]?\d+$")
 yaml.SafeDumper.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+0123456789"))
-
-
-class RunDescription(NamedTuple):
-    """The configuration of a run that was started from Python, and what it lacks."""
-
-    config: str  # as YAML
-    missing_arguments: list[str]  # of model and data, named like their flags: `model.width`
-    missing_callbacks: list[str]  # in words: `the callback Average, for its argument weights`
 
 
 def class_path_of(kind: type) -> str:
@@ -134,8 +126,12 @@ def instructions(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {"_instantiator": INSTANTIATOR, "_class_path": settings["class_path"], **arguments}
 
 
-def describe_run(trainer: Trainer, pl_module: LightningModule) -> RunDescription:
-    """Return the configuration of a run whose model, data and Trainer were made in Python."""
+def describe_run(trainer: Trainer, pl_module: LightningModule) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Return the configuration of a run whose model, data and Trainer were made in Python, and what it lacks.
+
+    These are `missing_arguments` of model and data, named like their flags, such as `model.width`, and
+    `missing_callbacks` in words, such as `the callback Average, for its argument weights`.
+    """
     config: dict[str, Any] = {"trainer": _trainer_settings(trainer)}
     missing_callbacks = _describe_callbacks(trainer, pl_module, config)
     missing_arguments = []
@@ -144,7 +140,7 @@ def describe_run(trainer: Trainer, pl_module: LightningModule) -> RunDescription
             config[group], missing = _describe_part(part)
             missing_arguments += [f"{group}.{name}" for name in missing]
     config["seed_everything"] = int(os.environ.get("PL_GLOBAL_SEED", 0))
-    return RunDescription(yaml.safe_dump(config, sort_keys=False), missing_arguments, missing_callbacks)
+    return config, {"missing_arguments": missing_arguments, "missing_callbacks": missing_callbacks}
 
 
 def _describe_callbacks(trainer: Trainer, pl_module: LightningModule, config: dict[str, Any]) -> list[str]:
@@ -247,21 +243,19 @@ def _argument(callback: Callback, name: str) -> Any:
     return getattr(callback, name) if hasattr(callback, name) else getattr(callback, f"_{name}")
 
 
-def with_found_values(config: str, trainer: Trainer, pl_module: LightningModule) -> str:
-    """Return a configuration with the learning rate and the batch size that Lightning's finders have found."""
+def add_found_values(config: dict[str, Any], trainer: Trainer, pl_module: LightningModule) -> None:
+    """Add to a configuration the learning rate and the batch size that Lightning's finders have found."""
     if not callbacks_of(trainer, FINDERS):
-        return config
-    settings = yaml.safe_load(config)
+        return
     for group, part in (("model", pl_module), ("data", trainer.datamodule)):  # type: ignore[attr-defined]
         if part is None:
             continue
-        arguments = settings.get(group, {}).setdefault("init_args", {})
+        arguments = config.get(group, {}).setdefault("init_args", {})
         taken = inspect.signature(type(part)).parameters
         for name in FOUND:
             value = getattr(part, name, part.hparams.get(name))
             if name in taken and isinstance(value, int | float):
                 arguments[name] = value
-    return yaml.safe_dump(settings, sort_keys=False)
 
 
 def drop_finders(trainer: Trainer) -> None:
