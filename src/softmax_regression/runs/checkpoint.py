@@ -37,10 +37,10 @@ def about_run(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     return dict(checkpoint.get(RUN, {}))
 
 
-def dumps(checkpoint: dict[str, Any]) -> bytes:
-    """Return a checkpoint as the bytes of its file, a zip archive for torch.load."""
+def dumps(content: Any) -> bytes:
+    """Return the content of a checkpoint, or a part of it, as the bytes of a file, a zip archive for torch.load."""
     buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
+    torch.save(content, buffer)
     return buffer.getvalue()
 
 
@@ -90,12 +90,10 @@ def _with_plain_hyperparameters(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def _check_loadable(checkpoint: dict[str, Any]) -> None:
     """Raise an InputError with the name of the entry that could not be read again, if there is one."""
-    if is_plain_data(checkpoint) or _is_loadable(checkpoint):
-        return
     for name, value in checkpoint.items():
         parts = value if name == "callbacks" else {name: value}
         for part, state in parts.items():
-            if not _is_loadable({part: state}):
+            if not is_plain_data(state) and not _is_loadable(state):
                 raise InputError(
                     f"{part}: its state in a checkpoint could not be read again with weights_only=True; "
                     "let it save plain data and tensors"
@@ -114,7 +112,7 @@ def is_plain_data(value: Any) -> bool:
     return all(map(is_plain_data, value))
 
 
-def _is_loadable(value: dict[str, Any]) -> bool:
+def _is_loadable(value: Any) -> bool:
     try:
         torch.load(io.BytesIO(dumps(value)), map_location="meta", weights_only=True)
     except Exception:  # whatever pickle says of it
@@ -133,15 +131,14 @@ def read(path: Path | str) -> dict[str, Any]:
         raise InputError(f"{path}: checkpoints are read from files, not from URLs; download it and {REMEDY}")
     try:
         if not Path(path).is_file():
-            raise InputError(f"{path}: no such checkpoint file; {REMEDY}")
+            raise ValueError("no such checkpoint file")
         with Path(path).open("rb") as file:
             data = file.read(len(ZIP_START))
             if data == ZIP_START:  # do not read a large file of another kind
                 data += file.read()
+        return _loads(data)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read ({error.strerror or error}); {REMEDY}") from error
-    try:
-        return _loads(data)
     except ValueError as error:
         raise InputError(f"{path}: {error}; {REMEDY}") from error
 

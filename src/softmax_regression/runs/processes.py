@@ -48,10 +48,7 @@ def cores() -> int:
 def choose_threads(asked: int | None, processes: int) -> None:
     """Set the number of CPU threads of each process: `asked`, or else OMP_NUM_THREADS, or else one.
 
-    Milliseconds for a step with 1 and 2 threads, on two idle cores | with one of them busy (torch 2.14):
-    linear, batch size 256: 0.57 0.51 | 0.59 1.05; 4,096: 17.5 10.9 | 18.0 32.2;
-    MLP, batch size 256: 2.2 1.6 | 2.3 3.3; 4,096: 35 18 | 35 53. Where a core is busy, which is common, two threads are
-    slower in every row. Command: python -m tests.benchmarks.thread_table
+    One, since two threads are slower as soon as a core is busy: see the table in docs/speed.md.
     """
     if asked is None and not os.environ.get("OMP_NUM_THREADS"):
         asked = 1
