@@ -18,7 +18,6 @@ from torchmetrics.classification import MulticlassAccuracy
 from softmax_regression.errors import DivergedError, InputError
 from softmax_regression.metrics import EpochScores, learning_rate
 
-STAGES = ("train", "val", "test")
 Batch = tuple[Tensor, Tensor]  # images (n, ...), classes (n,)
 # Above 2**24, neighbouring float32 numbers differ by two nats, so that a mean cross-entropy has no meaning. The limit
 # is much higher, as the loss of a subclass may be a sum, for example of squares over the pixels of a minibatch.
