@@ -90,16 +90,18 @@ def test_a_run_is_running_as_long_as_a_process_keeps_its_folder(tmp_path: Path) 
     record(tmp_path / "softmax" / "killed", status="running")
     record(tmp_path / "softmax" / "diverged", status="diverged")
     (record(tmp_path / "softmax" / "damaged") / "run.json").write_text("[1]")
+    record(tmp_path / "softmax" / "of_another_tool", config="train.yaml")
     at_work = record(tmp_path / "other" / "at_work", status="running")
     (tmp_path / "sweep" / "page").mkdir(parents=True)  # no run
     with locked(at_work):
         lines = list_runs(tmp_path).splitlines()[2:]
-    assert lines.count("    no metrics.csv") == 4
+    assert lines.count("    no metrics.csv") == 5
     states = [line.split() for line in lines if not line.startswith(" ")]
     assert dict(states) == {
         "softmax/killed": "interrupted",
         "softmax/diverged": "diverged",
         "softmax/damaged": "damaged",
+        "softmax/of_another_tool": "damaged",
         "other/at_work": "running",
     }
 

@@ -42,6 +42,10 @@ def read_manifest(run: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not a manifest ({error}); delete it") from error
     if not isinstance(manifest, dict):
         raise InputError(f"{path}: not a manifest (it holds a {type(manifest).__name__}); delete it")
+    for name in ("best", "config", "data", "test"):
+        entry = manifest.get(name) or {}
+        if not isinstance(entry, dict):
+            raise InputError(f"{path}: not a manifest ({name} is a {type(entry).__name__}); delete it")
     return manifest
 
 
