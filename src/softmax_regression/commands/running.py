@@ -86,9 +86,10 @@ def run_command(command: Callable[[], object], known: Callable[[], Iterable[str]
             found = describe_error(error, known)
             if found is None:
                 raise
+            message, code = found
             if _is_printed(error):
-                print(found[0], file=sys.stderr)
-            return found[1]
+                print(message, file=sys.stderr)
+            return code
         finally:
             sys.path[:] = path
             out.flush()

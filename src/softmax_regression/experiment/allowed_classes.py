@@ -8,6 +8,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -45,10 +46,9 @@ def _is_allowed(name: str, run: Path | None) -> bool:
         return False
     if run is None:
         return True
-    try:
+    spec = None
+    with suppress(ImportError, ValueError):
         spec = find_spec(name)
-    except (ImportError, ValueError):
-        return False
     if spec is None:
         return False
     folder = run.resolve()

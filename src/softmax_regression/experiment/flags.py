@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,22 +67,21 @@ def flag_value(args: Sequence[str], name: str) -> str | None:
     return value
 
 
-def find_command(args: Sequence[str], commands: Iterable[str], expected: str) -> str:
+def find_command(args: Sequence[str], commands: Collection[str], expected: str) -> str:
     """Return the first word of a command line, which must be a command.
 
     Raises:
         InputError: It is no command; the message ends with `expected`.
     """
-    names = list(commands)
     if not args:
         raise InputError(f"no command was given{expected}")
-    if args[0] in names:
+    if args[0] in commands:
         return args[0]
     for word in args:
-        if word in names:
+        if word in commands:
             moved = " ".join([word, *(each for each in args if each != word)])
             raise InputError(f"{args[0]}: put it behind the command\n  {moved}")
-    near = difflib.get_close_matches(args[0], names, n=1)
+    near = difflib.get_close_matches(args[0], commands, n=1)
     meant = f"; did you mean {near[0]}?" if near else ""
     raise InputError(f"{args[0]}: no such command{meant}{expected}")
 
