@@ -204,24 +204,19 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
             self._watch(monitor, mode)
 
     def switch_off(self) -> None:
-        """Keep no best.ckpt, in no run."""
+        """Keep no best.ckpt in the runs that begin from now on."""
         self.given_monitor = None
-        self._switch_off_in_run()
-
-    def _switch_off_in_run(self) -> None:
-        self.monitor = None
-        self.save_top_k = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Choose the monitor and the folder; without a folder nothing is kept.
 
         The first training of a Trainer begins anew: the callback may have been used by another Trainer.
         """
-        if stage == "fit" and not trainer.global_step:  # the state of a resumed run is loaded later
-            self.best = None
-            self._has_validated = False
-            self._watch(self.given_monitor, self.given_mode or "min")
         if stage == "fit":
+            if not trainer.global_step:  # the state of a resumed run is loaded later
+                self.best = None
+                self._has_validated = False
+                self._watch(self.given_monitor, self.given_mode or "min")
             self.follow_early_stopping(trainer)
             folder = folder_of(trainer)
             if folder:
@@ -249,7 +244,8 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         if self.monitor in (None, *trainer.callback_metrics, "epoch", "step"):
             return
         if self.monitor == DEFAULT_MONITOR:
-            self._switch_off_in_run()
+            self.monitor = None  # in this run
+            self.save_top_k = 0
             print_rank_zero(f"no best.ckpt: nothing logs {DEFAULT_MONITOR}; choose with --best_checkpoint.monitor")
         elif not trainer.validating:
             logged = ", ".join(trainer.callback_metrics)
