@@ -28,7 +28,7 @@ from softmax_regression.runs.events import mark_saved
 from softmax_regression.runs.loops import steps_done
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.rows import Row, RowCallback, count_logged_rows, read_rows, row_collector, rows_file
-from softmax_regression.runs.settings import add_found_values, class_path_of, describe_run, instructions
+from softmax_regression.runs.settings import add_found_values, class_path_of, describe_run, hyperparameters_of
 
 
 def read_manifest(run: Path) -> dict[str, Any]:
@@ -256,7 +256,7 @@ class RunRecord(Callback):
         if not self._describes_itself:
             for part, group in (pl_module, "model"), (datamodule, "data"):
                 if part is not None and checkpoint.get(part.CHECKPOINT_HYPER_PARAMS_NAME) == "kwargs":
-                    checkpoint[part.CHECKPOINT_HYPER_PARAMS_KEY] = instructions(self.config[group])
+                    checkpoint[part.CHECKPOINT_HYPER_PARAMS_KEY] = hyperparameters_of(self.config[group])
         if trainer.is_global_zero:
             mark_saved(trainer.loggers, steps_done(trainer), checkpoint[RUN]["batches"])
             checkpoint[RUN]["csv_rows"] = count_logged_rows(trainer.loggers)

@@ -113,7 +113,7 @@ def _describe_part(part: Any) -> tuple[dict[str, Any], list[str]]:
     return settings, missing
 
 
-def instructions(settings: Mapping[str, Any]) -> dict[str, Any]:
+def hyperparameters_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return hyperparameters for a checkpoint by which `load_from_checkpoint` makes a model or data module again.
 
     Its arguments may be objects, such as layers: they are made by the parser of LightningCLI, of which these are the
