@@ -22,6 +22,8 @@ import torch
 from examples.mlp import MLP
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
@@ -32,7 +34,7 @@ from killed import start_study
 from marks import slow
 from softmax_regression.commands.study import main
 from softmax_regression.data.module import FashionMNISTDataModule
-from softmax_regression.errors import DivergedError, InputError, Interrupted
+from softmax_regression.errors import DivergedError, InputError, Interrupted, StorageError
 from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.studies.stacked import Means, Stack
@@ -191,6 +193,15 @@ def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(data: FashionMNISTDat
     assert errors["batch_size=16, lr=1e+38, epochs=2, seed=0"].startswith("DivergedError: val/loss=")
     message = "InputError: batch_size=9999: must be at most 200, the number of training images"
     assert errors["batch_size=9999, seed=0"] == message
+
+
+def test_a_full_disk_is_one_line(data: FashionMNISTDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise StorageInternalError("disk is full")
+
+    monkeypatch.setattr(RDBStorage, "set_trial_state_values", fail)
+    with pytest.raises(StorageError, match=r"disk is full.*start again"):
+        searched(data, "full", Plan({"lr": [0.1], "epochs": [1]}, seeds=[0]))
 
 
 def test_if_all_trials_fail_one_line_says_why(data: FashionMNISTDataModule) -> None:

@@ -50,6 +50,10 @@ def lost_database_is_a_storage_error() -> Iterator[None]:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
         raise StorageError(f"storage: lost it ({format_error(error)}); start again to continue") from error
+    except AssertionError as error:  # Optuna's, in the place of the error when the end of a trial cannot be written
+        if not isinstance(error.__context__, StorageInternalError):
+            raise
+        raise StorageError(f"storage: lost it ({format_error(error.__context__)}); start again to continue") from error
 
 
 def without_password(url: str) -> str:
