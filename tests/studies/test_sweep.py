@@ -195,13 +195,20 @@ def test_a_failing_trial_is_recorded_and_the_sweep_goes_on(data: FashionMNISTDat
     assert errors["batch_size=9999, seed=0"] == message
 
 
-def test_a_full_disk_is_one_line(data: FashionMNISTDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["set_trial_state_values", "set_trial_user_attr"])
+def test_a_full_disk_is_one_line_and_ends_no_trial(
+    method: str, data: FashionMNISTDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan({"batch_size": [32], "epochs": [1]}, seeds=[0])
+
     def fail(*_: object, **__: object) -> None:
         raise StorageInternalError("disk is full")
 
-    monkeypatch.setattr(RDBStorage, "set_trial_state_values", fail)
-    with pytest.raises(StorageError, match=r"disk is full.*start again"):
-        searched(data, "full", Plan({"lr": [0.1], "epochs": [1]}, seeds=[0]))
+    with monkeypatch.context() as patch:
+        patch.setattr(RDBStorage, method, fail)
+        with pytest.raises(StorageError, match=r"disk is full.*start again"):
+            searched(data, "full", plan)
+    assert states(searched(data, "full", plan)) == [TrialState.RUNNING, TrialState.COMPLETE]
 
 
 def test_if_all_trials_fail_one_line_says_why(data: FashionMNISTDataModule) -> None:

@@ -34,7 +34,12 @@ from softmax_regression.runs.processes import choose_threads, cores
 from softmax_regression.studies.learning import Scores, Watcher
 from softmax_regression.studies.sweep.results import Result, failures, ranked
 from softmax_regression.studies.sweep.space import Params, Plan
-from softmax_regression.studies.sweep.storage import lost_database_is_a_storage_error, one_machine, open_storage
+from softmax_regression.studies.sweep.storage import (
+    lost_database_is_a_storage_error,
+    one_machine,
+    open_storage,
+    trial_stays_unfinished,
+)
 from softmax_regression.studies.sweep.training import longest
 
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -125,6 +130,7 @@ class Search:
                 self.stop.set()
                 background.shutdown()
 
+    @trial_stays_unfinished()
     def _objective(self, trial: Trial) -> float:
         """Train the models of a trial and store their scores; return the score of the best one."""
         trial.set_user_attr("machine", socket.gethostname())

@@ -50,10 +50,19 @@ def lost_database_is_a_storage_error() -> Iterator[None]:
         yield
     except (StorageInternalError, SQLAlchemyError) as error:
         raise StorageError(f"storage: lost it ({format_error(error)}); start again to continue") from error
-    except AssertionError as error:  # Optuna's, in the place of the error when the end of a trial cannot be written
+    except (AssertionError, SystemExit) as error:  # Optuna's assertion, if it cannot write the end of a trial
         if not isinstance(error.__context__, StorageInternalError):
             raise
         raise StorageError(f"storage: lost it ({format_error(error.__context__)}); start again to continue") from error
+
+
+@contextmanager
+def trial_stays_unfinished() -> Iterator[None]:
+    """End the search if the results of a trial cannot be stored: with an error, Optuna would count it as failed."""
+    try:
+        yield
+    except StorageInternalError as error:
+        raise SystemExit from error
 
 
 def without_password(url: str) -> str:
