@@ -46,6 +46,17 @@ def test_early_stopping_on_a_metric_of_the_training_stops_where_lightnings_does(
     assert manifest(only_run())["final"]["epoch"] == trainer.current_epoch
 
 
+def test_a_module_without_a_test_step_is_not_told_to_test(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("untested.py").write_text(
+        "from lightning.pytorch import LightningModule\nfrom zoo.modules import Plain\n\n\n"
+        "class Untested(Plain):\n    test_step = LightningModule.test_step\n"
+    )
+    assert main(["fit", *USUAL, "--model=untested.Untested", "--trainer.max_epochs=1"]) == 0
+    printed = capsys.readouterr().out
+    assert " report logs" in printed
+    assert " test --ckpt_path" not in printed
+
+
 def test_early_stopping_by_flags_beside_ones_own_stops_a_resumed_run_too() -> None:
     own = ["--trainer.callbacks+=lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor=val_loss"]
     flags = ["--early_stopping.monitor=fit_loss", "--early_stopping.mode=max", "--early_stopping.patience=2"]

@@ -9,6 +9,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from softmax_regression.data.module import origin_of
 from softmax_regression.errors import InputError, shell_command
@@ -30,9 +31,10 @@ def summary(trainer: Trainer, run: Path | None) -> str:
         lines.append(f"best epoch {row['epoch']}, by {row['monitor']}: {metrics_text(row)}")
     if not run:
         return "\n".join([*lines, "nothing is kept: there is no logger"])
-    test = shell_command("train.py", "test", "--ckpt_path", str(run))
-    report = shell_command("study.py", "report", str(run))
-    lines += [f"checkpoints: {run / 'checkpoints'}", "next:", f"  {test}", f"  {report}"]
+    lines += [f"checkpoints: {run / 'checkpoints'}", "next:"]
+    if is_overridden("test_step", trainer.lightning_module):
+        lines.append(f"  {shell_command('train.py', 'test', '--ckpt_path', str(run))}")
+    lines.append(f"  {shell_command('study.py', 'report', str(run))}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         lines.append(f"  {shlex.join(['tensorboard', '--logdir', str(run.parent.parent)])}")
     return "\n".join(lines)
