@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any, ClassVar, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import FashionMNIST
@@ -195,10 +195,7 @@ class FashionMNISTDataModule(LightningDataModule):
         self, images: Tensor, labels: Tensor, index: Tensor, batch_size: int | None = None, seed: int | None = None
     ) -> Minibatches:
         """Return a loader for this process and the device of the Trainer; without a Trainer, for the CPU."""
-        rank, world_size, device = 0, 1, torch.device("cpu")
-        if self.trainer:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            device = self.trainer.strategy.root_device
+        rank, world_size, device = _share_of(self.trainer)
         if self.device == "auto":
             images, labels = self._on(device, images), self._on(device, labels)
         return Minibatches(images, labels, index, batch_size or self.eval_batch_size, seed, rank, world_size, device)
@@ -222,6 +219,13 @@ class FashionMNISTDataModule(LightningDataModule):
         Lightning restores a loader itself, but not if a schedule has needed its number of steps before.
         """
         self._position = state_dict.get("position", {})
+
+
+def _share_of(trainer: Trainer | None) -> tuple[int, int, torch.device]:
+    """Return the rank, the number of processes and the device of a Trainer; without one, those of this process."""
+    if trainer is None:
+        return 0, 1, torch.device("cpu")
+    return trainer.global_rank, trainer.world_size, trainer.strategy.root_device
 
 
 def loaded_images(data: object) -> Dataset | None:

@@ -61,8 +61,7 @@ def run(
         InputError: There are too few images, or the page cannot be written.
     """
     if not issubclass(data, FashionMNISTDataModule):
-        expected = "a subclass of FashionMNISTDataModule, to take few of its images"
-        raise InputError(f"data={data.__name__}: expected {expected}")
+        raise InputError(f"data={data.__name__}: expected a subclass of FashionMNISTDataModule, to take few images")
     hooks = changed_batches(data)
     if hooks:
         raise InputError(f"data={data.__name__}: overfit takes images without its {', '.join(hooks)}; drop --data")
