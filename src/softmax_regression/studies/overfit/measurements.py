@@ -158,7 +158,8 @@ class OverfitTraining:
         with isolate_rng():
             module = alone.make_model(self.plan.model, variant, seed)
             keeper = LambdaCallback(on_train_epoch_end=keep)
-            options: dict[str, Any] = {"callbacks": [keeper], "check_val_every_n_epoch": size.epochs + 1}  # never
+            options: dict[str, Any] = {"callbacks": [keeper]}
+            options["check_val_every_n_epoch"] = size.epochs + 1  # no validation: the weights are scored below
             trainer, _ = alone.train(module, loader, size.epochs, watch, loaders["val"], **options)
             for state in weights:
                 module.load_state_dict(state)
