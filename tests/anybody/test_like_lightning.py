@@ -46,15 +46,41 @@ def test_early_stopping_on_a_metric_of_the_training_stops_where_lightnings_does(
     assert manifest(only_run())["final"]["epoch"] == trainer.current_epoch
 
 
-def test_a_module_without_a_test_step_is_not_told_to_test(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("untested.py").write_text(
-        "from lightning.pytorch import LightningModule\nfrom zoo.modules import Plain\n\n\n"
-        "class Untested(Plain):\n    test_step = LightningModule.test_step\n"
-    )
-    assert main(["fit", *USUAL, "--model=untested.Untested", "--trainer.max_epochs=1"]) == 0
+UNTESTED = """
+from lightning.pytorch import LightningDataModule, LightningModule
+from zoo.data import Own
+from zoo.modules import Plain
+
+class Untested(Plain):
+    test_step = LightningModule.test_step
+
+class WithoutTestData(Own):
+    test_dataloader = LightningDataModule.test_dataloader
+
+class WithTestData(Plain):
+    def test_dataloader(self):
+        raise NotImplementedError("not asked by Lightning, for there is a data module")
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "tested"),
+    [
+        ("untested.Untested", "zoo.data.Own", False),
+        ("zoo.modules.Plain", "untested.WithoutTestData", False),
+        ("untested.WithTestData", "untested.WithoutTestData", False),
+        ("zoo.modules.Plain", "zoo.data.Own", True),
+    ],
+)
+def test_fit_proposes_to_test_what_can_be_tested(
+    model: str, data: str, tested: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("untested.py").write_text(UNTESTED)
+    assert main(["fit", *USUAL[:2], f"--model={model}", f"--data={data}", "--trainer.max_epochs=1"]) == 0
     printed = capsys.readouterr().out
     assert " report logs" in printed
-    assert " test --ckpt_path" not in printed
+    assert (" test --ckpt_path" in printed) == tested
+    assert main(["test", "--ckpt_path=last"]) == (0 if tested else 2)
 
 
 def test_early_stopping_by_flags_beside_ones_own_stops_a_resumed_run_too() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from softmax_regression.data.module import origin_of
 from softmax_regression.errors import InputError, shell_command
 from softmax_regression.runs.folder import SavedCheckpoint
+from softmax_regression.runs.loops import can_test
 from softmax_regression.runs.processes import print_rank_zero
 from softmax_regression.runs.progress import metrics_text
 from softmax_regression.runs.record import results, stop_reason, update_manifest
@@ -32,7 +32,7 @@ def summary(trainer: Trainer, run: Path | None) -> str:
     if not run:
         return "\n".join([*lines, "nothing is kept: there is no logger"])
     lines += [f"checkpoints: {run / 'checkpoints'}", "next:"]
-    if is_overridden("test_step", trainer.lightning_module):
+    if can_test(trainer):
         lines.append(f"  {shell_command('train.py', 'test', '--ckpt_path', str(run))}")
     lines.append(f"  {shell_command('study.py', 'report', str(run))}")
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):

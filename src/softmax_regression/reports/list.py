@@ -6,9 +6,10 @@ Command: python study.py list
 import os
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import TextWrapper
+from typing import Any
 
 from softmax_regression.errors import InputError, shell_command
 from softmax_regression.reports.reading import Run, held_out_metrics, read_run, unusual_settings
@@ -24,38 +25,48 @@ def list_runs(logs: Path = Path("logs")) -> str:
     Raises:
         InputError: There are no runs.
     """
-    folders = {path.parent for path in (*logs.rglob("run.json"), *logs.rglob("config.yaml"))}
-    if not folders:
-        raise InputError(f"{logs}: has no runs; train one with `{shell_command('train.py', 'fit')}`")
-    runs = list(map(_read, sorted(folders)))
-    runs.sort(key=lambda run: str(run.manifest.get("started", "")))
+    runs = _all_runs(logs)
     place = Path(os.path.commonpath([run.folder.parent for run in runs]))
+    scores = [run.scores for run in runs]
+    details = _details(runs)
     columns = [["run"], ["state"], ["epoch"]]
-    counts: Counter[str] = Counter()  # metric -> the number of runs that have it
     for run in runs:
         columns[0].append(str(run.folder.relative_to(place)))
         columns[1].append(run.state)
         columns[2].append(str(run.best.get("epoch", "")))
-        counts.update(held_out_metrics([run.scores]))
-    details = _details(runs)
     width = shutil.get_terminal_size().columns  # 80 if the output is no terminal
-    wrapper = TextWrapper(width, "    ", "    ", break_long_words=False, break_on_hyphens=False)
-    for metric in sorted(counts, key=lambda metric: (split_metric(metric)[0] == "", -counts[metric])):
-        column = [metric]
-        for run in runs:
-            column.append(_format(run.scores.get(metric)))
+    for metric in _most_frequent_first(scores):
+        values = [_format(of_run.get(metric)) for of_run in scores]
+        column = [metric, *values]
         if len(_lines([*columns, column])[0]) <= width:
             columns.append(column)
             continue
-        for words, value in zip(details, column[1:], strict=True):
+        for words, value in zip(details, values, strict=True):
             if value:
                 words.insert(0, f"{metric} {value}")
     head, *rows = _lines(columns)
     lines = [f"runs in {place}:", head]
+    wrapper = TextWrapper(width, "    ", "    ", break_long_words=False, break_on_hyphens=False)
     for row, words in zip(rows, details, strict=True):
         lines.append(row.rstrip())
         lines += wrapper.wrap("  ".join(words))
     return "\n".join(lines)
+
+
+def _all_runs(logs: Path) -> list[Run]:
+    """Return the runs below a folder, the oldest first."""
+    folders: set[Path] = set()
+    for name in ("run.json", "config.yaml"):
+        folders.update(path.parent for path in logs.rglob(name))
+    if not folders:
+        raise InputError(f"{logs}: has no runs; train one with `{shell_command('train.py', 'fit')}`")
+    runs = list(map(_read, sorted(folders)))
+    runs.sort(key=_start_time)
+    return runs
+
+
+def _start_time(run: Run) -> str:
+    return str(run.manifest.get("started", ""))
 
 
 def _read(folder: Path) -> Run:
@@ -64,6 +75,21 @@ def _read(folder: Path) -> Run:
         return read_run(folder)
     except InputError:
         return Run(folder, {"status": "damaged"}, [], {})
+
+
+def _most_frequent_first(scores: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the metrics of all runs: those of a stage, such as `val/loss`, first, then by how many runs have them."""
+    counts: Counter[str] = Counter()
+    for of_run in scores:
+        counts.update(held_out_metrics([of_run]))
+    of_stages, others = [], []
+    for metric, _ in counts.most_common():
+        stage, _ = split_metric(metric)
+        if stage:
+            of_stages.append(metric)
+        else:
+            others.append(metric)
+    return of_stages + others
 
 
 def _details(runs: Sequence[Run]) -> list[list[str]]:
@@ -94,6 +120,6 @@ def _lines(columns: Sequence[Sequence[str]]) -> list[str]:
     padded = []
     for i, column in enumerate(columns):
         width = max(map(len, column))
-        pad = str.ljust if i < 2 else str.rjust
-        padded.append([pad(cell, width) for cell in column])
-    return ["  ".join(row) for row in zip(*padded, strict=True)]
+        alignment = "<" if i < 2 else ">"
+        padded.append([f"{cell:{alignment}{width}}" for cell in column])
+    return list(map("  ".join, zip(*padded, strict=True)))

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 T = TypeVar("T")
 
@@ -18,6 +19,13 @@ def steps_done(trainer: Trainer) -> int:
     if module is None or module.automatic_optimization:
         return trainer.global_step
     return trainer.fit_loop.total_batch_idx + 1
+
+
+def can_test(trainer: Trainer) -> bool:
+    """Whether there is a `test_step`, and a `test_dataloader` of the data module or, if there is none, of the model."""
+    module = trainer.lightning_module
+    source = getattr(trainer, "datamodule", None) or module
+    return is_overridden("test_step", module) and is_overridden("test_dataloader", source)
 
 
 def call_after(loop: Any, function: Callable[[], None]) -> None:

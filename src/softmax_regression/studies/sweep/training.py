@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from softmax_regression.data.minibatches import Minibatches
 from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
+from softmax_regression.runs.loops import can_test
 from softmax_regression.studies import alone
 from softmax_regression.studies.learning import Scores, Watcher, held_out, learn
 from softmax_regression.studies.sweep.space import COUNTS, Params, Plan, count
@@ -94,7 +94,7 @@ class LightningTraining:
         with isolate_rng():
             module, data = self._make(params, seed)
             trainer, _ = alone.train(module, data, count(params, "epochs"), **self.limits)
-            if not is_overridden("test_step", module) or not is_overridden("test_dataloader", data):
+            if not can_test(trainer):
                 return {}
             trainer.test(module, datamodule=data, verbose=False)
             return alone.numbers_of(trainer.callback_metrics)
