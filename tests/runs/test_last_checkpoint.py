@@ -118,7 +118,18 @@ class Averaging(StochasticWeightAveraging):
         super().__init__(swa_lrs=0.1, swa_epoch_start=1)
 
 
+class Swapping(BoringModel):
+    """Halves its weights while it is validated."""
+
+    def on_validation_start(self) -> None:
+        self.layer.weight.data.mul_(0.5)
+
+    def on_validation_end(self) -> None:
+        self.layer.weight.data.mul_(2)
+
+
 UNDER_WAY = {
+    "other weights for a validation at each step": (Swapping, Callback),
     "a count of its own, a schedule by steps": (Counting, Callback),
     "a schedule by epochs": (OnPlateau, Callback),
     "gradients accumulated by epochs": (BoringModel, Accumulating),
@@ -132,7 +143,8 @@ def test_a_run_goes_on_within_an_epoch_like_the_straight_run(kind: str, tmp_path
 
     def train(name: str, *others: Callback, path: Path | None = None) -> None:
         seed_everything(1)
-        run = trainer(tmp_path / name, 3, [make_callback(), *others, LastCheckpoint()], log_every_n_steps=1)
+        options: dict[str, Any] = {"log_every_n_steps": 1, "val_check_interval": 1}
+        run = trainer(tmp_path / name, 3, [make_callback(), *others, LastCheckpoint()], **options)
         run.fit(make_module(), ckpt_path=path, weights_only=True)
 
     train("straight")

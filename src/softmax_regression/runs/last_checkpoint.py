@@ -59,7 +59,7 @@ class LastCheckpoint(Checkpoint):
         self._seconds = 60 * (every_n_minutes or math.inf)
         self._saved_at = time.monotonic()
         self._step = 0  # `global_step` after the last minibatch
-        self._due = False  # whether to save after this step, or before the validation that follows it
+        self._due = False  # whether to save after this step, and the validation that follows it
         self._interruption = Interruption()
         self._position = LoaderPosition()
         self._saved: dict[str, Any] = {}  # of the run to resume, until its training begins
@@ -135,10 +135,6 @@ class LastCheckpoint(Checkpoint):
         if self._step == before or trainer.is_last_batch:  # it is saved between steps, not while gradients accumulate
             return
         self._due = signals.agreed > 0 or signals.save or self._step % self._steps == 0
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save after a validation that follows the step, so that a resumed run need not repeat it."""
-        self._save_if_due(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the restart of a resumed run, so that Lightning steps the schedules."""
