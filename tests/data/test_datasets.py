@@ -345,13 +345,13 @@ BAD_OWN_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "empty": (IMAGES, replace(b""), "not four IDX files ("),
     "truncated": (IMAGES, halve, "not four IDX files (shape '[600, 28, 28]' is invalid for input of size 235192)"),
     "the other kind": (LABELS, write_images(torch.zeros(100, 28, 28)), "not four IDX files (x should have 1 dim"),
-    "another shape": (IMAGES, write_images(torch.zeros(600, 32, 32)), "has images of shape (600, 32, 32), expected"),
+    "another shape": (IMAGES, write_images(torch.zeros(600, 32, 32)), "has images of shape (600, 32, 32), torch"),
     "no images": (IMAGES, write_images(torch.zeros(0, 28, 28)), "not four IDX files (offset (16 bytes) must be "),
     "fewer labels": (LABELS, write_images(torch.zeros(99)), "has 99 labels for 100 images; replace one of the files"),
     "a label over 9": (
         LABELS,
         write_images(torch.arange(100)),
-        "has the label 99, expected 0 to 9; give it 100 classes",
+        "has the label 99, expected 0 to 9; change `targets` or `classes`",
     ),
 }
 
@@ -363,6 +363,53 @@ def test_a_bad_file_of_ones_own_is_one_line_that_says_what_was_expected(kind: st
     message = message_of(examples.mnist.OwnFiles, folder)
     assert message.startswith(f"{folder}: {expected}")
     assert "\n" not in message
+
+
+def changed(**changes: Callable[[Tensor], Any]) -> type[datasets.MNIST]:
+    """Return a class of data sets that changes its `data` or `targets` as it is made."""
+
+    class Changed(examples.mnist.OwnFiles):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            for name, change in changes.items():
+                setattr(self, name, change(getattr(self, name)))
+
+    return Changed
+
+
+class Inverted(examples.mnist.OwnFiles):
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return 255 - np.asarray(image), label
+
+
+class WithoutNames(examples.mnist.OwnFiles):
+    classes = None  # type: ignore[assignment]
+
+
+UNUSABLE: dict[str, tuple[image_files.DatasetClass, str]] = {
+    "a transform": (partial(examples.mnist.OwnFiles, transform=torch.neg), "its transforms and __getitem__ are not"),
+    "one of labels": (partial(examples.mnist.OwnFiles, target_transform=torch.neg), "its transforms and __getitem__"),
+    "its own __getitem__": (Inverted, "dataset = Inverted: its transforms and __getitem__ are not used; change"),
+    "no names": (WithoutNames, "WithoutNames: its `classes` are no list of names; give"),
+    "images as fractions": (changed(data=lambda data: data / 255), "torch.float32, expected (n, 28, 28), torch.uint8"),
+    "a label for each class": (changed(targets=torch.nn.functional.one_hot), "has labels of shape (600, 10), torch.in"),
+    "labels that are fractions": (changed(targets=torch.Tensor.float), "has labels of shape (600,), torch.float32, ex"),
+    "a label below 0": (changed(targets=lambda targets: targets - 1), "has the label -1, expected 0 to 9; change `t"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_what_a_data_set_of_ones_own_changes_is_used_or_refused(kind: str, folder: Path) -> None:
+    dataset, expected = UNUSABLE[kind]
+    message = message_of(dataset, folder)
+    assert expected in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("change", [Tensor.int, Tensor.tolist, Tensor.numpy])
+def test_labels_may_be_any_whole_numbers(change: Callable[[Tensor], Any], folder: Path) -> None:
+    assert same(load_files(changed(targets=change), str(folder)), load_files(examples.mnist.OwnFiles, str(folder)))
 
 
 def test_a_file_that_cannot_be_read_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

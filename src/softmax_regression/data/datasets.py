@@ -10,14 +10,17 @@ from itertools import filterfalse
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
-from torchvision.datasets import MNIST, FashionMNIST
+from torchvision.datasets import MNIST, QMNIST, FashionMNIST
 
 from softmax_regression.data.download import download
 from softmax_regression.data.image_files import DatasetClass, ImageFiles
 from softmax_regression.data.synthetic import generate
 from softmax_regression.errors import InputError
 from softmax_regression.files import reason, write
+
+USED = (MNIST.__getitem__, QMNIST.__getitem__)  # which give images and labels as they are
 
 
 class Dataset(NamedTuple):
@@ -117,26 +120,33 @@ def _read(files: ImageFiles, folder: Path, empty: Path) -> Dataset:
         train, test = files.open(raw, train=True), files.open(raw, train=False)
     except Exception as error:  # torchvision fails in many ways, by assertions, too
         raise InputError(f"{folder}: not four IDX files ({reason(error)}); replace them") from error
-    labels, test_labels = _labels(files, folder, train), _labels(files, folder, test)
+    images, labels = _images_and_labels(files, folder, train)
+    test_images, test_labels = _images_and_labels(files, folder, test)
     digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-    return Dataset(train.data, labels, test.data, test_labels, digest, str(folder))
+    return Dataset(images, labels, test_images, test_labels, digest, str(folder))
 
 
-def _labels(files: ImageFiles, folder: Path, part: MNIST) -> Tensor:
-    """Return the labels (n,) int64 of the training or test part, after a check of its images and labels."""
-    images: Tensor = part.data
-    labels: Tensor = part.targets
-    if labels.ndim == 2:  # QMNIST's (n, 8): the class, and the origin of the digit
+def _images_and_labels(files: ImageFiles, folder: Path, part: MNIST) -> tuple[Tensor, Tensor]:
+    """Return the images (n, 28, 28) uint8 and labels (n,) int64 of the training or test part, after a check of both."""
+    if part.transform or part.target_transform or type(part).__getitem__ not in USED:
+        instead = "change `data` and `targets` in its __init__, or minibatches in on_after_batch_transfer"
+        raise InputError(f"dataset = {files.name}: its transforms and __getitem__ are not used; {instead}")
+    images, labels = torch.as_tensor(part.data), torch.as_tensor(part.targets)
+    if issubclass(files.kind, QMNIST) and labels.ndim == 2:  # (n, 8): the class, and the origin of the digit
         labels = labels[:, 0]
-    if images.shape[1:] != (28, 28):
-        raise InputError(f"{folder}: has images of shape {tuple(images.shape)}, expected (n, 28, 28); replace them")
+    if images.shape[1:] != (28, 28) or images.dtype != torch.uint8:
+        found = f"images of shape {tuple(images.shape)}, {images.dtype}"
+        raise InputError(f"{folder}: has {found}, expected (n, 28, 28), torch.uint8; replace them")
+    if labels.ndim != 1 or labels.is_floating_point():
+        found = f"labels of shape {tuple(labels.shape)}, {labels.dtype}"
+        raise InputError(f"{folder}: has {found}, expected (n,), torch.int64; replace them")
     if len(labels) != len(images):
         raise InputError(f"{folder}: has {len(labels)} labels for {len(images)} images; replace one of the files")
-    highest = int(labels.max())
     most = len(files.class_names) - 1
-    if highest > most:
-        raise InputError(f"{folder}: has the label {highest}, expected 0 to {most}; give it {highest + 1} classes")
-    return labels
+    for label in (int(labels.min()), int(labels.max())):
+        if not 0 <= label <= most:
+            raise InputError(f"{folder}: has the label {label}, expected 0 to {most}; change `targets` or `classes`")
+    return images, labels.long()
 
 
 def _not_found(files: ImageFiles, folders: Sequence[Path], failures: Sequence[str]) -> str:

@@ -90,6 +90,8 @@ class ImageFiles:
         self.variable = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", self.name).upper() + "_DIR"
         self.extras = EXTRAS.get(self.kind, Extras())
         self.folders = (f"data/{self.name}/raw", f"../data/{self.name}/raw", *self.extras.folders)
+        if not isinstance(self.kind.classes, list | tuple):
+            raise InputError(f"{self.name}: its `classes` are no list of names; give the class such an attribute")
         self.class_names = tuple(self.kind.classes)
         self.mirrors: tuple[str, ...] = ("",)
         if issubclass(self.kind, EMNIST):  # one archive with the files of all splits
