@@ -151,6 +151,22 @@ def test_a_loss_that_is_no_single_number_is_refused() -> None:
         fitted(1, Unreduced())
 
 
+LABELS = {
+    "fractions": (torch.ones(4), "labels of the type torch.float32 and shape \\(4,\\): a Classifier takes"),
+    "a number for each class": (torch.zeros(4, 10), "labels of the type torch.float32 and shape \\(4, 10\\): a Class"),
+    "short numbers": (torch.ones(4).int(), "labels of the type torch.int32 and shape \\(4,\\): a Classifier takes"),
+    "texts": (["shirt"] * 4, "labels of the type list: a Classifier takes pairs, images and classes"),
+    "too large": (torch.full((4,), 10), "Target 10 is out of bounds. expected classes from 0 to 9; change the labels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_that_are_no_classes_are_refused(kind: str) -> None:
+    labels, message = LABELS[kind]
+    with pytest.raises(InputError, match=message):
+        SoftmaxRegression().training_step((torch.zeros(4, 28, 28), labels), 0)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("kind", [MinMaxMetric, Running], ids=["MinMaxMetric", "Running"])
 def test_wrapped_metrics_go_on_in_mid_epoch(kind: Any, tmp_path: Path) -> None:
     class Scored(SoftmaxRegression):

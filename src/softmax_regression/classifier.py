@@ -95,14 +95,14 @@ class Classifier(LightningModule):
         return self._score(batch, scores, name, add_dataloader_idx=False)
 
     def _score(self, batch: Batch, scores: EpochScores, stage: str, **options: Any) -> dict[str, Tensor]:
-        if not isinstance(batch, list | tuple) or len(batch) != 2:
-            raise InputError(
-                f"batches of the type {type(batch).__name__}: a Classifier takes pairs, images and classes; "
-                "let the data module's collate_fn give them, or the model's on_before_batch_transfer"
-            )
+        _check_batch(batch)
         x, y = batch
         logits = self(x)
-        loss = self.loss(logits, y)
+        try:
+            loss = self.loss(logits, y)
+        except IndexError as error:  # torch's, of a class that there is not
+            expected = f"expected classes from 0 to {logits.shape[1] - 1}"
+            raise InputError(f"{error} {expected}; change the labels, or num_classes of the model") from error
         if loss.ndim:
             raise InputError(f"loss of shape {tuple(loss.shape)}: expected one number; return its mean")
         first = not scores.started
@@ -150,6 +150,22 @@ class Classifier(LightningModule):
         """Load the scores that `on_save_checkpoint` has added."""
         if "softmax_regression.scores" in checkpoint:
             self.train_scores.load(checkpoint["softmax_regression.scores"], self.global_rank)
+
+
+def _check_batch(batch: object) -> None:
+    """Refuse a minibatch that is no pair of images and classes (n,)."""
+    if isinstance(batch, list | tuple) and len(batch) == 2:
+        y = batch[1]
+        if isinstance(y, Tensor) and y.ndim == 1 and y.dtype in (torch.int64, torch.uint8):
+            return
+        shape = f" and shape {tuple(y.shape)}" if isinstance(y, Tensor) else ""
+        found = f"labels of the type {getattr(y, 'dtype', type(y).__name__)}{shape}"
+    else:
+        found = f"batches of the type {type(batch).__name__}"
+    raise InputError(
+        f"{found}: a Classifier takes pairs, images and classes (n,) of torch.int64; "
+        "let the data module's collate_fn give them, or the model's on_before_batch_transfer"
+    )
 
 
 def _check_scalars(metrics: Mapping[str, Metric], num_classes: int) -> None:
