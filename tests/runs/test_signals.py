@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch import Trainer
 from test_resume import EVERY, OPTIONS, assert_same, resume, state
 
 import killed
@@ -141,6 +142,20 @@ def test_further_signals_do_not_come_between_the_save_and_its_line(
     assert fit(*OPTIONS) == 130
     assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted by SIGINT: saved; resume with")
     assert manifest(only_run())["status"] == "interrupted"
+
+
+def test_further_signals_do_not_come_between_the_end_of_the_trainer_and_the_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def teardown(trainer: Trainer) -> None:
+        restore_handlers(trainer)
+        raises(signal.SIGTERM, signal.SIGINT)()
+
+    restore_handlers = Trainer._teardown
+    monkeypatch.setattr(Trainer, "_teardown", teardown)
+    strike(monkeypatch.setattr, "mid-epoch", 3, raises(signal.SIGINT))
+    assert fit(*OPTIONS) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith("interrupted by SIGINT: saved; resume with")
 
 
 def test_a_signal_that_is_ignored_as_by_nohup_stays_ignored(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
@@ -54,12 +53,13 @@ class BrokenPipeSafeStream:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let a signal end a command at once; in training, `LastCheckpoint` installs other handlers."""
+    """Let the first signal end a command at once, and ignore others; training has handlers of its own."""
+    processes.Command.is_ending = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        for each in before:  # a second signal must not prevent the message
-            signal.signal(each, signal.SIG_IGN)
-        raise Interrupted(number, "nothing was saved")
+        if not processes.Command.is_ending:
+            processes.Command.is_ending = True
+            raise Interrupted(number, "nothing was saved")
 
     before = processes.install_signal_handlers(processes.SIGNALS, interrupt)
     try:
@@ -77,12 +77,13 @@ def run_command(command: Callable[[], object], known: Callable[[], Iterable[str]
     """
     out, err = BrokenPipeSafeStream(sys.stdout), BrokenPipeSafeStream(sys.stderr)
     path = sys.path.copy()
-    with redirect_stdout(out), redirect_stderr(err):
+    with redirect_stdout(out), redirect_stderr(err), _interruptible():
         try:
-            with _interruptible(), quiet_lightning():
+            with quiet_lightning():
                 sys.path.append(str(Path.cwd()))  # the user's own modules, after all installed ones
                 command()
         except BaseException as error:
+            processes.Command.is_ending = True
             found = describe_error(error, known)
             if found is None:
                 raise

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from softmax_regression.engine.ddp import SharedSignals, new_signals
 from softmax_regression.errors import Interrupted, shell_command
-from softmax_regression.runs.processes import SIGNALS, install_signal_handlers, restore_signal_handlers
+from softmax_regression.runs.processes import SIGNALS, Command, install_signal_handlers, restore_signal_handlers
 
 
 class Interruption:
@@ -76,6 +76,10 @@ class Interruption:
         self._handlers = {}
 
     def _ignore_signals(self) -> None:
-        """Ignore further signals, so that the message is printed: `scontrol requeue` sends SIGTERM."""
+        """Ignore further signals, so that the message is printed: `scontrol requeue` sends SIGTERM.
+
+        Lightning restores the handlers of the command before that; `is_ending` tells them to ignore signals.
+        """
+        Command.is_ending = True
         for number in self._handlers:
             signal.signal(number, signal.SIG_IGN)

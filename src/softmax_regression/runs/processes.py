@@ -30,6 +30,12 @@ GRACE = 10.0  # seconds in which the first process of a machine can print the er
 LEAD = 3.0  # seconds in which the others can meet that error before srun ends them, as soon as the first has ended
 
 
+class Command:
+    """The state of the command that this process runs."""
+
+    is_ending = False  # by a signal or an error: no further signal may prevent its message
+
+
 def _number(name: str) -> int:
     """Return the number in an environment variable of torchrun or srun; 1 where it is not set."""
     value = os.environ.get(name, "1")
