@@ -29,13 +29,13 @@ def test_a_busy_core_is_a_table_of_its_own_and_what_was_measured_is_kept(
 
 
 @pytest.mark.slow
-def test_a_step_costs_least_by_hand_and_most_by_lightning(
+def test_a_step_costs_most_by_lightnings_own_loop(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(step, "parts", lambda steps: {"gather": 56.0})
     times = step.main(["--steps=300", "--rounds=5"])
     hand, engine, lightning = map(min, times.values())  # other programs only make a loop slower
-    assert hand < engine < lightning
+    assert max(hand, engine) < lightning  # how near the two are, a busy machine does not tell
     assert capsys.readouterr().out.endswith("| gather | 56 (56 to 56) |\n")
 
 
