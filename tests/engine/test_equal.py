@@ -363,6 +363,10 @@ def stop(trainer: Trainer, *args: Any) -> None:
     trainer.should_stop = trainer.should_stop or args[-1] == 3
 
 
+def limit(trainer: Trainer, *args: Any) -> None:
+    trainer.limit_train_batches = 2
+
+
 def pairs() -> tuple[DataLoader[Any], DataLoader[Any]]:
     g = torch.Generator().manual_seed(0)
     rows = TensorDataset(torch.randn(40, 784, generator=g), torch.randint(10, (40,), generator=g))
@@ -412,6 +416,7 @@ CASES: dict[str, Case] = {
     "dataloader_iter": (ByIterator, partial(Sized, 9), FEW),
     "no length": (Boring, without_length, {"val_check_interval": 4}),
     "no length, limits": (Boring, without_length, {"limit_train_batches": 5}),
+    "no length, a limit that comes": (Boring, without_length, {"callbacks": on("on_train_batch_start", limit)}),
     "a callback says -1": (Boring, tuple, SHORT | {"callbacks": on("on_train_batch_start", Mock(return_value=-1))}),
     "should_stop": (Boring, tuple, SHORT | STOP),
     "min_steps": (Mixed, pairs, STOP | {"min_steps": 7}),

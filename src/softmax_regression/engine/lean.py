@@ -4,6 +4,7 @@ Lightning asks callbacks, module, strategy and profiler for each hook of a step.
 there (`hooks`), and does what Lightning 2.6 does with those only. Whether it may is decided in `reasons`.
 """
 
+from math import inf
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -152,9 +153,9 @@ class LeanLoop(_TrainingEpochLoop):
         """Validate if that is due; otherwise only count the step."""
         trainer, progress = self.trainer, self.batch_progress
         ready = (progress.current if trainer.check_val_every_n_epoch else progress.total).ready
-        every = trainer.val_check_batch  # None if val_check_interval is a time
+        every = trainer.val_check_batch  # None if val_check_interval is a time, inf if the loader has no length
         ends = progress.is_last_batch or progress.current.ready == trainer.num_training_batches
-        may_validate = every is None or ready % every == 0 or ends
+        may_validate = every in (None, inf) or ready % every == 0 or ends
         if (
             not self.hooks.lean
             or may_validate
