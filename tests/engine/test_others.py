@@ -334,6 +334,20 @@ def test_a_loss_with_its_own_backward_is_asked(as_loss: Callable[[Tensor], Any],
     twins(Own, accumulate_grad_batches=batches, **LIMITS)
 
 
+@pytest.mark.parametrize("engine", [True, False])
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_step_that_disables_gradients_fails_as_in_lightning(batches: int, engine: bool) -> None:
+    class Disabling(Unscheduled):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = self.layer(batch).square().mean()
+            torch.set_grad_enabled(False)
+            return loss
+
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        trained(Disabling, engine=engine, accumulate_grad_batches=batches, **LIMITS)
+    assert torch.is_grad_enabled()
+
+
 def test_a_callback_may_change_the_loss_in_place() -> None:
     def double(trainer: Trainer, module: LightningModule, loss: Tensor) -> None:
         loss.data.mul_(2)

@@ -12,6 +12,7 @@ from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.loops.utilities import _block_parallel_sync_behavior
 from lightning.pytorch.trainer.call import _call_strategy_hook
 from torch import Tensor, is_grad_enabled
+from torch._C import _set_grad_enabled
 from torch._C._autograd import _profiler_enabled
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
@@ -29,10 +30,13 @@ class LeanClosure(Closure):
 
     def closure(self, *args: Any, **kwargs: Any) -> ClosureResult:
         """Compute loss and gradients."""
-        if is_grad_enabled():
+        if not is_grad_enabled():
+            return super().closure(*args, **kwargs)
+        try:
             result: ClosureResult = self.closure_with_gradients(*args, **kwargs)
-            return result
-        return super().closure(*args, **kwargs)
+        finally:
+            _set_grad_enabled(True)  # also after a `training_step` that has disabled them
+        return result
 
 
 class Update:
@@ -98,7 +102,8 @@ class Update:
         if output is None and not hooks.is_alone:
             raise RuntimeError("Skipping a step by returning None in distributed training is not supported")
         batches = hooks.trainer.accumulate_grad_batches
-        if type(output) is Tensor and batches == 1 and not hooks.has_backward_hooks and not vars(output):
+        plain = type(output) is Tensor and not vars(output)
+        if plain and batches == 1 and not hooks.has_backward_hooks and is_grad_enabled():
             return ClosureResult(output)
         return ClosureResult.from_training_step_output(output, batches)
 
