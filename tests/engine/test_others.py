@@ -609,6 +609,11 @@ def sets_a_hook_in_backward(module: Any) -> None:
     module.layer.weight.register_hook(set_hook)
 
 
+def sets_a_hook_as_an_attribute_goes(module: Any) -> None:
+    del module.spare
+    sets_on_after_backward(module)
+
+
 def adds_a_callback(module: Any) -> None:
     module.trainer.callbacks.append(Halving())
 
@@ -706,11 +711,12 @@ def freezes(module: Any) -> None:
 CHANGES = [
     sets_on_after_backward, sets_on_before_optimizer_step, sets_on_train_batch_start, sets_on_train_batch_end,
     sets_on_before_zero_grad, sets_optimizer_step, sets_backward, sets_clipping, sets_transfer, sets_training_step,
-    sets_training_step_without_index, sets_a_hook_of_the_class, sets_a_hook_in_backward, adds_a_callback,
-    adds_a_duck, adds_a_mock, exchanges_a_callback, exchanges_the_list_of_callbacks, sets_a_hook_of_a_callback,
-    sets_gradient_clip_val, sets_accumulate_grad_batches, exchanges_the_optimizers, exchanges_the_precision,
-    sets_backward_of_the_strategy, exchanges_the_loop, sets_a_profiler, begins_the_loader_anew, wraps_the_model,
-    sets_a_method_of_the_loop, has_another_class, has_a_callback_of_another_class, validates_in_another_trainer,
+    sets_training_step_without_index, sets_a_hook_of_the_class, sets_a_hook_in_backward,
+    sets_a_hook_as_an_attribute_goes, adds_a_callback, adds_a_duck, adds_a_mock, exchanges_a_callback,
+    exchanges_the_list_of_callbacks, sets_a_hook_of_a_callback, sets_gradient_clip_val,
+    sets_accumulate_grad_batches, exchanges_the_optimizers, exchanges_the_precision, sets_backward_of_the_strategy,
+    exchanges_the_loop, sets_a_profiler, begins_the_loader_anew, wraps_the_model, sets_a_method_of_the_loop,
+    has_another_class, has_a_callback_of_another_class, validates_in_another_trainer,
     skips_backward_from_the_next_step_on, freezes,
 ]  # fmt: skip
 
@@ -721,7 +727,7 @@ def changing(change: Callable[[Any], None], where: str) -> BoringModel:
     class Changing(BoringModel):
         def __init__(self) -> None:
             super().__init__()
-            self.done = False
+            self.done, self.spare = False, 0
 
         def change(self) -> None:
             if not self.done:

@@ -4,7 +4,8 @@ The lean step does the work of some of Lightning's methods without calling them.
 such a method of its own, that one is called, or the run is left to Lightning.
 """
 
-from collections.abc import Sized
+from collections.abc import Reversible, Sized
+from itertools import repeat
 from operator import attrgetter
 from typing import Any
 
@@ -185,16 +186,22 @@ def implemented_hooks(trainer: Trainer) -> set[str]:
     return implemented
 
 
+def _is_users(owner: type) -> bool:
+    return owner.__module__.partition(".")[0] not in ("lightning", "torch", "builtins", "softmax_regression")
+
+
 class Watch:
     """Tells at little cost whether an object of the run, or a method of one, may have been added, removed or changed.
 
-    A method that is set on an object or added to its class makes a dictionary longer. One that replaces another
-    does not; the lean step looks up what it calls at each call.
+    A method that is set on an object or added to its class makes a dictionary longer. It is also the last one there,
+    which tells of it where another attribute is deleted at the same time; this is looked up for objects of a user's
+    class. A method that replaces another changes neither; the lean step looks up what it calls at each call.
     """
 
     def __init__(self, trainer: Trainer) -> None:
         self.objects = self._objects(trainer)
         self.spaces: list[Sized] = []
+        self.own: list[Reversible[str]] = []
         others = trainer.fit_loop.epoch_loop, trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
         owners: list[type] = []
         for thing in (*self.objects, *others):
@@ -202,10 +209,10 @@ class Watch:
                 continue
             self.spaces.append(vars(thing))
             owners += type(thing).__mro__
-        for owner in dict.fromkeys(owners):
-            if owner.__module__.partition(".")[0] not in ("lightning", "torch", "builtins", "softmax_regression"):
-                self.spaces.append(vars(owner))
-        self.sizes = [*map(len, self.spaces)]
+            if _is_users(type(thing)):
+                self.own.append(vars(thing))
+        self.spaces += map(vars, filter(_is_users, dict.fromkeys(owners)))
+        self.state = self._state()
 
     @staticmethod
     def _objects(trainer: Trainer) -> list[Any]:
@@ -216,6 +223,10 @@ class Watch:
         others = any_trainer.profiler, strategy, strategy.precision_plugin, loop, module.__class__, module._trainer
         return [*others, *strategy._lightning_optimizers, *callbacks, *map(type, callbacks)]
 
+    def _state(self) -> list[Any]:
+        last_names = map(next, map(reversed, self.own), repeat(None))
+        return [*map(len, self.spaces), *last_names]
+
     def is_unchanged(self, trainer: Trainer) -> bool:
         """Whether everything is as it was."""
-        return [*map(len, self.spaces)] == self.sizes and self._objects(trainer) == self.objects
+        return self._state() == self.state and self._objects(trainer) == self.objects
