@@ -167,6 +167,15 @@ def test_labels_that_are_no_classes_are_refused(kind: str) -> None:
         SoftmaxRegression().training_step((torch.zeros(4, 28, 28), labels), 0)  # type: ignore[arg-type]
 
 
+def test_an_index_error_in_a_loss_of_ones_own_is_shown_as_it_is() -> None:
+    class Broken(SoftmaxRegression):
+        def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+            return [logits.mean()][1]
+
+    with pytest.raises(IndexError, match="list index out of range"):
+        Broken().training_step((torch.zeros(4, 28, 28), torch.zeros(4).long()), 0)
+
+
 @pytest.mark.parametrize("kind", [MinMaxMetric, Running], ids=["MinMaxMetric", "Running"])
 def test_wrapped_metrics_go_on_in_mid_epoch(kind: Any, tmp_path: Path) -> None:
     class Scored(SoftmaxRegression):

@@ -3,6 +3,7 @@
 Source: "The Base Classification Model", Dive into Deep Learning, section 4.3 of the newer edition.
 """
 
+import re
 import warnings
 from collections.abc import Mapping
 from typing import Any, cast
@@ -98,13 +99,7 @@ class Classifier(LightningModule):
         _check_batch(batch)
         x, y = batch
         logits = self(x)
-        try:
-            loss = self.loss(logits, y)
-        except IndexError as error:  # torch's, of a class that there is not
-            expected = f"expected classes from 0 to {logits.shape[1] - 1}"
-            raise InputError(f"{error} {expected}; change the labels, or num_classes of the model") from error
-        if loss.ndim:
-            raise InputError(f"loss of shape {tuple(loss.shape)}: expected one number; return its mean")
+        loss = self._mean_loss(logits, y)
         first = not scores.started
         scores.update(logits.detach(), y, loss.detach())
         if first:  # once an epoch: Lightning computes the values at its end
@@ -112,6 +107,19 @@ class Classifier(LightningModule):
             for name, metric in scores.metrics.items():
                 self.log(f"{stage}/{name}", cast(Metric, metric), metric_attribute=name, **options)
         return {"loss": loss, "logits": logits, "labels": y}
+
+    def _mean_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """Return the loss, one number; a label that is no class is an InputError."""
+        try:
+            loss = self.loss(logits, y)
+        except IndexError as error:
+            if not re.match(r"Target \S+ is out of bounds", str(error)):  # torch's, of a label that is no class
+                raise
+            expected = f"expected classes from 0 to {logits.shape[1] - 1}"
+            raise InputError(f"{error} {expected}; change the labels, or num_classes of the model") from error
+        if loss.ndim:
+            raise InputError(f"loss of shape {tuple(loss.shape)}: expected one number; return its mean")
+        return loss
 
     def on_train_start(self) -> None:
         """Compute the learning rate of a LambdaLR anew: a run may be resumed with another length."""
