@@ -136,3 +136,9 @@ def test_few_batches_are_warned_of_where_something_is_logged_on_a_step(
     monkeypatch.syspath_prepend(Path.cwd())
     assert fit(f"--model={model}", "--trainer.max_epochs=1") == 0
     assert any("smaller than the logging interval" in str(warning.message) for warning in recwarn) == warns
+
+
+def test_a_run_that_makes_no_step_names_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--trainer.max_time=00:00:00:00") == 0
+    assert capsys.readouterr().out.endswith("max_time is used up\nnothing is kept: no step was made\n")
+    assert not list(Path().glob("logs/*/*"))

@@ -31,6 +31,8 @@ def summary(trainer: Trainer, run: Path | None) -> str:
         lines.append(f"best epoch {row['epoch']}, by {row['monitor']}: {metrics_text(row)}")
     if not run:
         return "\n".join([*lines, "nothing is kept: there is no logger"])
+    if trainer.is_global_zero and not (run / "run.json").exists():  # Lightning has called no hook of a training
+        return "\n".join([*lines, "nothing is kept: no step was made"])
     lines += [f"checkpoints: {run / 'checkpoints'}", "next:"]
     if can_test(trainer):
         lines.append(f"  {shell_command('train.py', 'test', '--ckpt_path', str(run))}")
