@@ -165,7 +165,7 @@ def test_callbacks_that_a_module_configures_count_like_those_of_the_trainer(
     assert main([*model, "--trainer.logger.version=stopped"]) == 0
     run = only_run()
     found = manifest(run)
-    assert found["stopped"] == "early stopping: train/loss did not improve with a patience of 5"
+    assert found["stopped"] == "early stopping: train/loss did not improve in the last 5 records"
     assert (found["final"]["epoch"], found["final"]["seen"]) == (6, 12)
     assert found["best"]["monitor"] == "train/loss"
     assert main(["fit", "--resume", str(run)]) == 0

@@ -142,3 +142,10 @@ def test_a_run_that_makes_no_step_names_no_folder(capsys: pytest.CaptureFixture[
     assert fit("--trainer.max_time=00:00:00:00") == 0
     assert capsys.readouterr().out.endswith("max_time is used up\nnothing is kept: no step was made\n")
     assert not list(Path().glob("logs/*/*"))
+
+
+def test_a_run_that_must_not_stop_yet_does_not_say_another_patience() -> None:
+    stopping = ("--early_stopping.patience=1", "--early_stopping.min_delta=10", "--trainer.min_epochs=3")
+    assert fit(*stopping, "--trainer.max_epochs=6") == 0
+    stopped = manifest(only_run())["stopped"]
+    assert stopped.startswith("early stopping: val/loss did not improve in the last 2 records; ")

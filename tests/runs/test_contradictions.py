@@ -187,13 +187,13 @@ ENDS: dict[str, tuple[list[str], str, str]] = {  # options, why it ended, what t
     ),
     "patience": (
         ["--model.lr=5", "--data.train_size=64", "--trainer.max_epochs=40"],
-        "early stopping: val/loss did not improve with a patience of 3; --early_stopping.patience 0 trains on",
+        "early stopping: val/loss did not improve in the last 3 records; --early_stopping.patience 0 trains on",
         "continue with --early_stopping.patience 4",
     ),
     "a callback": (
         [f"--trainer.callbacks+={STOPPING}", "--trainer.callbacks.monitor=val/acc",
          "--trainer.callbacks.patience=1", "--trainer.callbacks.min_delta=1"],
-        "early stopping: val/acc did not improve with a patience of 1", "a new run with more patience trains on",
+        "early stopping: val/acc did not improve in the last 1 records", "a new run with more patience trains on",
     ),
 }  # fmt: skip
 

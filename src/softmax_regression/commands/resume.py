@@ -153,7 +153,7 @@ def reason_not_to_resume(trainer: Trainer, saved: dict[str, Any]) -> str | None:
                 remedy = "a new run with more patience trains on"
                 if isinstance(callback, EarlyStopping):
                     remedy = f"continue with --early_stopping.patience {waited + 1} or more"
-                return f"early stopping: {callback.monitor} did not improve with a patience of {waited}; {remedy}"
+                return f"early stopping: {callback.monitor} did not improve in the last {waited} records; {remedy}"
         elif isinstance(callback, Timer):
             trained = state.get("time_elapsed", {}).get("train", 0)
             if 0 < (callback.time_remaining() or 0) <= trained:

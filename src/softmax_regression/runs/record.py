@@ -122,7 +122,6 @@ def stop_reason(trainer: Trainer) -> str:
         message = callback.stopping_reason_message
         if message:  # Monitored metric val/loss did not improve in the last 3 records. Best score: ...
             why = message.partition(". ")[0].removeprefix("Monitored metric ")
-            why = why.replace(" in the last ", " with a patience of ").replace(" records", "")
             remedy = "; --early_stopping.patience 0 trains on" if isinstance(callback, EarlyStopping) else ""
             return f"early stopping: {why}{remedy}"
     if trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps:
