@@ -149,3 +149,9 @@ def test_a_run_that_must_not_stop_yet_does_not_say_another_patience() -> None:
     assert fit(*stopping, "--trainer.max_epochs=6") == 0
     stopped = manifest(only_run())["stopped"]
     assert stopped.startswith("early stopping: val/loss did not improve in the last 2 records; ")
+
+
+def test_averaged_weights_that_are_in_no_checkpoint_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    averaging = ("--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1")
+    assert fit(*averaging, "--trainer.max_epochs=2") == 0
+    assert "no checkpoint has its averaged weights; WeightAveraging saves them" in capsys.readouterr().out

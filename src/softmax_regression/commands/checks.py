@@ -7,7 +7,7 @@ from types import FunctionType
 
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, SpikeDetection
+from lightning.pytorch.callbacks import ModelCheckpoint, SpikeDetection, StochasticWeightAveraging
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
@@ -74,6 +74,9 @@ def check_callbacks(trainer: Trainer) -> None:
     """Refuse a callback whose state cannot be loaded, and checkpoints that cannot be written or would replace ours."""
     if callbacks_of(trainer, SpikeDetection):
         raise InputError("SpikeDetection: Lightning cannot load its state, so no command could open the run; drop it")
+    if callbacks_of(trainer, StochasticWeightAveraging):  # with batch norm, an epoch follows that is saved
+        note = "without batch norm, no checkpoint has its averaged weights; WeightAveraging saves them"
+        print_rank_zero(f"StochasticWeightAveraging: {note}")
     for callback in callbacks_of(trainer, ModelCheckpoint):
         is_ours = isinstance(callback, BestCheckpoint)
         if callback.filename in ("best", "last") and not callback.dirpath and not is_ours:
