@@ -224,6 +224,28 @@ def test_so_does_one_that_is_asked_for_at_another_time(options: dict[str, Any], 
         Path("logs").rename(f"killed after {killed_after}")
 
 
+class Validating(Noting):
+    """Is validated by workers that stay."""
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        pass
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(ROWS, 10, num_workers=1, persistent_workers=True)
+
+
+@pytest.mark.parametrize(("killed_after", "sanity"), [(11, 0), (3, 0), (3, 1)])
+def test_workers_of_a_validation_that_stay_change_no_order(killed_after: int, sanity: int) -> None:
+    options: dict[str, Any] = {"num_sanity_val_steps": sanity}
+    whole = trained(Validating(), LOADERS["shuffled"], **options)
+    Path("logs").rename("whole")
+    with pytest.raises(Killed):
+        trained(Validating(killed_after), LOADERS["shuffled"], **options)
+    (path,) = Path("logs").glob("*/*/checkpoints/last.ckpt")
+    rest = trained(Validating(), LOADERS["shuffled"], path, **options)
+    assert rest == whole[-len(rest) :]
+
+
 @pytest.mark.parametrize("every", [1, 2])
 def test_loaders_that_are_made_anew_are_so_at_the_same_epochs(every: int) -> None:
     options: dict[str, Any] = {"reload_dataloaders_every_n_epochs": every, "every": None}

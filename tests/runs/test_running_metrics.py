@@ -171,3 +171,32 @@ def test_metrics_that_count_over_epochs_go_on_at_the_end_of_one() -> None:
         logged(Logging(killed_at=9), "killed", every=None)
     assert logged(Logging(), "resumed", Path("logs/softmax/killed/checkpoints/last.ckpt")) == whole
     assert logged(Logging(), "of another checkpoint", Path("epochs/killed.ckpt")) == whole
+
+
+class Begins(Logging):
+    """Resets what it has, and draws random numbers, as each training begins."""
+
+    def __init__(self, killed_at: int | None = None) -> None:
+        torch.manual_seed(0)
+        super().__init__(killed_at)
+
+    def on_train_start(self) -> None:
+        for metric in (self.mean, self.auroc, self.extremes, self.window):
+            metric.reset()
+        self.outputs = []
+        torch.rand(3)
+        self.log("of the beginning", 1.0, reduce_fx="sum")
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.log("drawn", torch.rand(()), on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("every", [2, None])
+def test_what_a_module_resets_and_draws_as_a_training_begins_is_that_of_the_run_that_is_resumed(
+    every: int | None,
+) -> None:
+    whole = logged(Begins(), "whole")
+    with pytest.raises(Killed):
+        logged(Begins(killed_at=9), "killed", every=every)
+    assert logged(Begins(), "resumed", Path("logs/softmax/killed/checkpoints/last.ckpt")) == whole

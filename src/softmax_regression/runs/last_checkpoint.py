@@ -19,6 +19,7 @@ from softmax_regression.runs.interruption import Interruption
 from softmax_regression.runs.loaders import LoaderPosition, loader_states, make_loaders_resumable
 from softmax_regression.runs.loops import (
     call_after,
+    call_as_training_begins,
     count_skipped_batches,
     end_restart,
     loop_positions,
@@ -75,6 +76,8 @@ class LastCheckpoint(Checkpoint):
             self._position = LoaderPosition()
             self._saved = {}
             make_loaders_resumable(trainer, self._position)
+            remove_calls(trainer)  # of a training that has not begun
+            call_as_training_begins(trainer, partial(self._begin, trainer, pl_module))
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the states of all processes, and the position in loops and training data."""
@@ -102,23 +105,28 @@ class LastCheckpoint(Checkpoint):
         self._position.loaders = checkpoint["softmax_regression.loaders"]
         self._position.epoch = loops["epoch"]
         self._position.started = loops["started"]
+        made_once = not trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        self._position.validated = made_once and (bool(loops["validated"]) or trainer.num_sanity_val_steps > 0)
         set_own_states(_owners_of_generators(trainer, pl_module), self._saved["generators"])
         load_metrics(pl_module, self._saved["metrics"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore loops and random states of a resumed run, and install the signal handlers, after Lightning's own."""
+        """Install the signal handlers, after Lightning's own."""
         self.folder = folder_of(trainer)
         self._step = trainer.global_step
-        if self._saved:
-            _restore(trainer, pl_module, self._saved)
-            self._saved = {}
         call_after(trainer.fit_loop, partial(self._save, trainer))
         call_after(trainer.fit_loop.epoch_loop, partial(self._save_if_due, trainer))
+        self._interruption.begin(trainer, self.folder)
+
+    def _begin(self, trainer: Trainer, module: LightningModule) -> None:
+        """Restore loops, metrics and random states of a resumed run, or save the state before the first step."""
+        if self._saved:
+            _restore(trainer, module, self._saved)
+            self._saved = {}
         if self._position.random:
             set_random_state(self._position.random, trainer.strategy.root_device)
             self._position.random = {}
-        self._interruption.begin(trainer, self.folder)
-        lazy = any(is_lazy(weight) for weight in pl_module.parameters())  # without values until the first batch
+        lazy = any(is_lazy(weight) for weight in module.parameters())  # without values until the first batch
         if self.folder and not self._step and not lazy:
             trainer.save_checkpoint(self.folder / INITIAL_CHECKPOINT, weights_only=False)
 
@@ -195,6 +203,7 @@ def _restore(trainer: Trainer, module: LightningModule, saved: dict[str, Any]) -
     loops = saved["loops"]
     if not loops["validating"]:
         resume_after_step(trainer)
+    load_metrics(module, saved["metrics"])  # again: the module's `on_train_start` may have reset them
     if loops["started"]:
         restore_loops(trainer, module, loops)
         log_again(trainer, module, saved["metrics"])

@@ -36,6 +36,7 @@ class LoaderPosition:
             removed when the loader is resumed.
         epoch: The current epoch, counted from 0.
         started: Whether any epoch has begun.
+        validated: Whether the loaders of the validation have been iterated over.
         places: Number of loaders for which the Trainer has asked so far.
     """
 
@@ -43,6 +44,7 @@ class LoaderPosition:
     loaders: dict[int, dict[str, Any]] = field(default_factory=dict)
     epoch: int = 0
     started: bool = False
+    validated: bool = False
     places: int = 0
 
 
@@ -73,8 +75,9 @@ class ResumableLoader(DataLoader[Any]):
         position = self.position
         saved = position.loaders.pop(self.place, {})
         resumes = bool(position.random) and position.started
-        if self.persistent_workers and (position.epoch > 0 or (resumes and not saved.get("order"))):
-            self._start_workers()
+        has_workers = not self.persistent_workers or self._iterator is not None
+        if not has_workers and (position.epoch > 0 or (resumes and not saved.get("order"))):
+            _start_workers(super().__iter__)
         if saved.get("order"):
             return self._rest_of_epoch(saved)
         if resumes:  # unlike an uninterrupted run, it draws the order before the training begins
@@ -86,15 +89,6 @@ class ResumableLoader(DataLoader[Any]):
         elif resumes:
             position.random |= random_state()
         return self._count(iterator)
-
-    def _start_workers(self) -> None:
-        """Start persistent workers: this draws a random number, in an uninterrupted run only before its first epoch."""
-        if self._iterator is None:
-            print_rank_zero(
-                "persistent_workers: what the workers draw at random is other than without the interruption"
-            )
-            with isolate_rng():
-                super().__iter__()
 
     def _count(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """Yield the batches of an epoch, and count them."""
@@ -166,6 +160,13 @@ class ResumableLoader(DataLoader[Any]):
         """Do nothing, see `state_dict`."""
 
 
+def _start_workers(begin: Callable[[], object]) -> None:
+    """Start persistent workers: this draws a random number, in an uninterrupted run only before its first epoch."""
+    print_rank_zero("persistent_workers: what the workers draw at random is other than without the interruption")
+    with isolate_rng():
+        begin()
+
+
 def loader_states(trainer: Trainer) -> dict[int, dict[str, Any]]:
     """Return the state of each training loader by its number, for `LoaderPosition.loaders`.
 
@@ -200,6 +201,8 @@ def _process_dataloader(
     """Return a loader as the strategy's own method `process` does; one for the training can be resumed."""
     loader = process(loader)
     if not trainer.training:
+        if position.validated and getattr(loader, "persistent_workers", False):
+            _start_workers(partial(iter, loader))
         return loader
     place = position.places
     position.places += 1

@@ -42,10 +42,23 @@ def call_after(loop: Any, function: Callable[[], None]) -> None:
     loop.on_advance_end = end_and_call
 
 
+def call_as_training_begins(trainer: Trainer, function: Callable[[], None]) -> None:
+    """Call a function after the hooks `on_train_start`, that of the module among them."""
+    loop: Any = trainer.fit_loop
+    begin = loop.on_run_start
+
+    def begin_and_call() -> None:
+        begin()
+        function()
+
+    loop.on_run_start = begin_and_call
+
+
 def remove_calls(trainer: Trainer) -> None:
-    """Undo `call_after` for the loops of a Trainer."""
+    """Undo `call_after` and `call_as_training_begins` for the loops of a Trainer."""
     for loop in (trainer.fit_loop, trainer.fit_loop.epoch_loop):
         vars(loop).pop("on_advance_end", None)
+        vars(loop).pop("on_run_start", None)
 
 
 def _private(owner: Any, path: str, otherwise: T) -> T:
