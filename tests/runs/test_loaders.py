@@ -2,7 +2,6 @@
 
 import pickle
 import random
-from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,13 +36,17 @@ class Killed(BaseException):
     """Stands for SIGKILL."""
 
 
+class Notes(list[Any]):
+    """What was seen since the run was started or resumed."""
+
+
 class Noting(LightningModule):
     """Note each batch, and what every source of random numbers draws then."""
 
     def __init__(self, killed_after: int | None = None, scheduled: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()))
-        self.seen: deque[Any] = deque()  # no list: those of a module are resumed, too
+        self.seen = Notes()  # no list: those of a module are resumed, too
         self.killed_after = killed_after
         self.scheduled = scheduled
 

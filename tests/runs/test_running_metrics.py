@@ -1,12 +1,12 @@
 """An epoch that was under way when a run was killed has the metrics of all its batches."""
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -43,10 +43,14 @@ class Logging(LightningModule):
         self.epochs = MetricTracker(MeanMetric(), maximize=False)
         self.outputs: list[Tensor] = []
         self.by_stage: dict[str, list[Tensor]] = defaultdict(list)
+        self.steps = 0
+        self.latest: deque[Tensor] = deque(maxlen=4)
         self.register_buffer("queue", torch.zeros(1), persistent=False)
 
     def on_train_epoch_start(self) -> None:
         self.epochs.increment()
+        self.total = torch.zeros(())
+        self.batches = 0
         self.log("at the start", float(self.global_step))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -66,6 +70,10 @@ class Logging(LightningModule):
         self.epochs.update(value)
         self.outputs.append(value)
         self.by_stage["train"].append(value)
+        self.steps += 1
+        self.latest.append(value)
+        self.total += value
+        self.batches += 1
         self.queue = torch.cat([self.queue, value[None]])[-9:]
         self.log("mean of a queue", self.queue.mean(), on_epoch=True)
         return self.weight
@@ -77,10 +85,30 @@ class Logging(LightningModule):
         self.log("mean of a list", torch.stack(self.outputs).mean())
         self.outputs.clear()
         self.log("mean of a list in a dictionary", torch.stack(self.by_stage.pop("train")).mean())
+        self.log("mean of a sum", self.total / self.batches)
+        self.log("mean of the latest", torch.stack([*self.latest]).mean())
+        self.log("steps", float(self.steps))
+        self.schedule.step()
+        self.log("rate", self.schedule.get_last_lr()[0])
         self.auroc.reset()
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        self.schedule = torch.optim.lr_scheduler.LinearLR(optimizer)
+        return optimizer
+
+
+class CountsExamples(Callback):
+    """Counts the examples of an epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.count = 0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.count += len(batch)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("examples", float(self.count))
 
 
 def logged(
@@ -95,7 +123,8 @@ def logged(
     trainer = Trainer(
         max_epochs=2, accelerator="cpu", logger=RunLogger(version=version), log_every_n_steps=1,
         callbacks=[
-            LastCheckpoint(every_n_train_steps=every), ModelCheckpoint("epochs", version, save_top_k=-1), RowCallback(),
+            CountsExamples(), LastCheckpoint(every_n_train_steps=every), RowCallback(),
+            ModelCheckpoint("epochs", version, save_top_k=-1),
         ],
         enable_progress_bar=False, enable_model_summary=False, **options,
     )  # fmt: skip
@@ -111,7 +140,7 @@ def test_what_was_logged_is_that_of_the_run_that_was_not_killed() -> None:
     with pytest.raises(Killed):  # before anything more was saved
         logged(Logging(killed_at=11), "again", checkpoint)
     resumed = logged(Logging(), "resumed", Path("logs/softmax/again/checkpoints/last.ckpt"))
-    assert len(whole) == 22
+    assert len(whole) == 27
     assert resumed == whole
 
 
@@ -161,7 +190,7 @@ def test_the_scores_of_a_classifier_are_those_of_the_run_that_was_not_killed() -
         logged(KilledClassifier(killed_at=9), "killed", rows=rows)
     checkpoint = Path("logs/softmax/killed/checkpoints/last.ckpt")
     resumed = logged(KilledClassifier(), "resumed", checkpoint, rows=rows)
-    assert whole.keys() == {"train/loss", "train/acc", "lr"}
+    assert whole.keys() == {"train/loss", "train/acc", "lr", "examples"}
     assert resumed == whole
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
 from softmax_regression.errors import InputError
+from softmax_regression.runs.attributes import Attributes
 from softmax_regression.runs.callbacks import callbacks_of, folder_of
 from softmax_regression.runs.interruption import Interruption
 from softmax_regression.runs.loaders import LoaderPosition, loader_states, make_loaders_resumable
@@ -63,6 +64,7 @@ class LastCheckpoint(Checkpoint):
         self._due = False  # whether to save after this step, and the validation that follows it
         self._interruption = Interruption()
         self._position = LoaderPosition()
+        self._attributes = Attributes()
         self._saved: dict[str, Any] = {}  # of the run to resume, until its training begins
         self.folder: Path | None = None
 
@@ -74,6 +76,7 @@ class LastCheckpoint(Checkpoint):
             trainer.precision_plugin.convert_module(pl_module)
         if stage == "fit":
             self._position = LoaderPosition()
+            self._attributes = Attributes()
             self._saved = {}
             make_loaders_resumable(trainer, self._position)
             remove_calls(trainer)  # of a training that has not begun
@@ -83,7 +86,8 @@ class LastCheckpoint(Checkpoint):
         """Add the states of all processes, and the position in loops and training data."""
         checkpoint["softmax_regression.loops"] = loop_positions(trainer)
         checkpoint["softmax_regression.loaders"] = loader_states(trainer)
-        state = move_data_to_device(_state_of_process(trainer, pl_module), torch.device("cpu"))
+        state = _state_of_process(trainer, pl_module) | {"attributes": self._attributes.changed(trainer, pl_module)}
+        state = move_data_to_device(state, torch.device("cpu"))
         states = [state] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(states, state)
@@ -120,6 +124,7 @@ class LastCheckpoint(Checkpoint):
 
     def _begin(self, trainer: Trainer, module: LightningModule) -> None:
         """Restore loops, metrics and random states of a resumed run, or save the state before the first step."""
+        self._attributes.begin(trainer, module, self._saved.get("attributes", {}))
         if self._saved:
             _restore(trainer, module, self._saved)
             self._saved = {}

@@ -3,7 +3,6 @@
 Lightning saves none of what was logged, and torchmetrics saves only persistent states.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +15,6 @@ from torchmetrics.wrappers import MetricTracker
 
 from softmax_regression.engine.callback import results_of_epoch
 from softmax_regression.metrics import EpochScores
-from softmax_regression.runs.checkpoint import is_plain_data
 from softmax_regression.runs.loops import is_epoch_over
 
 # The values that the argument `reduce_fx` of Lightning's `log` can have; a checkpoint holds the index.
@@ -26,15 +24,13 @@ REDUCTIONS: tuple[Any, ...] = (torch.mean, torch.sum, torch.max, torch.min, sum,
 def running_metrics(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """Return what was logged in this process, and the states of the module's metrics, as plain data.
 
-    For each metric, `logged` has the arguments of `self.log` and the sums; `values` are `callback_metrics`; `outputs`
-    are the module's own lists and dictionaries of lists, in which many keep what their steps returned; `buffers` are
-    those that are in no `state_dict`, such as a queue of what the module computed before. Metrics that Lightning resets
-    next, after the current validation or epoch, are left out.
+    For each metric, `logged` has the arguments of `self.log` and the sums; `values` are `callback_metrics`; `buffers`
+    are those that are in no `state_dict`, such as a queue of what the module computed before. Metrics that Lightning
+    resets next, after the current validation or epoch, are left out.
     """
     results = results_of_epoch(trainer)
     about_to_be_reset = _logged_metrics(results_of_epoch(trainer, of_validation=True))
     logged = []
-    outputs = {}
     if is_epoch_over(trainer):
         about_to_be_reset += _logged_metrics(results)
     else:
@@ -42,15 +38,12 @@ def running_metrics(trainer: Trainer, module: LightningModule) -> dict[str, Any]
         for result in results.values():
             if not result.has_reset and (result.is_tensor or result.meta.metric_attribute in own):
                 logged.append(_logged(result))
-        for name, value in vars(module).items():
-            if _holds_outputs(value):
-                outputs[name] = dict(value) if isinstance(value, dict) else value
     states = {}
     for name, metric in _parts(module, Metric):
         if not any(metric is each for each in about_to_be_reset):
             states[name] = _state(metric)
     trackers = {name: len(tracker) for name, tracker in _parts(module, MetricTracker)}
-    state = {"logged": logged, "metrics": states, "trackers": trackers, "outputs": outputs}
+    state = {"logged": logged, "metrics": states, "trackers": trackers}
     return state | {"buffers": _unsaved_buffers(module), "values": dict(trainer.callback_metrics)}
 
 
@@ -64,7 +57,7 @@ def load_metrics(module: LightningModule, saved: Mapping[str, Any]) -> None:
 
 
 def log_again(trainer: Trainer, module: LightningModule, saved: Mapping[str, Any]) -> None:
-    """Log again what was logged in the interrupted epoch, and restore `callback_metrics` and the module's lists."""
+    """Log again what was logged in the interrupted epoch, and restore `callback_metrics` and the buffers."""
     results: Any = results_of_epoch(trainer)
     saved = move_data_to_device(dict(saved), trainer.strategy.root_device)
     for logged in saved["logged"]:
@@ -76,22 +69,9 @@ def log_again(trainer: Trainer, module: LightningModule, saved: Mapping[str, Any
         results.log(**arguments, **options, value=value, batch_size=1)
         vars(results[f"{arguments['fx']}.{arguments['name']}"]).update(logged["state"])
     trainer.callback_metrics.update(saved["values"])
-    for name, outputs in saved["outputs"].items():
-        kept = getattr(module, name, None)
-        if isinstance(kept, dict):
-            kept.update(outputs)  # it may be a defaultdict
-        else:
-            setattr(module, name, outputs)
     for name, buffer in saved["buffers"].items():
         owner, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(owner), attribute, buffer)
-
-
-def _holds_outputs(value: Any) -> bool:
-    """Return whether an attribute of a module is a list, or a dictionary of lists, that a checkpoint can hold."""
-    if type(value) in (dict, defaultdict):
-        return bool(value) and all(map(_holds_outputs, value.values())) and is_plain_data(dict(value))
-    return type(value) is list and is_plain_data(value)
 
 
 def _unsaved_buffers(module: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,126 @@
+"""What a module and its callbacks count and collect in attributes, such as the sums of an epoch, which are in no state.
+
+Lightning resumes a run only between epochs, where many of them begin anew.
+"""
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import move_data_to_device
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import Metric
+
+from softmax_regression.runs.checkpoint import is_plain_data
+
+LIBRARIES = ("lightning.", "softmax_regression.")
+OF_LIGHTNING = {*vars(LightningModule()), *vars(Callback())}  # names of attributes that Lightning sets itself
+
+
+class Attributes:
+    """The attributes that have changed since the training began."""
+
+    def __init__(self) -> None:
+        self._before: dict[str, Any] | None = None  # fingerprints of the values as the training began
+        self._values: list[Any] = []  # these values, so that no other object gets the id of one of them
+        self._names: set[str] = set()  # of those that changed before the run was resumed
+
+    def begin(self, trainer: Trainer, module: LightningModule, saved: Mapping[str, Any]) -> None:
+        """Note the values before the first epoch, and set those that `changed` has returned for a resumed run."""
+        self._before = {}
+        self._names = set(saved)
+        for name, value in _attributes(trainer, module):
+            self._before[name] = _fingerprint(value)
+            self._values.append(value)
+        owners = _owners(trainer, module)
+        for name, (value, is_on_cpu) in saved.items():
+            owner, _, attribute = name.rpartition(".")
+            if owner in owners:
+                device = "cpu" if is_on_cpu else trainer.strategy.root_device
+                _set(owners[owner], attribute, move_data_to_device(value, device))
+
+    def changed(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        """Return values, and whether they are on the CPU, by names such as `model.head.count`.
+
+        There are none before the training has begun.
+        """
+        found: dict[str, Any] = {}
+        if self._before is None:
+            return found
+        for name, value in _attributes(trainer, module):
+            is_same = name in self._before and self._before[name] == _fingerprint(value)
+            plain = _plain(value)
+            if is_plain_data(plain) and (name in self._names or not is_same):
+                found[name] = plain, _is_on_cpu(plain)
+        return found
+
+
+def _attributes(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, Any]]:
+    """Yield names and values; not a result of the last step, which has a gradient, such as a layer's output."""
+    for owner, part in _owners(trainer, module).items():
+        for attribute, value in vars(part).items():
+            is_result = isinstance(value, Tensor) and value.requires_grad
+            if attribute not in OF_LIGHTNING and not is_result:
+                yield f"{owner}.{attribute}", value
+
+
+def _owners(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+    """Return the module, its parts and the user's callbacks by names, without those that say themselves what is kept.
+
+    Schedules are among them, as some modules step one that they do not return to Lightning.
+    """
+    owners: dict[str, Any] = {}
+    for name, part in module.named_modules(prefix="model"):
+        if not isinstance(part, Metric):
+            owners[name] = part
+        for attribute, value in vars(part).items():
+            if isinstance(value, LRScheduler):  # which a hook steps
+                owners[f"{name}.{attribute}"] = value
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        known = [kind for kind in type(callback).__mro__ if kind.__module__.startswith(LIBRARIES)]
+        if known == [Callback] and type(callback).state_dict is Callback.state_dict:
+            owners[callback.state_key] = callback
+    return owners
+
+
+def _plain(value: Any) -> Any:
+    """Return a value with a list in place of a deque, and a dictionary in place of a defaultdict."""
+    if type(value) is deque:
+        return list(value)
+    return dict(value) if type(value) is defaultdict else value
+
+
+def _is_on_cpu(value: Any) -> bool:
+    """Return whether no tensor in a value is on another device."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        return all(map(_is_on_cpu, value))
+    return not isinstance(value, Tensor) or value.device.type == "cpu"
+
+
+def _fingerprint(value: Any) -> Any:
+    """Return what is another object once a value has changed; lists and dictionaries may hold others."""
+    value = _plain(value)
+    if isinstance(value, Tensor):
+        return id(value), None if value.is_inference() else value._version
+    if isinstance(value, dict):
+        return [(key, _fingerprint(each)) for key, each in value.items()]
+    if isinstance(value, list | tuple):
+        return [_fingerprint(each) for each in value]
+    return value if is_plain_data(value) else id(value)
+
+
+def _set(owner: Any, attribute: str, value: Any) -> None:
+    """Set an attribute; a dictionary or deque that is there is filled anew: it may have a default, or a length."""
+    there = getattr(owner, attribute, None)
+    if isinstance(there, dict) and isinstance(value, dict):
+        there.clear()
+        there.update(value)
+    elif isinstance(there, deque) and isinstance(value, list):
+        there.clear()
+        there.extend(value)
+    else:
+        setattr(owner, attribute, value)
