@@ -78,7 +78,9 @@ def test_help_imports_no_study(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert not imported
     with pytest.raises(SystemExit, match="0"):
         main(["curve", "--help"])
-    assert "--output" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "Folders of runs" in text
+    assert "--output" in text
     assert set(imported) == {"softmax_regression.reports.curve:run"}
 
 

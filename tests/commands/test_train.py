@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -307,6 +308,23 @@ def test_help_shows_ours_first_and_lightnings_on_demand(capsys: pytest.CaptureFi
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--print_config"])
     assert "max_epochs: 10" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("command", "own", "of_others"),
+    [
+        ("fit", ("--resume", "--early_stopping.patience"), ("--output", "--force")),
+        ("test", ("--ckpt_path RUN",), ("--resume", "--output", "--force", "--early_stopping")),
+        ("predict", ("--ckpt_path RUN", "--output", "--force"), ("--resume", "--early_stopping")),
+    ],
+)
+def test_the_help_of_a_command_has_the_options_that_it_takes(
+    command: str, own: Sequence[str], of_others: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert [option for option in own if option not in text] == []
+    assert [option for option in of_others if option in text] == []
 
 
 def test_only_the_options_of_the_command_that_was_typed_are_set_up() -> None:

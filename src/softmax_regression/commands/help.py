@@ -23,9 +23,8 @@ COMMANDS = {
 }
 _EPILOG = (
     "--config FILE: YAML with any of the options, over which flags win; smoke.yaml and the others of conf/ are found "
-    "from any folder. --ckpt_path RUN: a run's folder, a .ckpt file, or `best` or `last` of the newest run. "
-    "--model CLASS, --data CLASS: another LightningModule or LightningDataModule, such as examples.mlp.MLP. "
-    "--optimizer CLASS, --lr_scheduler CLASS: of torch, such as Adam, with --optimizer.lr. "
+    "from any folder. --model CLASS, --data CLASS: another LightningModule or LightningDataModule, such as "
+    "examples.mlp.MLP. --optimizer CLASS, --lr_scheduler CLASS: of torch, such as Adam, with --optimizer.lr. "
     "--trainer.callbacks+=CLASS: your own, as mine.Callback of mine.py in this folder. --print_config: what would "
     "be run. --help-all: Lightning's Trainer as well."
 )
@@ -56,7 +55,9 @@ def known_options(args: Sequence[str]) -> Iterable[str]:
 def _help_parser(command: str, flags: Sequence[str], everything: bool) -> ArgumentParser:
     """Return a parser to take the help from; the help of LightningCLI's parser has no options of model and data."""
     parser = ArgumentParser(usage=f"{usage(command)} [options]", description=COMMANDS[command], epilog=_EPILOG)
-    add_own_arguments(parser)
+    add_own_arguments(parser, None if everything else command)
+    text = "The checkpoint: a run's folder, a .ckpt file, or `best` or `last` of the newest run."
+    parser.add_argument("--ckpt_path", metavar="RUN", help=text)
     for group, default in {"model": SoftmaxRegression, "data": FashionMNISTDataModule}.items():
         kind: type = default
         with suppress(Exception):  # there is no class of that name, or an error in its module

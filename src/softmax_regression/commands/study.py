@@ -54,7 +54,7 @@ def _parser(name: str, study: Study) -> ArgumentParser:
     skip: set[str | int] = set()
     if study.positional == "runs":
         skip.add("runs")
-        parser.add_argument("runs", nargs="+", type=Path)
+        parser.add_argument("runs", nargs="+", type=Path, help="Folders of runs, such as logs/softmax/*.")
     parser.add_function_arguments(study.load(), as_positional=bool(study.positional), skip=skip)
     return parser
 

@@ -208,15 +208,18 @@ class ExperimentCLI(LightningCLI):
         return _has(LightningEarlyStopping, own) and not typed and not used_before
 
 
-def add_own_arguments(parser: ArgumentParser) -> None:
-    """Add the options of this project to a parser."""
+def add_own_arguments(parser: ArgumentParser, command: str | None = None) -> None:
+    """Add the options of this project to a parser: those that a command takes, or those of all commands."""
     text = "Seed of the initial weights, the order of the images and the dropped pixels."
     parser.add_argument("--seed_everything", type=int, default=0, help=text)
     text = "CPU threads; the default is one, or what OMP_NUM_THREADS says, see docs/speed.md."
     parser.add_argument("--threads", type=int, help=text)
-    parser.add_argument("--resume", help="Resume the run in this folder, exactly where it stopped.")
-    parser.add_argument("--output", help="Where `predict` writes its CSV; the default is in the run's folder.")
-    parser.add_argument("--force", action="store_true", help="Let --output replace a file not written by `predict`.")
+    if command in (None, "fit"):
+        parser.add_argument("--resume", help="Resume the run in this folder, exactly where it stopped.")
+    if command in (None, "predict"):
+        parser.add_argument("--output", help="Where `predict` writes its CSV; the default is in the run's folder.")
+        text = "Let --output replace a file not written by `predict`."
+        parser.add_argument("--force", action="store_true", help=text)
 
 
 def _with_absolute_paths(value: Any) -> Any:
