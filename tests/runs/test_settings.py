@@ -98,6 +98,11 @@ def test_a_setting_from_python_is_in_the_configuration(kind: str) -> None:
     assert {name: settings[name] for name in says} == says
 
 
+def test_a_setting_that_was_not_given_in_python_is_not_in_the_configuration() -> None:
+    settings = yaml.safe_load((from_python() / "config.yaml").read_text())["trainer"]
+    assert settings == {"max_epochs": 1, "log_every_n_steps": 1}
+
+
 def test_callbacks_of_lightning_from_python_are_in_the_configuration() -> None:
     stopping = EarlyStopping("val/acc", mode="max", min_delta=0.01, stopping_threshold=0.99)
     kept = ModelCheckpoint(monitor="val/acc", mode="max", save_top_k=2)

@@ -34,7 +34,7 @@ TRAINER_SETTINGS = {
     "limit_val_batches": 1.0,
     "log_every_n_steps": 50,
     "max_steps": -1,
-    "min_epochs": None,
+    "min_epochs": 0,
     "min_steps": None,
     "overfit_batches": 0.0,
     "precision": "32-true",
