@@ -10,7 +10,8 @@ import yaml
 from examples.mlp import MLP
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
-from optuna.samplers import TPESampler
+from optuna.pruners import MedianPruner, PercentilePruner, ThresholdPruner
+from optuna.samplers import RandomSampler, TPESampler
 from torch import nn
 
 from softmax_regression.commands.study import main
@@ -200,6 +201,24 @@ def test_values_are_described_and_sorted_as_people_do() -> None:
 def test_the_plan_of_a_grid_names_no_number_of_trials_that_it_does_not_have() -> None:
     assert '"trials"' not in Plan({"lr": [0.1]}, [0]).to_json()
     assert '"trials": 7' in Plan({"lr": [0.1]}, [0], sampler=TPESampler(), trials=7).to_json()
+
+
+OTHERS: list[dict[str, Any]] = [
+    {"pruner": ThresholdPruner(lower=0.3)},
+    {"pruner": ThresholdPruner(lower=0.4)},
+    {"pruner": PercentilePruner(25.0)},
+    {"pruner": MedianPruner()},
+    {"pruner": MedianPruner(n_warmup_steps=3)},
+    {"sampler": TPESampler(n_startup_trials=3)},
+    {"sampler": TPESampler(n_startup_trials=4)},
+    {"sampler": RandomSampler()},
+]
+
+
+def test_a_plan_tells_the_arguments_of_samplers_and_pruners_apart_but_for_seeds() -> None:
+    texts = [Plan({"lr": [0.1]}, [0], **options).to_json() for options in OTHERS]
+    assert len(set(texts)) == len(OTHERS)
+    assert Plan({"lr": [0.1]}, [0], sampler=RandomSampler(seed=5)).to_json() in texts
 
 
 def test_samplers_are_named_as_lightning_names_classes() -> None:

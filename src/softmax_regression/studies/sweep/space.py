@@ -207,12 +207,22 @@ def changed_batches(data: type[LightningDataModule]) -> list[str]:
 
 
 def _plain(value: object) -> object:
-    """Return a range as a dictionary, a class as its name, and any other object as the name of its class."""
+    """Return a range as a dictionary, a class as its name, and a sampler or pruner as its class and its arguments.
+
+    Only arguments that it keeps and that are not the defaults are in it; not a seed, as a resumed search has another.
+    """
     if isinstance(value, Range):
         return vars(value)
     if isinstance(value, type):
         return class_path_of(value)
-    return class_path_of(type(value))
+    arguments = {}
+    for name, default in parameters_of(type(value)).items():
+        argument = getattr(value, f"_{name}", default)
+        is_given = isinstance(argument, int | float | str) and argument not in (default, math.inf, -math.inf)
+        if is_given and name != "seed":
+            arguments[name] = argument
+    path = class_path_of(type(value))
+    return {path: arguments} if arguments else path
 
 
 def count(params: Params, name: str) -> int:
