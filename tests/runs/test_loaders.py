@@ -217,6 +217,13 @@ def test_a_loader_goes_on_where_the_run_was_killed(kind: str, every: int | None)
     assert rest == whole[done:]
 
 
+def test_a_stream_that_counts_goes_on_in_its_first_epoch() -> None:
+    whole = trained(Noting(), LOADERS["a stream that counts"])
+    Path("logs").rename("whole")
+    done, *rest = resumed(3, LOADERS["a stream that counts"])
+    assert rest == whole[done:]
+
+
 @pytest.mark.parametrize(("options", "scheduled"), [({"reload_dataloaders_every_n_epochs": 1}, False), ({}, True)])
 def test_so_does_one_that_is_asked_for_at_another_time(options: dict[str, Any], scheduled: bool) -> None:
     whole = trained(Noting(scheduled=scheduled), LOADERS["shuffled"], **options)

@@ -141,11 +141,12 @@ class ResumableLoader(DataLoader[Any]):
         return states
 
     def set_sources(self, states: Mapping[str, Any]) -> None:
-        """Set the generators and counts to what `source_states` returned."""
+        """Set the generators and counts to what `source_states` returned; counts that it left out, to the first ones."""
         set_own_states({"loader": self}, states)
+        counts = {**self.counts, **states}
         for name, where in self._counts().items():
-            if name in states:
-                setattr(*where, states[name])
+            if name in counts:
+                setattr(*where, counts[name])
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Return how pickle makes a copy: pickle does not find the class, which was made in this process."""
