@@ -141,7 +141,7 @@ class ResumableLoader(DataLoader[Any]):
         return states
 
     def set_sources(self, states: Mapping[str, Any]) -> None:
-        """Set the generators and counts to what `source_states` returned; counts that it left out, to the first ones."""
+        """Set the generators and counts to what `source_states` returned, other counts to what they first were."""
         set_own_states({"loader": self}, states)
         counts = {**self.counts, **states}
         for name, where in self._counts().items():
