@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
+from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimization
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins import Precision
@@ -885,3 +886,16 @@ def test_a_loop_with_a_method_set_on_it_is_asked() -> None:
 
     says, _ = twins(BoringModel, hooks=BATCH, callbacks=on("on_train_start", validate_always), **LIMITS)
     assert says == "Lightning's own step (_TrainingEpochLoop with its own _should_check_val_fx)"
+
+
+class EveryOther(_FitLoop):
+    def _should_accumulate(self) -> bool:
+        return self.batch_idx % 2 == 0
+
+
+def test_a_fit_loop_with_a_method_of_its_own_is_asked() -> None:
+    def exchange_class(trainer: Trainer, *_: Any) -> None:
+        trainer.fit_loop.__class__ = EveryOther
+
+    _, trainer = twins(BoringModel, callbacks=on("on_train_start", exchange_class), **LIMITS)
+    assert trainer.global_step == 8

@@ -80,7 +80,7 @@ class Update:
         if batch_idx % trainer.accumulate_grad_batches == 0:
             zero_grad = partial(self._zero_grad, batch_idx, optimizer)
         closure = LeanClosure(partial(self._training_step, arguments), backward, zero_grad)
-        if self.loop._should_accumulate():
+        if trainer.fit_loop._should_accumulate():
             with _block_parallel_sync_behavior(self.hooks.strategy):
                 closure()
         else:
