@@ -50,6 +50,15 @@ class Net(SoftmaxRegression):
         x, y = batch
         self.log("val/loss", self.loss(self(x), y), batch_size=len(y))
 """
+UNEVEN = """
+from softmax_regression import FashionMNISTDataModule
+from torch.utils.data import DataLoader
+
+class Data(FashionMNISTDataModule):
+    def train_dataloader(self):
+        minibatches = [*super().train_dataloader()]
+        return DataLoader(minibatches[self.trainer.global_rank :], None)
+"""
 VALIDATIONS: dict[int, tuple[str, ...]] = {  # sizes of the validation set, and the options for it
     1: ("--data.val_size=1",),
     100: ("--data.val_size=100",),
@@ -210,6 +219,22 @@ def test_a_module_that_logs_the_value_of_one_process_is_told(tmp_path: Path) -> 
     first, second = run_group(2, [*FIT, "--trainer.max_epochs=1", "--model=unsynced.Net"])
     assert (first.code, second.code) == (0, 0)
     assert "recommended to use `self.log('val/loss', ..., sync_dist=True)`" in first.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "codes"), [((), [2, 2]), (("--trainer.limit_train_batches=2",), [0, 0])])
+def test_processes_with_more_minibatches_than_others_are_refused(
+    limit: tuple[str, ...], codes: list[int], tmp_path: Path
+) -> None:
+    (tmp_path / "uneven.py").write_text(UNEVEN)
+    ended = run_group(
+        2, [*FIT, "--trainer.max_epochs=1", "--data=uneven.Data", "--trainer.use_distributed_sampler=false", *limit]
+    )
+    assert [process.code for process in ended] == codes
+    if not limit:
+        line = "process 1: 15 training minibatches an epoch, but the processes have 15 to 16"
+        assert ended[1].err.startswith(f"error: {line}")
+        assert not RUN.exists()
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from softmax_regression.runs.loops import (
     restore_loops,
     resume_after_step,
 )
+from softmax_regression.runs.processes import check_equal_epochs
 from softmax_regression.runs.random_numbers import own_states, random_state, set_own_states, set_random_state
 from softmax_regression.runs.rows import RowCallback
 from softmax_regression.runs.running_metrics import load_metrics, log_again, running_metrics
@@ -116,6 +117,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the signal handlers, after Lightning's own."""
+        check_equal_epochs(trainer)
         self.folder = folder_of(trainer)
         self._step = trainer.global_step
         call_after(trainer.fit_loop, partial(self._save, trainer))

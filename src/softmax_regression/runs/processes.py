@@ -15,6 +15,8 @@ from datetime import timedelta
 from types import FrameType
 from typing import Any
 
+import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from lightning.pytorch.utilities import rank_zero_only
 from torch import accelerator, distributed, set_num_threads
@@ -95,6 +97,21 @@ def install_signal_handlers(names: Sequence[str], handler: Callable[[int, FrameT
         if number.name in names and signal.getsignal(number) is not signal.SIG_IGN:
             before[number] = signal.signal(number, handler)
     return before
+
+
+def check_equal_epochs(trainer: Trainer) -> None:
+    """Refuse training data of which one process has more minibatches than another, for which it would wait."""
+    if trainer.world_size == 1 or trainer.max_steps != -1:
+        return
+    number = trainer.num_training_batches
+    numbers = torch.tensor([number, -number], dtype=torch.float64, device=trainer.strategy.root_device)
+    most, least = trainer.strategy.reduce(numbers, reduce_op="max").abs().tolist()
+    if least < most:
+        raise InputError(
+            f"process {trainer.global_rank}: {number} training minibatches an epoch, but the processes have "
+            f"{least:.0f} to {most:.0f}, and all of them take each step; give them equally many, or "
+            f"--trainer.limit_train_batches {least:.0f}"
+        )
 
 
 def restore_signal_handlers(handlers: Mapping[int, Any]) -> None:
