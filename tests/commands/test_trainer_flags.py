@@ -155,3 +155,12 @@ def test_averaged_weights_that_are_in_no_checkpoint_are_announced(capsys: pytest
     averaging = ("--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1")
     assert fit(*averaging, "--trainer.max_epochs=2") == 0
     assert "no checkpoint has its averaged weights; WeightAveraging saves them" in capsys.readouterr().out
+
+
+def test_a_barebones_test_logs_nothing_and_keeps_the_scores_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fit("--trainer.max_epochs=1") == 0
+    assert main(["test", "--ckpt_path", str(only_run())]) == 0
+    scores = manifest(only_run())["test"]
+    assert main(["test", "--ckpt_path", str(only_run()), "--trainer.barebones=true"]) == 0
+    assert capsys.readouterr().out.endswith("\nnothing was logged\n")
+    assert manifest(only_run())["test"] == scores != {}

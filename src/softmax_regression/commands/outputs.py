@@ -62,8 +62,8 @@ def record_scores(run: Path | None, trainer: Trainer, command: str, scores: Sequ
     metrics: dict[str, float] = {}
     for row in scores:
         metrics.update(row)
-    print_rank_zero(metrics_text(metrics))
+    print_rank_zero(metrics_text(metrics) or "nothing was logged")
     limit = trainer.limit_test_batches if command == "test" else trainer.limit_val_batches
     everything = isinstance(limit, float) and limit == 1  # an int counts batches
-    if run and everything and trainer.is_global_zero:
+    if run and everything and trainer.is_global_zero and not trainer.barebones:  # which logs nothing
         update_manifest(run, **{command: metrics})
