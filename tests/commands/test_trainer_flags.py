@@ -138,10 +138,41 @@ def test_few_batches_are_warned_of_where_something_is_logged_on_a_step(
     assert any("smaller than the logging interval" in str(warning.message) for warning in recwarn) == warns
 
 
-def test_a_run_that_makes_no_step_names_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    assert fit("--trainer.max_time=00:00:00:00") == 0
-    assert capsys.readouterr().out.endswith("max_time is used up\nnothing is kept: no step was made\n")
-    assert not list(Path().glob("logs/*/*"))
+ENDS_AT_ONCE = """
+import torch
+from lightning.pytorch import Callback, LightningDataModule
+from torch.utils.data import DataLoader, TensorDataset
+
+class Empty(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.empty(0, 1, 28, 28), torch.empty(0, dtype=torch.int64)))
+
+class Ends(Callback):
+    def on_train_start(self, trainer, pl_module):
+        trainer.should_stop = True
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `DataLoader`", "ignore:.*does not have many workers")
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--trainer.max_time=00:00:00:00"], "max_time is used up"),
+        (["--trainer.callbacks+=at_once.Ends"], "a callback stopped the run"),
+        (["--data=at_once.Empty"], "there are no training batches"),
+        (["--trainer.enable_checkpointing=false", "--trainer.max_epochs=1"], "max_epochs=1 reached"),
+    ],
+)
+def test_a_run_without_a_checkpoint_says_so_instead_of_what_to_type_next(
+    options: list[str], reason: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("at_once.py").write_text(ENDS_AT_ONCE)
+    monkeypatch.syspath_prepend(Path.cwd())
+    data = () if options[0].startswith("--data") else SMALL
+    assert main(["fit", *data, *options]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert reason in lines
+    assert last.startswith("no checkpoint is kept in logs/softmax/")
 
 
 def test_a_run_that_must_not_stop_yet_does_not_say_another_patience() -> None:

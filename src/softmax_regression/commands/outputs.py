@@ -25,14 +25,14 @@ def summary(trainer: Trainer, run: Path | None) -> str:
     found = results(trainer)
     if "final" in found:
         row = found["final"]
-        lines.append(f"last epoch {row['epoch']}: {metrics_text(row)}")
+        lines.append(f"last epoch {row['epoch']}: {metrics_text(row) or 'nothing was logged'}")
     if "best" in found:
         row = found["best"]
         lines.append(f"best epoch {row['epoch']}, by {row['monitor']}: {metrics_text(row)}")
     if not run:
         return "\n".join([*lines, "nothing is kept: there is no logger"])
-    if trainer.is_global_zero and not (run / "run.json").exists():  # Lightning has called no hook of a training
-        return "\n".join([*lines, "nothing is kept: no step was made"])
+    if not any(run.glob("checkpoints/*.ckpt")):
+        return "\n".join([*lines, f"no checkpoint is kept in {run}"])
     lines += [f"checkpoints: {run / 'checkpoints'}", "next:"]
     if can_test(trainer):
         lines.append(f"  {shell_command('train.py', 'test', '--ckpt_path', str(run))}")

@@ -128,6 +128,8 @@ def stop_reason(trainer: Trainer) -> str:
         return f"max_steps={trainer.max_steps} reached"
     if trainer.max_epochs and 0 < trainer.max_epochs <= trainer.current_epoch:
         return f"max_epochs={trainer.max_epochs} reached"
+    if trainer.num_training_batches == 0:
+        return "there are no training batches"
     left = [timer.time_remaining() for timer in callbacks_of(trainer, Timer)]
     timed_out = any(seconds is not None and seconds <= 0 for seconds in left)
     return "max_time is used up" if timed_out else "a callback stopped the run"
