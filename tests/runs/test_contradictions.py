@@ -54,11 +54,12 @@ CONTRADICTIONS = {
     "--early_stopping.min_delta=0.1": "0.0",
     "--best_checkpoint.monitor=null": "early_stopping",
     "--optimizer=Adam": "None",
+    "--trainer.logger.version=other": "None",
 }
 
 
 @pytest.mark.parametrize(
-    "flag", slow_but(["--model.lr=0.5", "--data.batch_size=64", "--trainer.precision=bf16-mixed"], CONTRADICTIONS)
+    "flag", slow_but(["--model.lr=0.5", "--data.batch_size=64", "--trainer.logger.version=other"], CONTRADICTIONS)
 )
 def test_a_flag_that_contradicts_the_checkpoint_is_an_error_that_names_both_values(
     flag: str, run: Path, capsys: pytest.CaptureFixture[str]
@@ -95,6 +96,18 @@ def test_another_class_is_another_model(run: Path, capsys: pytest.CaptureFixture
     )
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=4", "--model=own_model.Other"]) == 2
     assert "model=own_model.Other: the run to resume has softmax_regression.model.Soft" in one_line(capsys)
+
+
+def test_a_setting_that_is_no_number_is_the_same_when_the_run_goes_on() -> None:
+    Path("of_nan.py").write_text(
+        "from softmax_regression import SoftmaxRegression\n"
+        "class Net(SoftmaxRegression):\n"
+        "    def __init__(self, limit: float = float('nan')):\n"
+        "        super().__init__()\n"
+    )
+    assert fit("--trainer.max_epochs=1", "--model=of_nan.Net") == 0
+    assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=2"]) == 0
+    assert len(read_rows(only_run())) == 2
 
 
 def test_the_same_is_true_of_a_checkpoint_outside_its_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,9 +69,13 @@ def check_resumable(
     now |= {"model": class_path_of(type(model)), "data": class_path_of(type(data))}
     callbacks = before["trainer.callbacks"]
     now["trainer.callbacks"] = [each for each in now["trainer.callbacks"] if each in callbacks]
+    must_stay = list(MUST_STAY)
+    if isinstance(trainer.logger, RunLogger) and before.get("trainer.logger") == now["trainer.logger"]:
+        must_stay.append("trainer.logger.")  # it stays in the folder of the run
     for name, was in before.items():
         wanted = now.get(name)
-        if name.startswith(MUST_STAY) and name not in MAY_CHANGE and was != wanted:
+        differs = was != wanted and repr(was) != repr(wanted)  # NaN is not equal to itself
+        if name.startswith(tuple(must_stay)) and name not in MAY_CHANGE and differs:
             raise InputError(
                 f"{name}={wanted}: the run to resume has {was}; keep that, or start a new run without --resume"
             )
