@@ -147,13 +147,15 @@ class Empty(LightningDataModule):
     def train_dataloader(self):
         return DataLoader(TensorDataset(torch.empty(0, 1, 28, 28), torch.empty(0, dtype=torch.int64)))
 
+    val_dataloader = train_dataloader
+
 class Ends(Callback):
     def on_train_start(self, trainer, pl_module):
         trainer.should_stop = True
 """
 
 
-@pytest.mark.filterwarnings("ignore:Total length of `DataLoader`", "ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:Total length of `", "ignore:.*does not have many workers")
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
