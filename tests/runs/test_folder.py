@@ -149,6 +149,9 @@ def test_hparams_has_first_what_one_varies_and_the_metrics_that_are_named() -> N
     metrics = {info.name.tag for info in experiment.metric_infos}
     assert metrics == {"train/loss", "train/acc", "val/loss", "val/acc", "hp/metric"}
     assert [value for _, value in scalars(only_run())["hp/metric"]] == [0, 0.5]
+    age(only_run())
+    assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=2"]) == 0
+    assert [value for _, value in scalars(only_run())["hp/metric"]] == [0, 0.5, 0.5]
 
 
 def test_hparams_and_graphs_are_left_out_where_lightning_logs_no_hyperparameters() -> None:

@@ -110,7 +110,9 @@ class RunLogger(TensorBoardLogger):
             return
         named = dict(metrics) if isinstance(metrics, Mapping) else {"hp_metric": metrics}
         self._hparams_metrics |= named
-        self.log_metrics(named, step or 0)
+        step = step or 0
+        if step >= self._kwargs.get("purge_step", 0):  # a resumed run has the points before that step already
+            self.log_metrics(named, step)
 
     def _list_run(self) -> None:
         """Write the line of the run in HPARAMS, if it is not there yet and hyperparameters have been logged."""
