@@ -115,7 +115,7 @@ def test_by_force_somebody_elses_page_is_replaced(run: Path, tmp_path: Path) -> 
 class FiveGreys(LightningDataModule):
     """Square grey images of five classes, each of another brightness; set up for `fit` alone."""
 
-    shape = (1, 28, 28)
+    shape: tuple[int, ...] = (1, 28, 28)
 
     def setup(self, stage: str) -> None:
         assert stage in ("fit", "validate")
@@ -146,6 +146,10 @@ class InDictionaries(FiveGreys):
 
     def val_dataloader(self) -> Any:
         return {"bright": self.train_dataloader(), "dark": self.train_dataloader()}
+
+
+class Measurements(FiveGreys):
+    shape = (4,)
 
 
 class Unlabelled(FiveGreys):
@@ -240,6 +244,13 @@ def test_of_anybodys_model_and_data_the_page_shows_what_can_be_drawn_and_says_wh
     assert left_out in page
     assert '<th class="number">ce</th>' in page
     assert "cross-entropy in nats" not in page  # nobody knows
+
+
+def test_the_page_of_data_that_are_no_images_speaks_of_examples(tmp_path: Path) -> None:
+    page = page_of(tmp_path, "--model=test_report.Net", "--model.pixels=4", "--data=test_report.Measurements")
+    assert "What it makes of the 40 validation examples" in page
+    assert "the share of the examples classified as a class" in page
+    assert "the inputs are no images" in page
 
 
 @pytest.mark.slow

@@ -90,7 +90,7 @@ def weight_templates(weight: Tensor, class_names: Sequence[str]) -> Figure:
 
 
 def reliability_diagram(probs: Tensor, labels: Tensor, bins: int = 15) -> Figure:
-    """Draw the accuracy in equal bins of the confidence and, below, the share of images in each bin.
+    """Draw the accuracy in equal bins of the confidence and, below, the share of the predictions in each bin.
 
     Probabilities are (n, k), labels (n,). Calibration error: Guo et al. (2017), arXiv:1706.04599, section 2.
     """
@@ -110,7 +110,7 @@ def reliability_diagram(probs: Tensor, labels: Tensor, bins: int = 15) -> Figure
     above.set(title=f"expected calibration error {error:.3f}", ylabel="share of right predictions")
     above.set(xlim=(0, 1), ylim=(0, 1))
     below.bar(middles, (counts / len(labels)).numpy(), 0.9 / bins, color="0.5")
-    below.set(xlabel="confidence: probability of the predicted class", ylabel="share of\nimages")
+    below.set(xlabel="confidence: probability of the predicted class", ylabel="share of\npredictions")
     return figure
 
 
