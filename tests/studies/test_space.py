@@ -89,7 +89,7 @@ def test_a_grid_is_over_what_is_not_stacked_and_the_seed() -> None:
     assert plan.grid == {"batch_size": [16, 64], "seed": [0, 1]}
     assert plan.size == 4
     assert plan.configurations == 12
-    together = plan.together({"batch_size": 64})
+    together = plan.trained_together({"batch_size": 64})
     assert len(together) == 6
     assert together[1] == {"batch_size": 64, "lr": 0.1, "epochs": 3}
 

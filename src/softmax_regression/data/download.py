@@ -42,7 +42,7 @@ def download(files: ImageFiles, target: Path) -> list[str]:
     failures: list[str] = []
     if not sources:
         return failures
-    with _no_trace_of_failure(target), locked(target), tempfile.TemporaryDirectory() as temporary:
+    with _removing_leftovers(target), locked(target), tempfile.TemporaryDirectory() as temporary:
         for source, fetch in sources:
             if not files.missing(target):  # or another process has downloaded them
                 break
@@ -58,7 +58,7 @@ def download(files: ImageFiles, target: Path) -> list[str]:
 
 
 @contextmanager
-def _no_trace_of_failure(folder: Path) -> Iterator[None]:
+def _removing_leftovers(folder: Path) -> Iterator[None]:
     """Afterwards, remove the lock file, and new folders if they are empty."""
     absent = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

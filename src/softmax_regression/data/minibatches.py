@@ -115,7 +115,8 @@ class Minibatches:
         self._resumed_epoch = None
         minibatches = self.order().split(self.batch_size)
         for number in range(start, len(minibatches)):
-            whole = own = minibatches[number]
+            whole = minibatches[number]
+            own = whole
             if self.world_size > 1:
                 own = whole[self.rank :: self.world_size]
             self.share = len(own) * self.world_size / len(whole)

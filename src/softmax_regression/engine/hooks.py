@@ -9,7 +9,7 @@ from lightning.pytorch.loops.optimization.automatic import _AutomaticOptimizatio
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from softmax_regression.engine.reasons import LIGHTNINGS, TRANSFER_HOOKS, Watch, implemented_hooks, is_plain, why_not
+from softmax_regression.engine.reasons import ORIGINALS, TRANSFER_HOOKS, Watch, implemented_hooks, is_plain, why_not
 
 ZERO_GRAD_HOOKS = {"on_before_zero_grad", "optimizer_zero_grad"}
 BACKWARD_HOOKS = {"on_before_backward", "on_after_backward", "backward"}
@@ -80,12 +80,12 @@ class Hooks:
 
     def call(self, name: str, *args: Any) -> Any:
         """Call a hook of each callback that has it, then that of the module, and return what that returns."""
-        nothing = LIGHTNINGS[Callback, name]
+        nothing = ORIGINALS[Callback, name]
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             function = getattr(callback, name)
             if callable(function) and getattr(function, "__func__", None) is not nothing:
                 self.call_as(name, function, self.trainer, self.module, *args)
         function = getattr(self.module, name)
-        if callable(function) and getattr(function, "__func__", None) is not LIGHTNINGS[LightningModule, name]:
+        if callable(function) and getattr(function, "__func__", None) is not ORIGINALS[LightningModule, name]:
             return self.call_as(name, function, *args)
         return None

@@ -90,7 +90,7 @@ LEFT_OUT: dict[type, tuple[str, ...]] = {
 }
 STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ExactDDP)
 LOOPS: list[type] = [_TrainingEpochLoop]  # and the lean one
-LIGHTNINGS = {(owner, name): getattr(owner, name) for owner, names in LEFT_OUT.items() for name in names}
+ORIGINALS = {(owner, name): getattr(owner, name) for owner, names in LEFT_OUT.items() for name in names}
 PRIVATE = (  # names that another version of Lightning may not have
     "_logger_connector._first_loop_iter",
     "_signal_connector._sigterm_notifier_fn",
@@ -127,7 +127,7 @@ def own_methods(thing: Any, base: type) -> set[str]:
         return set(LEFT_OUT[base])
     own = set()
     for name in LEFT_OUT[base]:
-        if name in vars(thing) or getattr(type(thing), name) is not LIGHTNINGS[base, name]:
+        if name in vars(thing) or getattr(type(thing), name) is not ORIGINALS[base, name]:
             own.add(name)
     return own
 
@@ -200,18 +200,18 @@ class Watch:
 
     def __init__(self, trainer: Trainer) -> None:
         self.objects = self._objects(trainer)
-        self.spaces: list[Sized] = []
+        self.namespaces: list[Sized] = []
         self.own: list[Reversible[str]] = []
         others = trainer.fit_loop.epoch_loop, trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
         owners: list[type] = []
         for thing in (*self.objects, *others):
             if isinstance(thing, type | Trainer) or not hasattr(thing, "__dict__"):
                 continue
-            self.spaces.append(vars(thing))
+            self.namespaces.append(vars(thing))
             owners += type(thing).__mro__
             if _is_users(type(thing)):
                 self.own.append(vars(thing))
-        self.spaces += map(vars, filter(_is_users, dict.fromkeys(owners)))
+        self.namespaces += map(vars, filter(_is_users, dict.fromkeys(owners)))
         self.state = self._state()
 
     @staticmethod
@@ -225,7 +225,7 @@ class Watch:
 
     def _state(self) -> list[Any]:
         last_names = map(next, map(reversed, self.own), repeat(None))
-        return [*map(len, self.spaces), *last_names]
+        return [*map(len, self.namespaces), *last_names]
 
     def is_unchanged(self, trainer: Trainer) -> bool:
         """Whether everything is as it was."""

@@ -154,7 +154,7 @@ class Search:
         if self.plan.is_grid:
             seeds = [cast(int, params.pop("seed"))]
             self._prune_like_first_seed(params, seeds[0])
-        configurations = self.plan.together(params)
+        configurations = self.plan.trained_together(params)
         runs = []
         for seed in seeds:
             watch = _watcher(self, trial, longest(configurations), seed == self.plan.seeds[0])

@@ -168,7 +168,7 @@ class Plan:
         """Number of different configurations, each of which is trained with every seed."""
         if not self.is_grid:
             return self.trials
-        return self.size // len(self.seeds) * len(self.together({}))
+        return self.size // len(self.seeds) * len(self.trained_together({}))
 
     def suggest(self, trial: Trial) -> Params:
         """Return the hyperparameters that Optuna's sampler chooses for a trial; for a grid also the seed."""
@@ -183,7 +183,7 @@ class Plan:
                 params[name] = trial.suggest_categorical(name, choices)
         return params
 
-    def together(self, params: Params) -> list[Params]:
+    def trained_together(self, params: Params) -> list[Params]:
         """Return the configurations that a trial trains together: all values of the stacked hyperparameters."""
         stacked = self.stacked
         found = []
