@@ -49,6 +49,10 @@ REFUSED = {
         ["--model=zoo.odd.WithError"],
         "unsupported operand type(s) for +: 'int' and 'str' (odd.py, line ",
     ),
+    "a hook with other arguments": (
+        ["--model=zoo.odd.OtherArguments"],
+        "error: OtherArguments.on_train_batch_end() takes 1 positional argument but 4 were given",
+    ),
     "a callback that needs another one": (
         ["--model=zoo.modules.Plain", "--trainer.callbacks+=zoo.odd.NeedsAnother"],
         "error: NeedsAnother: goes with a ModelCheckpoint",

@@ -59,6 +59,13 @@ class Data(FashionMNISTDataModule):
         minibatches = [*super().train_dataloader()]
         return DataLoader(minibatches[self.trainer.global_rank :], None)
 """
+SKIPPING = """
+from softmax_regression import SoftmaxRegression
+
+class Net(SoftmaxRegression):
+    def training_step(self, batch, batch_idx):
+        return None
+"""
 VALIDATIONS: dict[int, tuple[str, ...]] = {  # sizes of the validation set, and the options for it
     1: ("--data.val_size=1",),
     100: ("--data.val_size=100",),
@@ -235,6 +242,30 @@ def test_processes_with_more_minibatches_than_others_are_refused(
         line = "process 1: 15 training minibatches an epoch, but the processes have 15 to 16"
         assert ended[1].err.startswith(f"error: {line}")
         assert not RUN.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ("--model=skipping.Net",),
+            "error: Skipping a step by returning None in distributed training is not supported",
+        ),
+        (
+            ("--trainer.strategy=DDPStrategy", "--trainer.strategy.process_group_backend=glo"),
+            "error: Unknown backend type glo",
+        ),
+    ],
+)
+def test_what_the_training_of_several_processes_refuses_is_one_line(
+    options: tuple[str, ...], line: str, tmp_path: Path
+) -> None:
+    (tmp_path / "skipping.py").write_text(SKIPPING)
+    ended = run_group(2, [*FIT, *options])
+    assert [process.code for process in ended] == [2, 2]
+    assert line in ended[0].err
+    assert "Traceback" not in ended[0].err + ended[1].err
 
 
 @pytest.mark.parametrize(

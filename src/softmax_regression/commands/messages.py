@@ -28,6 +28,13 @@ REMEDIES = {
     "Expected a Sequence": "; write a list as '[a, b]'",
     "<locals>": f": {IN_SCRIPT}",
 }
+LIBRARIES = (  # that check what they are given, or call it, as the engine calls hooks in Lightning's place
+    "lightning.",
+    "softmax_regression.engine.",
+    "torch.distributed.distributed_c10d",
+    "torch.nn.utils.prune",
+    "torch.optim.",
+)
 _OPTION = re.compile(r"(?:unrecognized arguments: |ption ')-*([^\s=']+)")
 _REFUSED = re.compile(r"Importing '(\S+)' is not allowed")
 
@@ -66,7 +73,7 @@ def _is_about_options(error: BaseException) -> bool:
     if isinstance(error, AssertionError) and not str(error):
         return False
     kinds = (ImportError, ValueError, TypeError, RuntimeError, AssertionError)
-    return isinstance(error, kinds) and modules[-1].startswith(("lightning.", "torch.optim.", "torch.nn.utils.prune"))
+    return isinstance(error, kinds) and modules[-1].startswith(LIBRARIES)
 
 
 def _hook_of(error: BaseException) -> str | None:

@@ -458,6 +458,11 @@ class WithoutTest(Plain):
         raise NotImplementedError
 
 
+class OtherArguments(Plain):
+    def on_train_batch_end(self) -> None:  # type: ignore[override]
+        """A hook without the arguments that Lightning gives it."""
+
+
 class NeedsAnother(Callback):
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         raise MisconfigurationException("NeedsAnother: goes with a ModelCheckpoint")
