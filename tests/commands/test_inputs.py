@@ -90,6 +90,7 @@ WRONG_OPTIONS = [
     slow("--data.batch_size=0", "batch_size=0"),
     ("--data.batch_size=500", "batch_size=500"),
     ("--data.dirs=/x", "data.dirs: Expected a Sequence; Given value: /x; write a list as '[a, b]'\n"),
+    ("--trainer.max_epochs=", "trainer.max_epochs: Expected a int; Given value:"),
     slow("--data.watch_test", "--data.watch_test: expected a value; give one, such as true"),
     slow("--model.lr=0", "lr=0"),
     ("--model.lr=.nan", "lr=nan"),

@@ -137,7 +137,7 @@ def _reasons_of_types(message: str) -> str:
     """Return the reason for each type that an option may have, but None, and the value, out of their message."""
     errors, _, value = message.partition("Errors:")[2].partition("Given value type:")
     reasons = []
-    for reason in map(str.strip, errors.split("\n  - ")[1:]):
+    for reason in map(str.strip, re.split(r"\n {1,2}- ", errors)[1:]):  # one space fewer if the value is empty
         if "NoneType" not in reason and reason not in reasons:
             reasons.append(reason)
     value = value.partition("Given value: ")[2]
