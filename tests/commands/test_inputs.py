@@ -62,7 +62,7 @@ def test_a_wrong_command_is_one_line(args: str, named: str, capsys: pytest.Captu
 
 @pytest.mark.parametrize(("args", "line"), [
     ("", "error: no command was given"),
-    ("fitt", "error: fitt: no such command; did you mean fit?"),
+    ("fitt", "error: fitt: no such command; did you mean fit"),
     ("--config x.yaml fit", "error: --config: put it behind the command"),
 ])  # fmt: skip
 def test_a_wrong_command_shows_the_four(args: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:

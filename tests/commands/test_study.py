@@ -79,7 +79,9 @@ def test_help_imports_no_study(capsys: pytest.CaptureFixture[str], monkeypatch: 
     with pytest.raises(SystemExit, match="0"):
         main(["curve", "--help"])
     text = capsys.readouterr().out
+    assert "RUN [RUN ...]" in text
     assert "Folders of runs" in text
+    assert "config file found" not in text  # there is no conf/curve.yaml
     assert "--output" in text
     assert set(imported) == {"softmax_regression.reports.curve:run"}
 

@@ -48,14 +48,16 @@ def _parser(name: str, study: Study) -> ArgumentParser:
         prog=shell_command("study.py", name),
         description=study.purpose,
         exit_on_error=False,
-        default_config_files=[str(CONF / f"{name}.yaml")],
+        default_config_files=list(map(str, CONF.glob(f"{name}.yaml"))),
     )
     parser.add_argument("--config", action="config", help="YAML with any of the options below.")
-    skip: set[str | int] = set()
     if study.positional == "runs":
-        skip.add("runs")
-        parser.add_argument("runs", nargs="+", type=Path, help="Folders of runs, such as logs/softmax/*.")
-    parser.add_function_arguments(study.load(), as_positional=bool(study.positional), skip=skip)
+        text = "Folders of runs, such as logs/softmax/*."
+        parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help=text)
+    elif study.positional:
+        text = "A run's folder, a .ckpt file, or `best` or `last` of the newest run."
+        parser.add_argument(study.positional, metavar="RUN", help=text)
+    parser.add_function_arguments(study.load(), skip={study.positional or ""})
     return parser
 
 

@@ -82,7 +82,7 @@ def find_command(args: Sequence[str], commands: Collection[str], expected: str) 
             moved = " ".join([word, *(each for each in args if each != word)])
             raise InputError(f"{args[0]}: put it behind the command\n  {moved}")
     near = difflib.get_close_matches(args[0], commands, n=1)
-    meant = f"; did you mean {near[0]}?" if near else ""
+    meant = f"; did you mean {near[0]}" if near else ""
     raise InputError(f"{args[0]}: no such command{meant}{expected}")
 
 
