@@ -52,9 +52,14 @@ MAY_CHANGE = (
 
 
 def check_resumable(
-    saved: dict[str, Any], trainer: Trainer, model: LightningModule, data: LightningDataModule, flags: Sequence[str]
+    checkpoint: SavedCheckpoint,
+    trainer: Trainer,
+    model: LightningModule,
+    data: LightningDataModule,
+    flags: Sequence[str],
 ) -> None:
     """Refuse flags that contradict the configuration of the run to resume, and other data; callbacks may be added."""
+    saved = checkpoint.content
     if "optimizer_states" not in saved:
         raise InputError("the checkpoint holds weights alone; give the run's folder, whose last.ckpt holds the rest")
     if trainer.fast_dev_run or not callbacks_of(trainer, LastCheckpoint):  # type: ignore[attr-defined]
@@ -70,7 +75,8 @@ def check_resumable(
     callbacks = before["trainer.callbacks"]
     now["trainer.callbacks"] = [each for each in now["trainer.callbacks"] if each in callbacks]
     must_stay = list(MUST_STAY)
-    if isinstance(trainer.logger, RunLogger) and before.get("trainer.logger") == now["trainer.logger"]:
+    same_logger = isinstance(trainer.logger, RunLogger) and before.get("trainer.logger") == now["trainer.logger"]
+    if checkpoint.run and same_logger:
         must_stay.append("trainer.logger.")  # it stays in the folder of the run
     for name, was in before.items():
         wanted = now.get(name)

@@ -62,7 +62,7 @@ class TrainCLI(ExperimentCLI):
         if self.checkpoint:
             run = self.checkpoint.run
             kwargs["ckpt_path"] = str(self.checkpoint.path)
-            resume.check_resumable(self.checkpoint.content, trainer, model, self.datamodule, self.flags)
+            resume.check_resumable(self.checkpoint, trainer, model, self.datamodule, self.flags)
         if trainer.world_size > 1 and not isinstance(self.datamodule, FashionMNISTDataModule):
             name = type(self.datamodule).__name__
             print_rank_zero(f"{name}: each of {trainer.world_size} processes takes minibatches of its batch size")
