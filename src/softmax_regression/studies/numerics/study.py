@@ -61,27 +61,27 @@ def run(
     data = FashionMNISTDataModule(val_size=0, source=source, dirs=dirs, synthetic_size=size).loaded
     used = f"{rows} rows of logits at {scales} scales; {steps} steps a training run, {data.origin}"
     print(used, file=sys.stderr)
-    failing = measure.failures()
-    erring = measure.errors(rows, scales, seed)
+    failures = measure.failures()
+    errors = measure.errors(rows, scales, seed)
     training = measure.trainings(data.images.flatten(1) / 255, data.labels, steps, seed)
     command = ["python", "study.py", "numerics", f"--out={out}", f"--source={source}", f"--seed={seed}"]
     if quick:
         command.append("--quick")
-    return _write(out, failing, erring, training, f"{shlex.join(command)}\n{used}\ntorch {torch.__version__}")
+    return _write(out, failures, errors, training, f"{shlex.join(command)}\n{used}\ntorch {torch.__version__}")
 
 
 def _write(
-    out: Path, failing: Sequence[Failure], erring: Sequence[Error], training: Sequence[Training], measured: str
+    out: Path, failures: Sequence[Failure], errors: Sequence[Error], training: Sequence[Training], measured: str
 ) -> Path:
     """Write the measurements as CSV files and as a page; return the path of the page."""
-    write_csv(out / "failures.csv", [failure._asdict() for failure in failing])
-    write_csv(out / "errors.csv", [error._asdict() for error in erring])
+    write_csv(out / "failures.csv", [failure._asdict() for failure in failures])
+    write_csv(out / "errors.csv", [error._asdict() for error in errors])
     losses = {f"{run.form} {run.dtype} {run.init_std:g}": run.losses for run in training}
     by_step = zip(*losses.values(), strict=True)
     write_csv(out / "training.csv", [dict(zip(losses, step, strict=True)) for step in by_step])
     figures = {"training": _training_figure(training), **_curve_figures()}
     for quantity in FORMS:
-        figures[f"{quantity}_error"] = _error_figure([row for row in erring if row.quantity == quantity])
+        figures[f"{quantity}_error"] = _error_figure([row for row in errors if row.quantity == quantity])
     equal = []
     for logit in (10.0, 1000.0, -1000.0):
         x = torch.full((3,), logit)
@@ -93,9 +93,9 @@ def _write(
         equal=equal,
         step=measure.STEP,
         dtypes=list(DTYPES),
-        failing=failing,
-        erring=erring,
-        share=max(row.ulps / row.bound for row in erring if row.form == "stable"),
+        failures=failures,
+        errors=errors,
+        share=max(row.ulps / row.bound for row in errors if row.form == "stable"),
         training=training,
         measured=measured,
     )
