@@ -1,5 +1,6 @@
 """Loaders, callbacks, optimizers, losses and strategies with methods of their own, and what comes in mid-epoch."""
 
+import logging
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from functools import partial, wraps
@@ -899,3 +900,10 @@ def test_a_fit_loop_with_a_method_of_its_own_is_asked() -> None:
 
     _, trainer = twins(BoringModel, callbacks=on("on_train_start", exchange_class), **LIMITS)
     assert trainer.global_step == 8
+
+
+def test_debug_messages_are_those_of_lightnings_step(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "lightning.pytorch"):
+        _, says, _ = trained(BoringModel, **LIMITS)
+    assert says == "Lightning's own step (Lightning's debug messages name each hook)"
+    assert caplog.text.count("Trainer: calling callback hook: on_after_backward") == 18

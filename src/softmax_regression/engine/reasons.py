@@ -6,6 +6,7 @@ such a method of its own, that one is called, or the run is left to Lightning.
 
 from collections.abc import Reversible, Sized
 from itertools import repeat
+from logging import DEBUG, getLogger
 from operator import attrgetter
 from typing import Any
 
@@ -88,6 +89,7 @@ LEFT_OUT: dict[type, tuple[str, ...]] = {
     _TrainingEpochLoop: LOOP_METHODS,
     PassThroughProfiler: ("start", "stop", "profile"),
 }
+CALLS = getLogger("lightning.pytorch.trainer.call")
 STRATEGIES = (SingleDeviceStrategy, DDPStrategy, ExactDDP)
 LOOPS: list[type] = [_TrainingEpochLoop]  # and the lean one
 ORIGINALS = {(owner, name): getattr(owner, name) for owner, names in LEFT_OUT.items() for name in names}
@@ -161,6 +163,8 @@ def why_not(trainer: Trainer) -> str | None:
         return "another package's loop"
     if type(profiler) is not PassThroughProfiler:
         return "a profiler measures it"
+    if CALLS.isEnabledFor(DEBUG):
+        return "Lightning's debug messages name each hook"
     for thing, base in (strategy, type(strategy)), (loop, _TrainingEpochLoop), (profiler, PassThroughProfiler):
         for name in own_methods(thing, base):
             return f"{type(thing).__name__} with its own {name}"
