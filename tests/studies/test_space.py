@@ -232,3 +232,10 @@ def test_samplers_are_named_as_lightning_names_classes() -> None:
     assert type(given.pruner).__name__ == "HyperbandPruner"
     for word in ("tpe", "GridSampler"):
         assert parser.parse_args(["--space", '{"lr": [0.1]}', f"--sampler={word}"]).sampler == word
+
+
+def test_a_quick_sweep_of_files_has_no_number_of_images_to_generate() -> None:
+    of_files = study._options(FashionMNISTDataModule, "files", None, quick=True)
+    generated = study._options(FashionMNISTDataModule, "synthetic", None, quick=True)
+    assert of_files == {"val_size": 500, "train_size": 1000}
+    assert generated == {"source": "synthetic", "synthetic_size": 1500, **of_files}

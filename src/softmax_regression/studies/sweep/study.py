@@ -145,6 +145,8 @@ def _options(data: type[LightningDataModule], source: str, dirs: Sequence[str] |
             raise InputError(f"{name}={value}: {data.__name__} has no parameter of this name; drop --{name}")
     if quick and issubclass(data, FashionMNISTDataModule):
         options.update(QUICK_SIZES)
+        if source == "files":
+            del options["synthetic_size"]  # the page shows the options as a command
     return options
 
 
