@@ -9,7 +9,7 @@ import pytest
 from lightning.pytorch import Trainer
 from zoo import data, modules
 
-from commands import manifest, only_run
+from commands import manifest, one_line, only_run
 from softmax_regression import LastCheckpoint, RunLogger, RunRecord
 from softmax_regression.__main__ import main
 
@@ -114,6 +114,14 @@ def test_a_schedule_of_a_fixed_length_is_not_gone_on_with_for_more_epochs(capsys
     assert main(["fit", "--resume", str(run), "--trainer.max_epochs=3"]) == 2
     assert "14" in error_of(capsys)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_a_group_of_parameters_that_came_later_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model=zoo.odd.LateGroup", "--data=zoo.data.Own", "--figures.every_n_epochs=0"]
+    assert main(["fit", *flags, "--trainer.max_epochs=2"]) == 0
+    capsys.readouterr()
+    assert main(["fit", "--resume", str(only_run()), "--trainer.max_epochs=3"]) == 2
+    assert "let configure_optimizers make all parameter groups" in one_line(capsys)
 
 
 def test_options_that_other_data_do_not_have_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

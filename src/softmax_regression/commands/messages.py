@@ -27,6 +27,7 @@ REMEDIES = {
     "Expected a list": "; write a list as '[a, b]'",
     "Expected a Sequence": "; write a list as '[a, b]'",
     "<locals>": f": {IN_SCRIPT}",
+    "loaded state dict": "; let configure_optimizers make all parameter groups that the run had when it was saved",
 }
 LIBRARIES = (  # that check what they are given, or call it, as the engine calls hooks in Lightning's place
     "lightning.",

@@ -219,6 +219,15 @@ class Groups(Plain):
         return [optimizer], [{"scheduler": schedule, "interval": "step", "frequency": 2}]
 
 
+class LateGroup(Plain):
+    """Lets its optimizer have one more group in the second epoch."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            optimizer: Any = self.optimizers()
+            optimizer.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+
+
 class Parts(Plain):
     """Has parameters and buffers in all the ways there are."""
 
