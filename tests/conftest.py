@@ -88,6 +88,13 @@ def _loaders_of_torch() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _algorithms_of_torch() -> Iterator[None]:
+    """Undo what `Trainer(deterministic=True)` sets for the whole process."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session")
 def real_folder(request: pytest.FixtureRequest) -> Path:
     """The folder of the official files; for tests marked `real_data`."""
