@@ -99,6 +99,12 @@ def install_signal_handlers(names: Sequence[str], handler: Callable[[int, FrameT
     return before
 
 
+def restore_signal_handlers(handlers: Mapping[int, Any]) -> None:
+    """Install the handlers that `install_signal_handlers` has returned."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
 def check_equal_epochs(trainer: Trainer) -> None:
     """Refuse training data of which one process has more minibatches than another, for which it would wait."""
     if trainer.world_size == 1 or trainer.max_steps != -1:
@@ -112,12 +118,6 @@ def check_equal_epochs(trainer: Trainer) -> None:
             f"{least:.0f} to {most:.0f}, and all of them take each step; give them equally many, or "
             f"--trainer.limit_train_batches {least:.0f}"
         )
-
-
-def restore_signal_handlers(handlers: Mapping[int, Any]) -> None:
-    """Install the handlers that `install_signal_handlers` has returned."""
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
 
 
 def is_local_rank_zero() -> bool:
