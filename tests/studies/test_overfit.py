@@ -77,6 +77,10 @@ def test_remedies_are_chosen_by_validation_loss_and_not_by_test_loss() -> None:
     assert combination.result.params == {"dropout": 0.5, "weight_decay": 0.1}
     assert [str(decay), str(dropout)] == ["weight decay 0.1", "dropout 0.5"]
     assert [str(early), str(combination)] == ["early stopping", "combination: decay 0.1, dropout 0.5"]
+    *_, alone = choose_remedies(
+        [*runs(0.0, [RISING, FLAT, FLAT], [FLAT, FLAT, FLAT]), *runs(0.5, [FLAT] * 3, [FLAT] * 3)]
+    )
+    assert str(alone) == "combination: early stopping alone"
     assert none.stop.tolist() == [3, 3, 3]
     assert early.stop.tolist() == [1, 1, 1]
     assert early.taken("test/loss").tolist() == pytest.approx([0.799, 0.8, 0.801])

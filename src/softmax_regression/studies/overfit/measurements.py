@@ -87,11 +87,11 @@ class Remedy(NamedTuple):
 
     def __str__(self) -> str:
         dropout, decay = strength(self.result)
+        if not dropout and not decay:
+            return self.name.replace("combination", "combination: early stopping alone")
         if self.name == "combination":
             return f"combination: decay {decay:g}, dropout {dropout:g}"
-        if dropout or decay:
-            return f"{self.name} {decay or dropout:g}"
-        return self.name
+        return f"{self.name} {decay or dropout:g}"
 
 
 def plan(design: Design, model: type[LightningModule], identity: str, monitor: str = MONITOR) -> Plan:
