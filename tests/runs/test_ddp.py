@@ -41,6 +41,7 @@ MLP = ("--model=mlp.MLP", "--model.hidden=32")
 # With more that a kill must not lose, on each process.
 LINEAR = ("--model.dropout=0.1", "--model.momentum=0.9", "--model.lr=0.01")
 TWO_LAYERS = (*MLP, *LINEAR)
+ORDER_OF_EACH = ("--data=ranked.Data", "--trainer.use_distributed_sampler=false")
 RUN = Path("logs/softmax/run")
 UNSYNCED = """
 from softmax_regression import SoftmaxRegression
@@ -58,6 +59,16 @@ class Data(FashionMNISTDataModule):
     def train_dataloader(self):
         minibatches = [*super().train_dataloader()]
         return DataLoader(minibatches[self.trainer.global_rank :], None)
+"""
+RANKED = """
+import torch
+from softmax_regression import FashionMNISTDataModule
+from torch.utils.data import DataLoader
+
+class Data(FashionMNISTDataModule):
+    def train_dataloader(self):
+        order = torch.Generator().manual_seed(self.trainer.global_rank)
+        return DataLoader([*super().train_dataloader()][:15], None, shuffle=True, generator=order)
 """
 SKIPPING = """
 from softmax_regression import SoftmaxRegression
@@ -78,6 +89,7 @@ VALIDATIONS: dict[int, tuple[str, ...]] = {  # sizes of the validation set, and 
 def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "examples" / "mlp.py", tmp_path)
+    (tmp_path / "ranked.py").write_text(RANKED)
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +328,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     command = [*FIT, *request.param]
     folder = tmp_path_factory.mktemp("whole")
     shutil.copy(ROOT / "examples" / "mlp.py", folder)
+    (folder / "ranked.py").write_text(RANKED)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert_done(run_group(2, command))
@@ -330,6 +343,7 @@ def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         table(LINEAR, signal.SIGTERM, 1),
         table(TWO_LAYERS, signal.SIGKILL, 1),
         (TWO_LAYERS, signal.SIGTERM, 0),
+        (ORDER_OF_EACH, signal.SIGTERM, 0),
     ],
     indirect=["whole"],
 )

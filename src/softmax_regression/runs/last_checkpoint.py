@@ -86,7 +86,6 @@ class LastCheckpoint(Checkpoint):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Add the states of all processes, and the position in loops and training data."""
         checkpoint["softmax_regression.loops"] = loop_positions(trainer)
-        checkpoint["softmax_regression.loaders"] = loader_states(trainer)
         state = _state_of_process(trainer, pl_module) | {"attributes": self._attributes.changed(trainer, pl_module)}
         state = move_data_to_device(state, torch.device("cpu"))
         states = [state] * trainer.world_size
@@ -107,7 +106,7 @@ class LastCheckpoint(Checkpoint):
         loops = checkpoint["softmax_regression.loops"]
         self._saved = states[trainer.global_rank] | {"loops": loops}
         self._position.random = self._saved["random"]
-        self._position.loaders = checkpoint["softmax_regression.loaders"]
+        self._position.loaders = self._saved.get("loaders", {})
         self._position.epoch = loops["epoch"]
         self._position.started = loops["started"]
         made_once = not trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
@@ -191,7 +190,7 @@ class LastCheckpoint(Checkpoint):
 
 
 def _state_of_process(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """Return what a resumed run needs of this process: generators, metrics, and gradients that the next step uses."""
+    """Return what a resumed run needs of this process: generators, loaders, metrics, gradients for the next step."""
     gradients = {}
     if _keeps_gradients(trainer, module):
         for name, weight in module.named_parameters():
@@ -200,6 +199,7 @@ def _state_of_process(trainer: Trainer, module: LightningModule) -> dict[str, An
     return {
         "random": random_state(trainer.strategy.root_device),
         "generators": own_states(_owners_of_generators(trainer, module)),
+        "loaders": loader_states(trainer),
         "metrics": running_metrics(trainer, module),
         "gradients": gradients,
     }
