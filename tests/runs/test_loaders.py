@@ -234,6 +234,29 @@ def test_so_does_one_that_is_asked_for_at_another_time(options: dict[str, Any], 
         Path("logs").rename(f"killed after {killed_after}")
 
 
+class Rolling(Noting):
+    """Makes a generator as training begins, and has that of its loader as an attribute."""
+
+    def on_fit_start(self) -> None:
+        self.dice = np.random.default_rng(4)
+        self.order = self.trainer.fit_loop._data_source.instance.generator
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step([batch, self.dice.random()], batch_idx)
+
+
+@pytest.mark.parametrize("every", [2, None])
+def test_generators_that_a_hook_makes_go_on_where_the_run_was_killed(every: int | None) -> None:
+    loader = LOADERS["a generator of its own"]
+    whole = trained(Rolling(), loader, every=every)
+    Path("logs").rename("whole")
+    with pytest.raises(Killed):
+        trained(Rolling(11), loader, every=every)
+    (path,) = Path("logs").glob("*/*/checkpoints/last.ckpt")
+    rest = trained(Rolling(), loader, path, every=every)
+    assert rest == whole[checkpoint.read(path)["global_step"] :]
+
+
 class Validating(Noting):
     """Is validated by workers that stay."""
 

@@ -35,6 +35,8 @@ from softmax_regression.runs.running_metrics import load_metrics, log_again, run
 
 INITIAL_CHECKPOINT = "start.ckpt"  # the state before the first step, in the run's folder until last.ckpt is there
 
+DRAWN = ("loaders.", "data.")  # names of generators from which the loaders have drawn before the training begins
+
 
 class LastCheckpoint(Checkpoint):
     """Save checkpoints/last.ckpt after every epoch, more often if asked for, and when the run is interrupted.
@@ -112,7 +114,6 @@ class LastCheckpoint(Checkpoint):
         made_once = not trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
         self._position.validated = made_once and (bool(loops["validated"]) or trainer.num_sanity_val_steps > 0)
         set_own_states(_owners_of_generators(trainer, pl_module), self._saved["generators"])
-        load_metrics(pl_module, self._saved["metrics"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Install the signal handlers, after Lightning's own."""
@@ -210,7 +211,9 @@ def _restore(trainer: Trainer, module: LightningModule, saved: dict[str, Any]) -
     loops = saved["loops"]
     if not loops["validating"]:
         resume_after_step(trainer)
-    load_metrics(module, saved["metrics"])  # again: the module's `on_train_start` may have reset them
+    load_metrics(module, saved["metrics"])
+    generators = {name: saved["generators"][name] for name in saved["generators"] if not name.startswith(DRAWN)}
+    set_own_states(_owners_of_generators(trainer, module), generators)  # again: a hook may have made new ones
     if loops["started"]:
         restore_loops(trainer, module, loops)
         log_again(trainer, module, saved["metrics"])
@@ -224,8 +227,9 @@ def _restore(trainer: Trainer, module: LightningModule, saved: dict[str, Any]) -
 
 
 def _owners_of_generators(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """Return the module, its data and the callbacks, which may have random number generators of their own."""
-    objects: dict[str, Any] = {"model": module, "data": trainer.datamodule}  # type: ignore[attr-defined]
+    """Return the data, the module and the callbacks, which may have random number generators of their own."""
+    data = {"loaders": trainer.train_dataloader, "data": trainer.datamodule}  # type: ignore[attr-defined]
+    objects: dict[str, Any] = {**data, "model": module}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         objects[callback.state_key] = callback
     return objects
