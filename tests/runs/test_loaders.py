@@ -239,7 +239,8 @@ class Rolling(Noting):
 
     def on_fit_start(self) -> None:
         self.dice = np.random.default_rng(4)
-        self.order = self.trainer.fit_loop._data_source.instance.generator
+        loop: Any = self.trainer.fit_loop
+        self.order = loop._data_source.instance.generator
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return super().training_step([batch, self.dice.random()], batch_idx)
