@@ -3,10 +3,11 @@
 import csv
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.callbacks import LambdaCallback, LearningRateMonitor
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
@@ -100,6 +101,18 @@ def test_callbacks_in_any_order_read_the_same_rows(kinds: list[type[Callback]]) 
             assert callback.rows == rows
     if RunRecord in kinds:
         assert read_rows(Path(str(trainer.log_dir))) == rows
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
+def test_what_a_callback_logs_as_an_epoch_begins_is_in_the_row_of_that_epoch() -> None:
+    collector = RowCallback()
+    callbacks = [LearningRateMonitor("epoch"), collector]
+    options: dict[str, Any] = {"limit_train_batches": 2, "limit_val_batches": 1, "enable_checkpointing": False}
+    quiet: dict[str, Any] = {"enable_progress_bar": False, "enable_model_summary": False}
+    Trainer(logger=RunLogger(), callbacks=callbacks, max_epochs=3, accelerator="cpu", **options, **quiet).fit(
+        BoringModel()  # divides its learning rate by 10 after each epoch
+    )
+    assert [row["lr-SGD"] for row in collector.rows] == pytest.approx([0.1, 0.01, 0.001])
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")

@@ -5,6 +5,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from softmax_regression.errors import InputError
 from softmax_regression.files import append, check_not_moved, write_csv
 from softmax_regression.metrics import learning_rate
 from softmax_regression.runs.callbacks import callbacks_of
-from softmax_regression.runs.loops import steps_done
+from softmax_regression.runs.loops import call_after, steps_done
 
 Row = dict[str, float]  # `epoch`, from 1, `step`, the number of steps done, `lr`, and metrics by their names
 
@@ -69,6 +70,7 @@ class RowCallback(Callback):
         self.rows[:] = [row for row in self.rows if row["step"] <= steps_done(trainer)]
         self.note_logged(trainer)
         self._row_at = None
+        call_after(trainer.fit_loop, partial(self.complete_row, trainer, pl_module))
 
     def note_logged(self, trainer: Trainer) -> None:
         """Leave what is logged by now out of the next row, unless a resumed run was saved before it had a row."""
@@ -109,7 +111,7 @@ class RowCallback(Callback):
         if trainer.fit_loop.total_batch_idx == self._row_at:
             self.update_row(trainer)
 
-    on_train_epoch_start = on_train_end = on_save_checkpoint = complete_row
+    on_train_end = on_save_checkpoint = complete_row
 
     def update_row(self, trainer: Trainer) -> None:
         """Put what was logged since the last row into the row of this step, and write it."""
@@ -179,8 +181,7 @@ def keep_logged_rows(loggers: Iterable[Logger], counts: Iterable[int | None]) ->
             continue
         with path.open(encoding="utf-8", newline="") as file:
             rows = [*csv.DictReader(file)][:count]
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Experiment logs directory .* exists and is not empty")
+        with warnings.catch_warnings(action="ignore"):  # of a directory that is not empty
             writer = logger.experiment  # which removes the file
         writer.metrics = [{name: cell for name, cell in row.items() if cell} for row in rows]
         logger.save()
