@@ -41,6 +41,7 @@ class Habits:
     without_loss: bool = False  # `training_step` returns None now and then
     keeps_gradients: bool = False  # `optimizer_zero_grad` sets them to zero
     drops: bool = False
+    stays_in_eval: bool = False  # `on_train_epoch_start` sets a part to eval mode
     logs: dict[str, bool] = field(default_factory=dict)  # options of `self.log`
     trainer: dict[str, Any] = field(default_factory=dict)
     saved_every: int | None = 3
@@ -55,6 +56,10 @@ class Net(LightningModule):
         super().__init__()
         self.habits = habits
         self.net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3 * habits.drops), nn.Linear(8, 3))
+
+    def on_train_epoch_start(self) -> None:
+        if self.habits.stays_in_eval:
+            self.net[1].eval()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         return -1 if self.habits.ends_early and (self.current_epoch, batch_idx) == (1, 4) else None
@@ -232,6 +237,10 @@ CASES = {
         trainer={"check_val_every_n_epoch": None, "val_check_interval": 5, "log_every_n_steps": 50},
         killed_at=4,
     ),
+    "a part in eval mode": Habits(drops=True, stays_in_eval=True, killed_at=4),
+    "a part in eval mode, in a validation within an epoch": Habits(
+        drops=True, stays_in_eval=True, trainer={"val_check_interval": 3}, resumed_from="best.ckpt", killed_at=4
+    ),
 }
 CHOICES: dict[str, list[Any]] = {
     "loader": ["shuffled", "own generator", "stream"],
@@ -272,7 +281,12 @@ def drawn(seed: int) -> Habits:
 
 
 DRAWN_CASES = [0, *(slow(seed, name=str(seed)) for seed in range(1, 6)), *(table(i, name=str(i)) for i in range(6, 60))]
-QUICK = ("an epoch that a hook ends", "a stream that ends before its limit", "two validations at one step")
+QUICK = (
+    "an epoch that a hook ends",
+    "a stream that ends before its limit",
+    "two validations at one step",
+    "a part in eval mode, in a validation within an epoch",
+)
 
 
 def assert_resumed(habits: Habits) -> None:

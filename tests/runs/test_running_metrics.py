@@ -1,6 +1,6 @@
 """An epoch that was under way when a run was killed has the metrics of all its batches."""
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,9 @@ class Logging(LightningModule):
         self.epochs.increment()
         self.total = torch.zeros(())
         self.batches = 0
+        self.last: deque[Tensor] = deque(maxlen=2)
+        self.sizes: Counter[int] = Counter()
+        self.rounded: set[float] = set()
         self.log("at the start", float(self.global_step))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -74,6 +77,9 @@ class Logging(LightningModule):
         self.latest.append(value)
         self.total += value
         self.batches += 1
+        self.last.append(value)
+        self.sizes.update([len(batch)])
+        self.rounded.add(round(value.item(), 1))
         self.queue = torch.cat([self.queue, value[None]])[-9:]
         self.log("mean of a queue", self.queue.mean(), on_epoch=True)
         return self.weight
@@ -87,6 +93,9 @@ class Logging(LightningModule):
         self.log("mean of a list in a dictionary", torch.stack(self.by_stage.pop("train")).mean())
         self.log("mean of a sum", self.total / self.batches)
         self.log("mean of the latest", torch.stack([*self.latest]).mean())
+        self.log("mean of the last", torch.stack([*self.last]).mean())
+        self.log("sizes", float(self.sizes[3]))
+        self.log("rounded", float(len(self.rounded)))
         self.log("steps", float(self.steps))
         self.schedule.step()
         self.log("rate", self.schedule.get_last_lr()[0])
@@ -140,7 +149,7 @@ def test_what_was_logged_is_that_of_the_run_that_was_not_killed() -> None:
     with pytest.raises(Killed):  # before anything more was saved
         logged(Logging(killed_at=11), "again", checkpoint)
     resumed = logged(Logging(), "resumed", Path("logs/softmax/again/checkpoints/last.ckpt"))
-    assert len(whole) == 27
+    assert len(whole) == 30
     assert resumed == whole
 
 

@@ -14,9 +14,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric
 
 from softmax_regression.runs.checkpoint import is_plain_data
+from softmax_regression.runs.loops import modes_before_validation
 
 LIBRARIES = ("lightning.", "softmax_regression.")
-OF_LIGHTNING = {*vars(LightningModule()), *vars(Callback())}  # names of attributes that Lightning sets itself
+# Names of attributes that Lightning sets itself; `training` is also set by hooks that keep a frozen part in eval mode.
+OF_LIGHTNING = {*vars(LightningModule()), *vars(Callback())} - {"training"}
 
 
 class Attributes:
@@ -59,8 +61,9 @@ class Attributes:
 
 def _attributes(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, Any]]:
     """Yield names and values; not a result of the last step, which has a gradient, such as a layer's output."""
+    modes = modes_before_validation(trainer)
     for owner, part in _owners(trainer, module).items():
-        for attribute, value in vars(part).items():
+        for attribute, value in (vars(part) | modes.get(owner, {})).items():
             is_result = isinstance(value, Tensor) and value.requires_grad
             if attribute not in OF_LIGHTNING and not is_result:
                 yield f"{owner}.{attribute}", value
@@ -86,9 +89,9 @@ def _owners(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value with a list in place of a deque, and a dictionary in place of a defaultdict."""
+    """Return a value as what a checkpoint can hold, if it is a deque or a defaultdict."""
     if type(value) is deque:
-        return list(value)
+        return {"deque": list(value), "maxlen": value.maxlen}
     return dict(value) if type(value) is defaultdict else value
 
 
@@ -108,19 +111,18 @@ def _fingerprint(value: Any) -> Any:
         return id(value), None if value.is_inference() else value._version
     if isinstance(value, dict):
         return [(key, _fingerprint(each)) for key, each in value.items()]
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set):
         return [_fingerprint(each) for each in value]
     return value if is_plain_data(value) else id(value)
 
 
 def _set(owner: Any, attribute: str, value: Any) -> None:
-    """Set an attribute; a dictionary or deque that is there is filled anew: it may have a default, or a length."""
+    """Set an attribute; a dictionary that is there is filled anew: it may have a default."""
     there = getattr(owner, attribute, None)
-    if isinstance(there, dict) and isinstance(value, dict):
+    if isinstance(value, dict) and value.keys() == {"deque", "maxlen"}:
+        setattr(owner, attribute, deque(value["deque"], value["maxlen"]))
+    elif isinstance(there, dict) and isinstance(value, dict):
         there.clear()
         there.update(value)
-    elif isinstance(there, deque) and isinstance(value, list):
-        there.clear()
-        there.extend(value)
     else:
         setattr(owner, attribute, value)

@@ -4,7 +4,7 @@ import io
 import pickle
 import zipfile
 from argparse import Namespace
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
@@ -105,9 +105,9 @@ def is_plain_data(value: Any) -> bool:
     kind = type(value)
     if kind in PLAIN_KINDS:
         return True
-    if kind in (dict, OrderedDict):
+    if kind in (dict, OrderedDict, Counter):
         value = [*value.keys(), *value.values()]
-    elif kind not in (list, tuple):
+    elif kind not in (list, tuple, set):
         return False
     return all(map(is_plain_data, value))
 

@@ -97,6 +97,14 @@ def changed_by_hooks(module: LightningModule, batch: Any) -> Any:
     return _private(module, "_on_before_batch_transfer", lambda batch: batch)(batch)
 
 
+def modes_before_validation(trainer: Trainer) -> dict[str, dict[str, bool]]:
+    """Return the attribute `training` of each part, such as `model.head`, if a validation has changed it for now."""
+    modes: dict[str, bool] = _private(trainer.fit_loop, "epoch_loop.val_loop._module_mode.mode", {})
+    if not trainer.validating:
+        return {}
+    return {f"model.{name}".rstrip("."): {"training": mode} for name, mode in modes.items()}
+
+
 def file_writer(experiment: Any) -> Any:
     """Return the writer of a SummaryWriter's file, which a second training has to open again."""
     return _private(experiment, "_get_file_writer", lambda: experiment.file_writer)()

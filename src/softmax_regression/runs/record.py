@@ -135,24 +135,12 @@ def stop_reason(trainer: Trainer) -> str:
     return "max_time is used up" if timed_out else "a callback stopped the run"
 
 
-def _frozen(module: LightningModule) -> list[str]:
-    """Return the names of frozen parameters, and of batch norms that do not update their statistics."""
-    names = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
-    for name, part in module.named_modules():
-        if getattr(part, "track_running_stats", True) is False:
-            names.append(name)
-    return names
-
-
 def _restore_frozen(module: LightningModule, names: Sequence[str] | None) -> None:
     """Freeze what was frozen in a checkpoint, and nothing else: a hook may freeze everything as a run begins."""
     if names is None:
         return
     for name, parameter in module.named_parameters():
         parameter.requires_grad = name not in names
-    for name, part in module.named_modules():
-        if hasattr(part, "track_running_stats"):
-            part.track_running_stats = name not in names
 
 
 class RunRecord(Callback):
@@ -250,7 +238,7 @@ class RunRecord(Callback):
             "step": steps_done(trainer),
             "batches": trainer.fit_loop.total_batch_idx,
             "rows": row_collector(trainer, self).saved(trainer),
-            "frozen": _frozen(pl_module),
+            "frozen": [name for name, parameter in pl_module.named_parameters() if not parameter.requires_grad],
             "buffers": [name for name, _ in pl_module.named_buffers()],
             **self._missing,
         }
