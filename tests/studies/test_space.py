@@ -10,8 +10,9 @@ import yaml
 from examples.mlp import MLP
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
-from optuna.pruners import MedianPruner, PercentilePruner, ThresholdPruner
-from optuna.samplers import RandomSampler, TPESampler
+from lightning.pytorch.cli import OptimizerCallable
+from optuna.pruners import MedianPruner, PatientPruner, PercentilePruner, ThresholdPruner
+from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
 from torch import nn
 
 from softmax_regression.commands.study import main
@@ -152,6 +153,20 @@ def test_a_text_that_yaml_would_take_for_something_else_stays_a_text(monkeypatch
     assert plans[0].space == space
 
 
+class Injected(SoftmaxRegression):
+    def __init__(self, optimizer: OptimizerCallable) -> None:
+        super().__init__()
+
+
+def test_a_class_with_arguments_stays_what_was_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    plans: list[Plan] = []
+    monkeypatch.setattr(study, "_search", lambda plan, *_: plans.append(plan))
+    value = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.01}}
+    space = {"optimizer": [value], "epochs": [1]}
+    assert main(["sweep", f"--space={json.dumps(space)}", f"--model={__name__}.Injected"]) == 0
+    assert plans[0].space == {"optimizer": [json.dumps(value)], "epochs": [1]}
+
+
 @pytest.mark.parametrize("ends", [Range(1.0, 0.1), Range(0, 1, log=True), Range(-1.0, 1.0)])
 def test_a_range_that_nothing_can_be_drawn_from_is_refused(ends: Range) -> None:
     with pytest.raises(InputError, match=r"space\.lr: "):
@@ -203,21 +218,24 @@ def test_the_plan_of_a_grid_names_no_number_of_trials_that_it_does_not_have() ->
     assert '"trials": 7' in Plan({"lr": [0.1]}, [0], sampler=TPESampler(), trials=7).to_json()
 
 
-OTHERS: list[dict[str, Any]] = [
-    {"pruner": ThresholdPruner(lower=0.3)},
-    {"pruner": ThresholdPruner(lower=0.4)},
-    {"pruner": PercentilePruner(25.0)},
-    {"pruner": MedianPruner()},
-    {"pruner": MedianPruner(n_warmup_steps=3)},
-    {"sampler": TPESampler(n_startup_trials=3)},
-    {"sampler": TPESampler(n_startup_trials=4)},
-    {"sampler": RandomSampler()},
-]
-
-
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_plan_tells_the_arguments_of_samplers_and_pruners_apart_but_for_seeds() -> None:
-    texts = [Plan({"lr": [0.1]}, [0], **options).to_json() for options in OTHERS]
-    assert len(set(texts)) == len(OTHERS)
+    others: list[dict[str, Any]] = [
+        {"pruner": ThresholdPruner(lower=0.3)},
+        {"pruner": ThresholdPruner(lower=0.4)},
+        {"pruner": PercentilePruner(25.0)},
+        {"pruner": MedianPruner()},
+        {"pruner": MedianPruner(n_warmup_steps=3)},
+        {"pruner": PatientPruner(MedianPruner(n_warmup_steps=3), patience=0)},
+        {"pruner": PatientPruner(MedianPruner(n_warmup_steps=4), patience=0)},
+        {"sampler": TPESampler(n_startup_trials=3)},
+        {"sampler": TPESampler(n_startup_trials=4)},
+        {"sampler": RandomSampler()},
+        {"sampler": PartialFixedSampler({"lr": 0.1}, RandomSampler())},
+        {"sampler": PartialFixedSampler({"lr": 0.2}, RandomSampler())},
+    ]
+    texts = [Plan({"lr": [0.1]}, [0], **options).to_json() for options in others]
+    assert len(set(texts)) == len(others)
     assert Plan({"lr": [0.1]}, [0], sampler=RandomSampler(seed=5)).to_json() in texts
 
 

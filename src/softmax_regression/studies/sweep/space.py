@@ -218,8 +218,8 @@ def _plain(value: object) -> object:
     arguments = {}
     for name, default in parameters_of(type(value)).items():
         argument = getattr(value, f"_{name}", default)
-        is_given = isinstance(argument, int | float | str) and argument not in (default, math.inf, -math.inf)
-        if is_given and name != "seed":
+        is_given = isinstance(argument, int | float | str | dict | BaseSampler | BasePruner) and name != "seed"
+        if is_given and argument not in (default, math.inf, -math.inf):
             arguments[name] = argument
     path = class_path_of(type(value))
     return {path: arguments} if arguments else path

@@ -5,7 +5,7 @@ Command: python study.py sweep
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,8 @@ QUICK_LIMITS = {"limit_train_batches": 10, "limit_val_batches": 10, "limit_test_
 
 
 def run(
-    space: dict[str, list[str | Any] | Range],  # with `Any` alone, the text "no" would become false
+    # With `Any` alone, the text "no" would become false, and a dictionary that names a class an object.
+    space: Mapping[str, Sequence[str | list | dict | Any] | Range],  # type: ignore[type-arg]
     sampler: Literal["grid", "random", "tpe", "GridSampler"] | BaseSampler = "grid",
     trials: int = 100,
     seeds: Sequence[int] = (0, 1, 2),
@@ -105,7 +106,7 @@ def _search(
             return page.write(folder, search, test, training, _command(storage))
 
 
-def _choices(space: dict[str, list[Any] | Range], quick: bool) -> dict[str, Choices]:
+def _choices(space: Mapping[str, Sequence[Any] | Range], quick: bool) -> dict[str, Choices]:
     """Return what Optuna can choose among: ranges, and values, of which lists and dictionaries become JSON."""
     found: dict[str, Choices] = {}
     for name, values in space.items():
@@ -125,8 +126,7 @@ def _sampler(sampler: BaseSampler | str) -> BaseSampler | None:
     if sampler == "random":
         return RandomSampler(seed=0)
     if sampler == "tpe":
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)  # of `constant_liar`, before Optuna 5
+        with warnings.catch_warnings(action="ignore", category=ExperimentalWarning):  # before Optuna 5
             return TPESampler(seed=0, constant_liar=True)
     if isinstance(sampler, BaseSampler):
         return sampler
