@@ -62,6 +62,10 @@ OUTPUTS = {
         [{"label": 3, "box": torch.ones(1, 2)}, {"label": 4, "box": np.ones((0, 2))}],
         {"output.label": [3, 4], "output.box": ["[[1.0, 1.0]]", "[]"]},
     ),
+    "as many boxes in each example as there are examples": (
+        [{"box": torch.ones(2, 1)}, {"box": torch.zeros(2, 1)}],
+        {"output.box": ["[[1.0], [1.0]]", "[[0.0], [0.0]]"]},
+    ),
     "what was found in each example, with parts": (
         [{"a": {"box": torch.ones(1, 2, dtype=torch.bfloat16)}}, (torch.eye(1), "x")],
         {"output.a": ['{"box": [[1.0, 1.0]]}', None], "output": [None, '[[[1.0]], "x"]']},

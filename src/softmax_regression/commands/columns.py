@@ -68,12 +68,11 @@ def _nested_columns(output: Any, name: str, n: int) -> Columns:
 
 
 def _is_by_example(output: Sequence[Any], n: int) -> bool:
-    """Return whether a list has an element for each of n examples, and not elements with n values each."""
+    """Return whether a list has a dictionary or value for each of n examples, and not elements with n values each."""
     if len(output) != n:
         return False
     for part in output:
-        values = next(iter(part.values()), ()) if isinstance(part, Mapping) else part
-        if not isinstance(values, Tensor | np.ndarray | list | tuple) or np.ndim(values) == 0 or len(values) != n:
+        if not isinstance(part, Tensor | np.ndarray | list | tuple) or np.ndim(part) == 0 or len(part) != n:
             return True
     return False
 
