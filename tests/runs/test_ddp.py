@@ -71,11 +71,17 @@ class Data(FashionMNISTDataModule):
         return DataLoader([*super().train_dataloader()][:15], None, shuffle=True, generator=order)
 """
 SKIPPING = """
+import torch
 from softmax_regression import SoftmaxRegression
 
 class Net(SoftmaxRegression):
     def training_step(self, batch, batch_idx):
         return None
+
+class Unused(SoftmaxRegression):
+    def __init__(self):
+        super().__init__()
+        self.other = torch.nn.BatchNorm1d(3)
 """
 VALIDATIONS: dict[int, tuple[str, ...]] = {  # sizes of the validation set, and the options for it
     1: ("--data.val_size=1",),
@@ -267,6 +273,11 @@ def test_processes_with_more_minibatches_than_others_are_refused(
         (
             ("--trainer.strategy=DDPStrategy", "--trainer.strategy.process_group_backend=glo"),
             "error: Unknown backend type glo",
+        ),
+        (("--model=skipping.Unused",), "error: It looks like your LightningModule has parameters that were not used"),
+        (
+            ("--model=skipping.Unused", "--trainer.sync_batchnorm=true"),
+            "error: SyncBatchNorm layers only work with GPU modules",
         ),
     ],
 )

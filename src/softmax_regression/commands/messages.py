@@ -33,6 +33,7 @@ LIBRARIES = (  # that check what they are given, or call it, as the engine calls
     "lightning.",
     "softmax_regression.engine.",
     "torch.distributed.distributed_c10d",
+    "torch.nn.parallel.distributed",
     "torch.nn.utils.prune",
     "torch.optim.",
 )
