@@ -69,7 +69,7 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, object]], first: Sequence[
     writer = csv.DictWriter(buffer, list(names), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write(buffer.getvalue().encode(), path)
+    write(buffer.getvalue().encode(errors="backslashreplace"), path)  # names of files need not be UTF-8
 
 
 def check_writable(path: Path, may_replace: bool = True) -> None:

@@ -1,5 +1,6 @@
 import base64
 import csv
+import os
 import re
 from collections.abc import Mapping
 from itertools import pairwise
@@ -108,6 +109,11 @@ def test_csv_has_a_header_and_comes_back(tmp_path: Path) -> None:
             {"name": "a,b", "value": "0.1"},
             {"name": 'say "c"', "value": "2"},
         ]
+
+
+def test_a_name_of_a_file_that_is_no_utf_8_is_written_as_text(tmp_path: Path) -> None:
+    write_csv(tmp_path / "rows.csv", [{"image": os.fsdecode(b"caf\xe9.png")}])
+    assert (tmp_path / "rows.csv").read_text(encoding="utf-8") == "image\ncaf\\udce9.png\n"
 
 
 def test_a_failed_write_leaves_the_old_page_and_no_other_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
