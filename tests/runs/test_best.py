@@ -201,3 +201,14 @@ def test_a_second_training_of_one_trainer_goes_on() -> None:
     trainer.fit(module, data())
     assert best.best == first
     assert (stopping.best_score, stopping.wait_count) == (first["score"], 1)
+
+
+@pytest.mark.parametrize("moved", ["logs", "elsewhere"])
+def test_a_checkpoint_of_the_users_own_finds_its_best_where_the_resumed_run_is_now(moved: str) -> None:
+    own = ("--trainer.callbacks+=ModelCheckpoint", "--trainer.callbacks.monitor=epoch", "--trainer.callbacks.mode=min")
+    assert fit(*own, "--trainer.max_epochs=1") == 0
+    Path("logs").rename(moved)
+    run = only_run(Path(moved)).absolute()
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    assert fit("--resume", str(run), "--trainer.max_epochs=2") == 0
+    assert {path.name for path in (run / "checkpoints").iterdir()} == kept

@@ -32,14 +32,14 @@ from softmax_regression.experiment.flags import (
     without_flag,
 )
 from softmax_regression.figures.logger import FigureLogger
-from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, as_list, callbacks_of_module
+from softmax_regression.runs.callbacks import BestCheckpoint, EarlyStopping, as_list
 from softmax_regression.runs.checkpoint import NOT_SERIALIZABLE, SafeCheckpointIO, about_run
 from softmax_regression.runs.folder import RunLogger, SavedCheckpoint
 from softmax_regression.runs.last_checkpoint import LastCheckpoint
 from softmax_regression.runs.processes import choose_threads, launched_devices, print_rank_zero
 from softmax_regression.runs.progress import EpochProgress
 from softmax_regression.runs.record import RunRecord
-from softmax_regression.runs.settings import drop_finders
+from softmax_regression.runs.settings import FINDERS
 
 # The callbacks of every run, by their group of flags; `trainer.callbacks` is for the user's own.
 DEFAULT_CALLBACKS: dict[str, type[Callback]] = {
@@ -159,7 +159,7 @@ class ExperimentCLI(LightningCLI):
             options.logger = None  # the default one; Lightning refuses any other in a barebones run
         callbacks = as_list(options.callbacks)
         with suppress(Exception):  # of a module that asks its Trainer, which is not there yet
-            self.model_callbacks = callbacks_of_module(self.model)
+            self.model_callbacks = as_list(self.model.configure_callbacks())
         own = [*callbacks, *self.model_callbacks]
         groups = [group for group, kind in DEFAULT_CALLBACKS.items() if self._is_on(kind)]
         if EarlyStopping.flag_group in groups and self._has_own_early_stopping(own):
@@ -175,8 +175,8 @@ class ExperimentCLI(LightningCLI):
         trainer = Trainer(**{**options, "callbacks": callbacks, **kwargs, **launched_devices()})
         if not _has(CheckpointIO, as_list(options.plugins)):
             trainer.strategy.checkpoint_io = SafeCheckpointIO()
-        if self.checkpoint:
-            drop_finders(trainer)
+        if self.checkpoint:  # the run keeps what they found at its start
+            trainer.callbacks[:] = [each for each in trainer.callbacks if not isinstance(each, FINDERS)]  # type: ignore[attr-defined]
         return trainer
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:

@@ -36,11 +36,6 @@ def callbacks_of(trainer: Trainer, kind: type[C] | tuple[type[C], ...]) -> list[
     return [callback for callback in callbacks if isinstance(callback, kind)]
 
 
-def callbacks_of_module(module: LightningModule) -> list[Callback]:
-    """Return what `configure_callbacks` of a module returns, as a list; Lightning asks for it anew as a run begins."""
-    return as_list(module.configure_callbacks())
-
-
 def leading_early_stopping(trainer: Trainer) -> callbacks.EarlyStopping | None:
     """Return the EarlyStopping that best.ckpt follows: this project's, if it may stop the run, or else the first."""
     for callback in callbacks_of(trainer, EarlyStopping):
@@ -78,6 +73,24 @@ def logged_name(monitor: str, trainer: Trainer) -> str:
         if name in trainer.callback_metrics:
             return name
     return monitor
+
+
+def find_moved_checkpoints(trainer: Trainer, states: dict[str, Any]) -> None:
+    """Let each ModelCheckpoint of a resumed run know its files by the present name of their folder.
+
+    It would forget them if that has changed, be it from a relative path to an absolute one.
+    """
+    for callback in callbacks_of(trainer, callbacks.ModelCheckpoint):
+        state = states.get(callback.state_key, {})
+        if state and Path(str(callback.dirpath)).resolve() in Path(str(trainer.ckpt_path)).resolve().parents:
+            states[callback.state_key] = _moved(state, str(state["dirpath"]), str(callback.dirpath))
+
+
+def _moved(state: Any, before: str, now: str) -> Any:
+    """Return the state of a ModelCheckpoint with another folder in its paths."""
+    if isinstance(state, dict):
+        return {_moved(name, before, now): _moved(value, before, now) for name, value in state.items()}
+    return state.replace(before, now, 1) if isinstance(state, str) else state
 
 
 class EarlyStopping(callbacks.EarlyStopping):
@@ -302,9 +315,4 @@ class BestCheckpoint(callbacks.ModelCheckpoint):
         """Load `best` and Lightning's state, with the path of best.ckpt where the folder is now."""
         self.best = state_dict.get("best")
         self.current_score = state_dict.get("current_score")
-        here: dict[str, Any] = {"dirpath": self.dirpath}
-        if state_dict["best_model_path"]:
-            path = str(Path(str(self.dirpath), "best.ckpt"))
-            here |= {"best_model_path": path, "kth_best_model_path": path}
-            here["best_k_models"] = {path: state_dict["best_model_score"]}
-        super().load_state_dict(state_dict | here)
+        super().load_state_dict(_moved(state_dict, str(state_dict["dirpath"]), str(self.dirpath)))

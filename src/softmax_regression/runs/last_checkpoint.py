@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 
 from softmax_regression.errors import InputError
 from softmax_regression.runs.attributes import Attributes
-from softmax_regression.runs.callbacks import callbacks_of, folder_of
+from softmax_regression.runs.callbacks import callbacks_of, find_moved_checkpoints, folder_of
 from softmax_regression.runs.interruption import Interruption
 from softmax_regression.runs.loaders import LoaderPosition, loader_states, make_loaders_resumable
 from softmax_regression.runs.loops import (
@@ -101,6 +101,7 @@ class LastCheckpoint(Checkpoint):
         """Keep what `on_save_checkpoint` has added until training begins; it fits only as many processes as before."""
         if trainer.state.fn != "fit":  # what the training has counted and drawn is nothing to score with
             return
+        find_moved_checkpoints(trainer, checkpoint["callbacks"])
         count_skipped_batches(checkpoint)
         states = checkpoint.get("softmax_regression.processes", [])
         if len(states) != trainer.world_size:

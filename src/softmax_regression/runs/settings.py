@@ -17,8 +17,8 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from softmax_regression.runs.callbacks import (
     BestCheckpoint,
     EarlyStopping,
+    as_list,
     callbacks_of,
-    callbacks_of_module,
     leading_early_stopping,
 )
 from softmax_regression.runs.checkpoint import plain
@@ -148,7 +148,7 @@ def _describe_callbacks(trainer: Trainer, pl_module: LightningModule, config: di
     missing = []
     own = []  # configurations of the user's callbacks
     config["early_stopping"] = {"patience": 0}
-    of_module = [type(callback) for callback in callbacks_of_module(pl_module)]
+    of_module = [type(callback) for callback in as_list(pl_module.configure_callbacks())]
     candidates = [leading_early_stopping(trainer), *trainer.early_stopping_callbacks]
     stopping = next(filter(_is_plain_early_stopping, candidates), None)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -256,8 +256,3 @@ def add_found_values(config: dict[str, Any], trainer: Trainer, pl_module: Lightn
             value = getattr(part, name, part.hparams.get(name))
             if name in taken and isinstance(value, int | float):
                 arguments[name] = value
-
-
-def drop_finders(trainer: Trainer) -> None:
-    """Remove Lightning's finders: a run that is resumed or scored keeps the values that they found at its start."""
-    trainer.callbacks[:] = [each for each in trainer.callbacks if not isinstance(each, FINDERS)]  # type: ignore[attr-defined]
