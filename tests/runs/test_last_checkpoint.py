@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import TensorBoardLogger
+from torchmetrics import MeanMetric
 
 from commands import scalars
 from softmax_regression import BestCheckpoint, LastCheckpoint
@@ -116,6 +117,30 @@ class Averaging(StochasticWeightAveraging):
         super().__init__(swa_lrs=0.1, swa_epoch_start=1)
 
 
+class Accumulator(Callback):
+    """Sets options of the Trainer for each epoch."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.accumulate_grad_batches = 1 + trainer.current_epoch
+        trainer.gradient_clip_val = 0.1 / (1 + trainer.current_epoch)
+
+
+class Measuring(Callback):
+    """Has a metric of its own, and logs what a logger has got before."""
+
+    def __init__(self) -> None:
+        self.mean = MeanMetric()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self.mean.update(outputs["loss"].detach())
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("mean", self.mean.compute())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        pl_module.log("mean_before", trainer.logged_metrics.get("mean", 0.0))
+
+
 class Swapping(BoringModel):
     """Halves its weights while it is validated."""
 
@@ -132,6 +157,8 @@ UNDER_WAY = {
     "a schedule by epochs": (OnPlateau, Callback),
     "gradients accumulated by epochs": (BoringModel, Accumulating),
     "averaged weights": (BoringModel, Averaging),
+    "options of the Trainer that a callback sets": (BoringModel, Accumulator),
+    "a metric of a callback": (BoringModel, Measuring),
 }
 
 

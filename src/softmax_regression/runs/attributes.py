@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 
 from softmax_regression.runs.checkpoint import is_plain_data
 from softmax_regression.runs.loops import modes_before_validation
@@ -19,6 +19,7 @@ from softmax_regression.runs.loops import modes_before_validation
 LIBRARIES = ("lightning.", "softmax_regression.")
 # Names of attributes that Lightning sets itself; `training` is also set by hooks that keep a frozen part in eval mode.
 OF_LIGHTNING = {*vars(LightningModule()), *vars(Callback())} - {"training"}
+OF_TRAINER = ("accumulate_grad_batches", "gradient_clip_val")  # which a callback may set as an epoch begins
 
 
 class Attributes:
@@ -36,7 +37,7 @@ class Attributes:
         for name, value in _attributes(trainer, module):
             self._before[name] = _fingerprint(value)
             self._values.append(value)
-        owners = _owners(trainer, module)
+        owners = _owners(trainer, module) | {"trainer": trainer}
         for name, (value, is_on_cpu) in saved.items():
             owner, _, attribute = name.rpartition(".")
             if owner in owners:
@@ -67,6 +68,8 @@ def _attributes(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str
             is_result = isinstance(value, Tensor) and value.requires_grad
             if attribute not in OF_LIGHTNING and not is_result:
                 yield f"{owner}.{attribute}", value
+    for name in OF_TRAINER:
+        yield f"trainer.{name}", getattr(trainer, name)
 
 
 def _owners(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
@@ -85,6 +88,9 @@ def _owners(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         known = [kind for kind in type(callback).__mro__ if kind.__module__.startswith(LIBRARIES)]
         if known == [Callback] and type(callback).state_dict is Callback.state_dict:
             owners[callback.state_key] = callback
+            for attribute, value in vars(callback).items():
+                if isinstance(value, Metric | MetricCollection) and id(value) not in map(id, module.modules()):
+                    owners |= value.named_modules(prefix=f"{callback.state_key}.{attribute}")
     return owners
 
 

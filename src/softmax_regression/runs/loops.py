@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -175,7 +175,7 @@ def restore_loops(trainer: Trainer, module: LightningModule, saved: Mapping[str,
         if connector:
             connector._first_loop_iter = True  # otherwise Lightning resets what was logged in the epoch
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, GradientAccumulationScheduler | StochasticWeightAveraging):
+            if isinstance(callback, StochasticWeightAveraging):
                 callback.on_train_epoch_start(trainer, module)
         _private(loop, "_combined_loader._iterator._consumed", [])[:] = saved["consumed"]
     else:

@@ -24,9 +24,9 @@ REDUCTIONS: tuple[Any, ...] = (torch.mean, torch.sum, torch.max, torch.min, sum,
 def running_metrics(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     """Return what was logged in this process, and the states of the module's metrics, as plain data.
 
-    For each metric, `logged` has the arguments of `self.log` and the sums; `values` are `callback_metrics`; `buffers`
-    are those that are in no `state_dict`, such as a queue of what the module computed before. Metrics that Lightning
-    resets next, after the current validation or epoch, are left out.
+    For each metric, `logged` has the arguments of `self.log` and the sums; `values` are `callback_metrics`, and `sent`
+    is what loggers got; `buffers` are those that are in no `state_dict`, such as a queue of what the module computed
+    before. Metrics that Lightning resets next, after the current validation or epoch, are left out.
     """
     results = results_of_epoch(trainer)
     about_to_be_reset = _logged_metrics(results_of_epoch(trainer, of_validation=True))
@@ -44,7 +44,8 @@ def running_metrics(trainer: Trainer, module: LightningModule) -> dict[str, Any]
             states[name] = _state(metric)
     trackers = {name: len(tracker) for name, tracker in _parts(module, MetricTracker)}
     state = {"logged": logged, "metrics": states, "trackers": trackers}
-    return state | {"buffers": _unsaved_buffers(module), "values": dict(trainer.callback_metrics)}
+    values = {"values": dict(trainer.callback_metrics), "sent": dict(trainer.logged_metrics)}
+    return state | values | {"buffers": _unsaved_buffers(module)}
 
 
 def load_metrics(module: LightningModule, saved: Mapping[str, Any]) -> None:
@@ -69,6 +70,7 @@ def log_again(trainer: Trainer, module: LightningModule, saved: Mapping[str, Any
         results.log(**arguments, **options, value=value, batch_size=1)
         vars(results[f"{arguments['fx']}.{arguments['name']}"]).update(logged["state"])
     trainer.callback_metrics.update(saved["values"])
+    trainer.logged_metrics.update(saved.get("sent", {}))
     for name, buffer in saved["buffers"].items():
         owner, _, attribute = name.rpartition(".")
         setattr(module.get_submodule(owner), attribute, buffer)
