@@ -54,6 +54,13 @@ class Normalized(FashionMNISTDataModule):
         return batch[0] - 0.5, batch[1]
 
 
+class Ordered(FashionMNISTDataModule):
+    """Images in one order for all seeds."""
+
+    def __init__(self, seed: int = 9) -> None:
+        super().__init__(seed=seed)
+
+
 @dataclass
 class Sgd:
     lr: float = 0.1
@@ -107,9 +114,10 @@ def test_with_a_cosine_schedule_a_short_run_is_not_the_beginning_of_a_long_one()
         ({"lr": [0.1], "loss": ["stable", "naive"]}, None, FashionMNISTDataModule),
         ({"lr": [0.1]}, None, Augmented),
         ({"lr": [0.1]}, None, Normalized),
+        ({"lr": [0.1]}, None, Ordered),
         ({"lr": [0.1], "val_size": [100, 200]}, None, FashionMNISTDataModule),
     ],
-    ids=["another model", "the naive loss", "minibatches of one's own", "a hook", "other data"],
+    ids=["another model", "the naive loss", "minibatches of one's own", "a hook", "an order", "other data"],
 )
 def test_what_is_not_ours_in_everything_is_not_stacked(space: Any, model: Any, data: Any) -> None:
     options = {"model": model} if model else {}

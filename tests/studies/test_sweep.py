@@ -42,7 +42,7 @@ from softmax_regression.studies.sweep import study as sweep
 from softmax_regression.studies.sweep.page import scores_by_hyperparameter
 from softmax_regression.studies.sweep.results import Result, failures
 from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
-from softmax_regression.studies.sweep.space import Plan, Range, Value
+from softmax_regression.studies.sweep.space import Params, Plan, Range, Value
 from softmax_regression.studies.sweep.training import LightningTraining, StackTraining
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +123,15 @@ def test_a_trial_is_what_fit_trains(data: FashionMNISTDataModule) -> None:
         rows = fitted(module, own, epochs=3)
         for name in ("train/loss", "train/acc", "val/loss", "val/acc"):
             assert found[name][seed] == pytest.approx([row[name] for row in rows], rel=1e-4)
+
+
+def test_minibatches_are_as_large_as_those_of_the_data_module_unless_the_space_says_more() -> None:
+    own = FashionMNISTDataModule(16, val_size=100, source="synthetic", synthetic_size=300)
+    expected: list[tuple[Params, int]] = [({}, 16), ({"batch_size": 20}, 20)]
+    for params, size in expected:
+        training = StackTraining(Plan({"lr": [0.1]}, seeds=[0]), {}, own)
+        own.setup()
+        assert training._loader(params, 0).batch_size == size
 
 
 def test_workers_share_the_trials_and_change_no_bit(data: FashionMNISTDataModule) -> None:

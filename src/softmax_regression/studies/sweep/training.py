@@ -54,8 +54,8 @@ class StackTraining:
 
     def _loader(self, params: Params, seed: int) -> Minibatches:
         data, index = self.images.loaded, self.images.train_index
-        train_size = count({"train_size": len(index), **params}, "train_size")
-        batch_size = count(params, "batch_size")
+        used = {"train_size": len(index), "batch_size": self.images.batch_size, **params}
+        train_size, batch_size = count(used, "train_size"), count(used, "batch_size")
         for name, value, most in (("train_size", train_size, len(index)), ("batch_size", batch_size, train_size)):
             if value > most:
                 raise InputError(f"{name}={value}: must be at most {most}, the number of training images")
