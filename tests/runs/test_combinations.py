@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 import softmax_regression as sr
 from marks import slow, slow_but, table
@@ -41,6 +41,7 @@ class Habits:
     without_loss: bool = False  # `training_step` returns None now and then
     keeps_gradients: bool = False  # `optimizer_zero_grad` sets them to zero
     drops: bool = False
+    tells_epoch: bool = False  # `on_train_epoch_start` sets numbers of the data module and of `collate_fn`
     stays_in_eval: bool = False  # `on_train_epoch_start` sets a part to eval mode
     logs: dict[str, bool] = field(default_factory=dict)  # options of `self.log`
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -60,6 +61,9 @@ class Net(LightningModule):
     def on_train_epoch_start(self) -> None:
         if self.habits.stays_in_eval:
             self.net[1].eval()
+        if self.habits.tells_epoch:
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            data.scale = data.collate.scale = 1 + 0.1 * self.current_epoch
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         return -1 if self.habits.ends_early and (self.current_epoch, batch_idx) == (1, 4) else None
@@ -69,6 +73,7 @@ class Net(LightningModule):
 
     def step(self, batch: Any, stage: str) -> Tensor:
         x, y = batch
+        x = x * self.trainer.datamodule.scale  # type: ignore[attr-defined]
         loss = F.cross_entropy(self.net(x.to(self.dtype)), y)
         self.log(f"{stage}_loss", loss, batch_size=len(x), **self.habits.logs)  # type: ignore[arg-type]
         return loss
@@ -99,19 +104,32 @@ class Stream(IterableDataset[Any]):
             yield DATA[i]
 
 
+class Scaled:
+    """A `collate_fn` that scales the inputs."""
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    def __call__(self, examples: list[Any]) -> Any:
+        x, y = default_collate(examples)
+        return x * self.scale, y
+
+
 class Loaders(LightningDataModule):
     """The data, in loaders of several kinds."""
 
     def __init__(self, habits: Habits) -> None:
         super().__init__()
         self.habits = habits
+        self.scale = 1.0
+        self.collate = Scaled()
 
     def train_dataloader(self) -> Any:
         if self.habits.loader == "stream":
             return DataLoader(Stream(), 8)
         if self.habits.loader == "own generator":
             return DataLoader(DATA, 8, shuffle=True, generator=torch.Generator().manual_seed(3))
-        return DataLoader(DATA, 8, shuffle=True)
+        return DataLoader(DATA, 8, shuffle=True, collate_fn=self.collate)
 
     def val_dataloader(self) -> Any:
         if self.habits.validation == "none":
@@ -237,6 +255,7 @@ CASES = {
         trainer={"check_val_every_n_epoch": None, "val_check_interval": 5, "log_every_n_steps": 50},
         killed_at=4,
     ),
+    "numbers that a hook tells the data": Habits(tells_epoch=True, killed_at=9),
     "a part in eval mode": Habits(drops=True, stays_in_eval=True, killed_at=4),
     "a part in eval mode, in a validation within an epoch": Habits(
         drops=True, stays_in_eval=True, trainer={"val_check_interval": 3}, resumed_from="best.ckpt", killed_at=4
@@ -285,6 +304,7 @@ QUICK = (
     "an epoch that a hook ends",
     "a stream that ends before its limit",
     "two validations at one step",
+    "numbers that a hook tells the data",
     "a part in eval mode, in a validation within an epoch",
 )
 

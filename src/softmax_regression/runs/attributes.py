@@ -1,4 +1,4 @@
-"""What a module and its callbacks count and collect in attributes, such as the sums of an epoch, which are in no state.
+"""What a module, its data and callbacks count and collect in attributes, such as sums of an epoch; it is in no state.
 
 Lightning resumes a run only between epochs, where many of them begin anew.
 """
@@ -7,7 +7,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities import move_data_to_device
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,7 +18,7 @@ from softmax_regression.runs.loops import modes_before_validation
 
 LIBRARIES = ("lightning.", "softmax_regression.")
 # Names of attributes that Lightning sets itself; `training` is also set by hooks that keep a frozen part in eval mode.
-OF_LIGHTNING = {*vars(LightningModule()), *vars(Callback())} - {"training"}
+OF_LIGHTNING = {*vars(LightningModule()), *vars(LightningDataModule())} - {"training"}
 OF_TRAINER = ("accumulate_grad_batches", "gradient_clip_val")  # which a callback may set as an epoch begins
 
 
@@ -61,19 +61,20 @@ class Attributes:
 
 
 def _attributes(trainer: Trainer, module: LightningModule) -> Iterator[tuple[str, Any]]:
-    """Yield names and values; not a result of the last step, which has a gradient, such as a layer's output."""
+    """Yield names and values; not a layer's output, which has a gradient, and not the lists of a data module."""
     modes = modes_before_validation(trainer)
     for owner, part in _owners(trainer, module).items():
         for attribute, value in (vars(part) | modes.get(owner, {})).items():
             is_result = isinstance(value, Tensor) and value.requires_grad
-            if attribute not in OF_LIGHTNING and not is_result:
+            is_data = owner == "data" and isinstance(value, list | dict)  # of examples, maybe a million
+            if attribute not in OF_LIGHTNING and not is_result and not is_data:
                 yield f"{owner}.{attribute}", value
     for name in OF_TRAINER:
         yield f"trainer.{name}", getattr(trainer, name)
 
 
 def _owners(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
-    """Return the module, its parts and the user's callbacks by names, without those that say themselves what is kept.
+    """Return the module, its parts, the data module and the user's callbacks, but not those with a `state_dict`.
 
     Schedules are among them, as some modules step one that they do not return to Lightning.
     """
@@ -84,6 +85,9 @@ def _owners(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         for attribute, value in vars(part).items():
             if isinstance(value, LRScheduler):  # which a hook steps
                 owners[f"{name}.{attribute}"] = value
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if getattr(type(data), "state_dict", None) is LightningDataModule.state_dict:
+        owners["data"] = data
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         known = [kind for kind in type(callback).__mro__ if kind.__module__.startswith(LIBRARIES)]
         if known == [Callback] and type(callback).state_dict is Callback.state_dict:

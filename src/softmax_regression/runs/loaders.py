@@ -51,8 +51,8 @@ class LoaderPosition:
 class ResumableLoader(DataLoader[Any]):
     """A DataLoader that keeps what its order was drawn from, and resumes from a position.
 
-    Its sources are the generators of the loader, see `own_generators`, and the integers that count, which its samplers
-    and its data have as attributes.
+    Its sources are the generators of the loader, see `own_generators`, and the numbers that its samplers, its data and
+    its `collate_fn` have as attributes: they count, or a hook sets them.
 
     Attributes:
         position: The position of the run.
@@ -121,13 +121,13 @@ class ResumableLoader(DataLoader[Any]):
         return itertools.chain(waiting, batches)
 
     def _counts(self) -> dict[str, tuple[Any, str]]:
-        """Return, by a name, the object and the attribute of each integer of the samplers and the data."""
+        """Return, by a name, the object and the attribute of each number of the samplers, the data and `collate_fn`."""
         parts: dict[str, Any] = {"sampler": self.sampler, "batches": self.batch_sampler, "data": self.dataset}
-        parts["sampler of batches"] = getattr(self.batch_sampler, "sampler", None)
+        parts |= {"sampler of batches": getattr(self.batch_sampler, "sampler", None), "collate": self.collate_fn}
         found = {}
         for name, part in parts.items():
             for attribute, value in getattr(part, "__dict__", {}).items():
-                if type(value) is int:
+                if type(value) in (int, float, bool):
                     found[f"{name}.{attribute}"] = part, attribute
         return found
 
