@@ -383,3 +383,10 @@ def test_a_checkpoint_of_weights_alone_is_scored_but_not_resumed(capsys: pytest.
     capsys.readouterr()
     assert main(["fit", "--resume", path, "--trainer.max_epochs=2"]) == 2
     assert "the checkpoint holds weights alone; give the run's folder" in one_line(capsys)
+
+
+def test_the_weights_that_the_processes_of_a_notebook_hand_back_are_saved_and_loaded(tmp_path: Path) -> None:
+    weights = SoftmaxRegression().state_dict()
+    SafeCheckpointIO().save_checkpoint(weights, tmp_path / ".temp.ckpt")
+    loaded = SafeCheckpointIO().load_checkpoint(tmp_path / ".temp.ckpt")
+    assert torch.equal(loaded[WEIGHT], weights[WEIGHT])

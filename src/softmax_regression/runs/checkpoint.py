@@ -27,6 +27,7 @@ REMEDY = "give a run's folder or a .ckpt file that `fit` saved"
 NOT_SERIALIZABLE = "Unable to serialize instance "  # jsonargparse writes this for an object that YAML cannot hold
 EXTRA_STATE = "_extra_state"  # a state_dict name with this ending may have any value: see nn.Module.get_extra_state
 PLAIN_KINDS = {Tensor, bool, int, float, str, type(None)}  # torch.load reads these with weights_only=True
+HANDED_BACK = ".temp.ckpt"  # the weights alone, which the processes of a notebook hand back after a training
 RUN = "softmax_regression.run"  # the key of what RunRecord adds to checkpoints
 # The entries of every checkpoint of a Trainer, and their types; one of weights alone has no others.
 CONTENT = {"state_dict": dict, "loops": dict, "epoch": int, "global_step": int}
@@ -203,6 +204,9 @@ class SafeCheckpointIO(TorchCheckpointIO):
             DivergedError: A weight is not finite; nothing is written.
             InputError: It could not be read again; nothing is written.
         """
+        if Path(path).name == HANDED_BACK:
+            super().save_checkpoint(checkpoint, path)
+            return
         name = _not_finite(checkpoint)
         if name:
             raise DivergedError(
@@ -215,4 +219,4 @@ class SafeCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """Load a checkpoint, always with `weights_only=True`; see `read` for what it raises."""
-        return read(path)
+        return super().load_checkpoint(path) if Path(path).name == HANDED_BACK else read(path)
