@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from commands import fit, manifest, only_run
-from softmax_regression import BestCheckpoint, EarlyStopping, RunLogger, RunRecord, SoftmaxRegression
+from softmax_regression import BestCheckpoint, EarlyStopping, LastCheckpoint, RunLogger, RunRecord, SoftmaxRegression
 from softmax_regression.errors import InputError
 from softmax_regression.reports.reading import read_run
 from softmax_regression.runs.checkpoint import read
@@ -212,3 +215,25 @@ def test_a_checkpoint_of_the_users_own_finds_its_best_where_the_resumed_run_is_n
     kept = {path.name for path in (run / "checkpoints").iterdir()}
     assert fit("--resume", str(run), "--trainer.max_epochs=2") == 0
     assert {path.name for path in (run / "checkpoints").iterdir()} == kept
+
+
+class StateOfItsOwn(ModelCheckpoint):
+    """Says itself what is saved of it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": 1}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        assert state_dict == {"count": 1}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_with_a_state_of_its_own_is_resumed(tmp_path: Path) -> None:
+    for epochs, path in (1, None), (2, tmp_path / "x" / "checkpoints" / "last.ckpt"):
+        callbacks: list[Any] = [StateOfItsOwn(), LastCheckpoint()]
+        logger = TensorBoardLogger(tmp_path, "", "x")
+        trainer = Trainer(
+            max_epochs=epochs, accelerator="cpu", logger=logger, callbacks=callbacks, limit_train_batches=2
+        )
+        trainer.fit(BoringModel(), ckpt_path=path)
+    assert trainer.current_epoch == 2

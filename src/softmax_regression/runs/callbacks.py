@@ -80,9 +80,10 @@ def find_moved_checkpoints(trainer: Trainer, states: dict[str, Any]) -> None:
 
     It would forget them if that has changed, be it from a relative path to an absolute one.
     """
+    folders = Path(str(trainer.ckpt_path)).resolve().parents
     for callback in callbacks_of(trainer, callbacks.ModelCheckpoint):
-        state = states.get(callback.state_key, {})
-        if state and Path(str(callback.dirpath)).resolve() in Path(str(trainer.ckpt_path)).resolve().parents:
+        state = states.get(callback.state_key, {})  # a subclass may have one of its own
+        if "dirpath" in state and Path(str(callback.dirpath)).resolve() in folders:
             states[callback.state_key] = _moved(state, str(state["dirpath"]), str(callback.dirpath))
 
 
