@@ -53,6 +53,10 @@ REFUSED = {
         ["--model=zoo.odd.OtherArguments"],
         "error: OtherArguments.on_train_batch_end() takes 1 positional argument but 4 were given",
     ),
+    "minibatches of no example": (
+        ["--model=zoo.modules.Plain", "--data.batch_size=0"],
+        "error: batch_size should be a positive integer value, but got batch_size=0",
+    ),
     "a callback that needs another one": (
         ["--model=zoo.modules.Plain", "--trainer.callbacks+=zoo.odd.NeedsAnother"],
         "error: NeedsAnother: goes with a ModelCheckpoint",

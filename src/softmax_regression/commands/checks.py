@@ -78,8 +78,7 @@ def check_callbacks(trainer: Trainer) -> None:
         note = "without batch norm, no checkpoint has its averaged weights; WeightAveraging saves them"
         print_rank_zero(f"StochasticWeightAveraging: {note}")
     for callback in callbacks_of(trainer, ModelCheckpoint):
-        is_ours = isinstance(callback, BestCheckpoint)
-        if callback.filename in ("best", "last") and not callback.dirpath and not is_ours:
+        if callback.filename in ("best", "last") and not callback.dirpath and not isinstance(callback, BestCheckpoint):
             what = f"filename={callback.filename} of {type(callback).__name__}"
             raise InputError(f"{what}: each run keeps a {callback.filename}.ckpt; give another filename, or a dirpath")
         if callback.dirpath and "://" not in str(callback.dirpath):

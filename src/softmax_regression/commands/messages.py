@@ -36,6 +36,7 @@ LIBRARIES = (  # that check what they are given, or call it, as the engine calls
     "torch.nn.parallel.distributed",
     "torch.nn.utils.prune",
     "torch.optim.",
+    "torch.utils.data.",
 )
 _OPTION = re.compile(r"(?:unrecognized arguments: |ption ')-*([^\s=']+)")
 _REFUSED = re.compile(r"Importing '(\S+)' is not allowed")
