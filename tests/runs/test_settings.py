@@ -229,11 +229,27 @@ class OneArgument(Wide):
         self.save_hyperparameters(conf)
 
 
+class InNamespace(LightningModule):
+    """Has them in the arguments of a command line, without a type."""
+
+    training_step = Wide.training_step
+    validation_step = Wide.validation_step
+    configure_optimizers = Wide.configure_optimizers
+
+    def __init__(self, conf) -> None:  # type: ignore[no-untyped-def]
+        super().__init__()
+        self.save_hyperparameters(conf)
+        self.lr = self.hparams["lr"]
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 10))
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_data_keep_their_arguments_and_a_module_may_have_them_in_one() -> None:
+@pytest.mark.parametrize("kind", [OneArgument, InNamespace])
+def test_data_keep_their_arguments_and_a_module_may_have_them_in_one(kind: Any) -> None:
     trainer = Trainer(max_epochs=1, logger=RunLogger(), callbacks=[LastCheckpoint(), RunRecord()], accelerator="cpu",
                       enable_progress_bar=False, enable_model_summary=False, log_every_n_steps=1)  # fmt: skip
-    trainer.fit(OneArgument({"lr": 0.3}), Kept(16))
+    settings = {"lr": 0.3}
+    trainer.fit(kind(Namespace(**settings) if kind is InNamespace else settings), Kept(16))
     run = only_run()
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["data"]["init_args"] == {"batch_size": 16}

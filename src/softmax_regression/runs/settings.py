@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, TypeGuard, get_origin
+from typing import Any, TypeGuard
 
 import torch
 import yaml
@@ -71,7 +71,7 @@ def parameters_of(kind: type) -> dict[str, Any]:
 def _arguments(part: Any) -> dict[str, Any]:
     """Return the arguments with which a model or data module was made, as far as it has saved them or kept them.
 
-    It keeps an argument as an attribute of the same name; all that it has saved may be in one dictionary. What else it
+    It keeps an argument as an attribute of the same name; all that it has saved may be in one argument. What else it
     has saved are arguments of its parent class.
     """
     parameters = inspect.signature(type(part)).parameters
@@ -83,7 +83,7 @@ def _arguments(part: Any) -> dict[str, Any]:
     for name, parameter in parameters.items():
         if name not in found and name in vars(part):
             found[name] = vars(part)[name]
-        elif dict in (parameter.annotation, get_origin(parameter.annotation)) and part._hparams_name == name:
+        elif part._hparams_name == name and parameter.kind is not parameter.VAR_KEYWORD:
             found[name] = dict(part.hparams_initial)
     return found
 
@@ -94,9 +94,8 @@ def _describe_part(part: Any) -> tuple[dict[str, Any], list[str]]:
     arguments = _arguments(part)
     parameters = inspect.signature(kind).parameters
     known = set(parameters)
-    if not arguments.keys() <= known:
-        with suppress(Exception):  # of a default that LightningCLI cannot take
-            known.update(parameters_of(kind))
+    with suppress(Exception):  # of a default that LightningCLI cannot take
+        known.update(parameters_of(kind))
     settings: dict[str, Any] = {"class_path": class_path_of(kind), "init_args": {}}
     missing = []
     for name, value in arguments.items():
