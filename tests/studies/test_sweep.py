@@ -39,7 +39,7 @@ from softmax_regression.files import locked
 from softmax_regression.model import SoftmaxRegression
 from softmax_regression.studies.stacked import Means, Stack
 from softmax_regression.studies.sweep import study as sweep
-from softmax_regression.studies.sweep.page import scores_by_hyperparameter
+from softmax_regression.studies.sweep.page import scores_by_hyperparameter, short_lines
 from softmax_regression.studies.sweep.results import Result, failures
 from softmax_regression.studies.sweep.search import Search, check_sampler, number_of_workers
 from softmax_regression.studies.sweep.space import Params, Plan, Range, Value
@@ -386,6 +386,13 @@ def test_the_commands_on_the_page_repeat_what_it_says(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
+def test_classes_are_short_in_the_figure() -> None:
+    value = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5, "momentum": 0.9}}
+    assert short_lines(json.dumps(value)) == "SGD, lr: 0.5,\nmomentum: 0.9"
+    assert short_lines("torch.optim.Adam") == "Adam"
+    assert short_lines("[16, 8]") == "[16, 8]"
+
+
 def test_one_configuration_with_one_seed_is_called_so() -> None:
     page = sweep.run({"lr": [0.1], "epochs": [1]}, seeds=[5], name="one", source="synthetic")
     text = " ".join(page.read_text().split("</style>")[1].split())

@@ -3,9 +3,11 @@
 import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -147,13 +149,18 @@ def _draw_scores(axes: Axes, name: str, colour: str, results: Sequence[Result], 
         points = sorted(lines[label].values(), key=lambda result: values.index(result.params[name]))
         x: list[Any] = [result.params[name] for result in points]
         if not are_numbers:
-            x = [str(value) for value in x]
+            x = [short_lines(value) for value in x]
         scores = torch.stack([result.last(plan.monitor) for result in points])  # (points, seeds)
-        error_bars(axes, x, scores, fmt=style, ms=4, color=shade, label=str(label))
+        error_bars(axes, x, scores, fmt=style, ms=4, color=shade, label=short_lines(label))
     if are_numbers:
         _set_ticks(axes, values, plan.is_grid)
     if colour:
         axes.legend(title=colour, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=4, fontsize=8)
+
+
+def short_lines(value: object) -> str:
+    """Return a value as short lines: a class without its module, its arguments without the marks of JSON."""
+    return fill(re.sub(r'"(class_path|init_args)": |[{}"]|[\w.]+\.(?=[A-Z])', "", str(value)), 14)
 
 
 def error_bars(axes: Axes, x: Any, values: Tensor, **style: Any) -> None:
