@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import LambdaCallback, LearningRateMonitor
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import CSVLogger
 
+from commands import manifest
 from softmax_regression import LiveCurve, RunLogger, RunRecord
 from softmax_regression.runs.progress import EpochProgress
 from softmax_regression.runs.rows import (
@@ -77,6 +78,27 @@ def test_a_trainer_that_trains_on_adds_to_its_rows_and_another_one_begins_anew()
         run = Path(str(trainer.log_dir))
         assert [row["epoch"] for row in read_rows(run)] == epochs
         assert f"gradient_clip_val: {clip}" in (run / "config.yaml").read_text()
+
+
+class CannotTest(BoringModel):
+    """Trains, and fails when it is tested."""
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        raise ZeroDivisionError
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:Checkpoint directory")
+@pytest.mark.filterwarnings("ignore:.*logging interval")
+def test_a_training_that_is_over_stays_finished_if_a_test_fails() -> None:
+    trainer = Trainer(
+        logger=RunLogger(), callbacks=[RunRecord()], max_epochs=1, limit_train_batches=2, limit_val_batches=0,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    model = CannotTest()
+    trainer.fit(model)
+    with pytest.raises(ZeroDivisionError):
+        trainer.test(model, verbose=False)
+    assert manifest(Path(str(trainer.log_dir)))["status"] == "finished"
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")

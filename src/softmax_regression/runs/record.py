@@ -251,8 +251,8 @@ class RunRecord(Callback):
             checkpoint[RUN]["csv_rows"] = count_logged_rows(trainer.loggers)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Record that the run was interrupted or diverged."""
-        if self.run and (self.run / "run.json").exists():
+        """Record that the training was interrupted or diverged."""
+        if self.run and trainer.state.fn == "fit" and (self.run / "run.json").exists():
             status = "diverged" if isinstance(exception, DivergedError) else "interrupted"
             with suppress(InputError, StorageError):  # if the disk is full, `exception` says so already
                 self._update(status=status, stopped=format_error(exception), **results(trainer))
