@@ -3,13 +3,20 @@
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
-from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric
 
 from commands import scalars
@@ -200,3 +207,39 @@ def test_without_a_best_checkpoint_lightning_says_so(tmp_path: Path) -> None:
     run.fit(module := OnPlateau())
     with pytest.raises(ValueError, match="not configured to save the best model"):
         run.test(module, ckpt_path="best")
+
+
+def test_other_minibatches_after_a_resume_on_another_number_of_processes_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(Interrupted):
+        trainer(tmp_path, 3, [Interrupting(), LastCheckpoint()]).fit(BoringModel())
+    saved = last(tmp_path)
+    saved["softmax_regression.processes"] *= 2  # as two processes save it
+    path = tmp_path / "two.ckpt"
+    torch.save(saved, path)
+    trainer(tmp_path, 3, [LastCheckpoint()]).fit(BoringModel(), ckpt_path=path, weights_only=True)
+    assert "1 processes instead of 2: the minibatches of this epoch are other" in capsys.readouterr().out
+
+
+class Sized(BoringModel):
+    """Draws the order of its minibatches from the global generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_size = 2
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(RandomDataset(32, 64), self.batch_size, shuffle=True)
+
+
+@patch("lightning.pytorch.tuner.batch_size_scaling.garbage_collection_cuda", list)  # it takes seconds
+def test_the_training_after_a_search_for_the_batch_size_is_that_of_a_plain_trainer(tmp_path: Path) -> None:
+    weights = []
+    for callbacks in ([], [LastCheckpoint()]):
+        seed_everything(1)
+        module = Sized()
+        finder = BatchSizeFinder(max_trials=2, init_val=2)
+        trainer(tmp_path / str(len(callbacks)), 1, [finder, *callbacks], default_root_dir=tmp_path).fit(module)
+        weights.append(module.layer.weight)
+    assert torch.equal(*weights)

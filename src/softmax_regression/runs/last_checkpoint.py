@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import move_data_to_device
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.nn.parameter import is_lazy
 
+from softmax_regression.data.module import FashionMNISTDataModule
 from softmax_regression.errors import InputError
 from softmax_regression.runs.attributes import Attributes
 from softmax_regression.runs.callbacks import callbacks_of, find_moved_checkpoints, folder_of
@@ -28,7 +29,7 @@ from softmax_regression.runs.loops import (
     restore_loops,
     resume_after_step,
 )
-from softmax_regression.runs.processes import check_equal_epochs
+from softmax_regression.runs.processes import check_equal_epochs, print_rank_zero
 from softmax_regression.runs.random_numbers import own_states, random_state, set_own_states, set_random_state
 from softmax_regression.runs.rows import RowCallback
 from softmax_regression.runs.running_metrics import load_metrics, log_again, running_metrics
@@ -101,12 +102,17 @@ class LastCheckpoint(Checkpoint):
         """Keep what `on_save_checkpoint` has added until training begins; it fits only as many processes as before."""
         if trainer.state.fn != "fit":  # what the training has counted and drawn is nothing to score with
             return
+        if Path(str(trainer.ckpt_path)).name.startswith(".scale_batch_size"):  # BatchSizeFinder: no run is resumed
+            return
         find_moved_checkpoints(trainer, checkpoint["callbacks"])
         count_skipped_batches(checkpoint)
         states = checkpoint.get("softmax_regression.processes", [])
+        loops = checkpoint.get("softmax_regression.loops", {})
         if len(states) != trainer.world_size:
+            if states and loops["batches"] and not isinstance(trainer.datamodule, FashionMNISTDataModule):  # type: ignore[attr-defined]
+                now = f"{trainer.world_size} processes instead of {len(states)}"
+                print_rank_zero(f"{now}: the minibatches of this epoch are other than without the interruption")
             return
-        loops = checkpoint["softmax_regression.loops"]
         self._saved = states[trainer.global_rank] | {"loops": loops}
         self._position.random = self._saved["random"]
         self._position.loaders = self._saved.get("loaders", {})
