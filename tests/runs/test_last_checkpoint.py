@@ -219,7 +219,7 @@ def test_other_minibatches_after_a_resume_on_another_number_of_processes_are_sai
     path = tmp_path / "two.ckpt"
     torch.save(saved, path)
     trainer(tmp_path, 3, [LastCheckpoint()]).fit(BoringModel(), ckpt_path=path, weights_only=True)
-    assert "1 processes instead of 2: the minibatches of this epoch are other" in capsys.readouterr().out
+    assert "processes: 1 instead of 2; the minibatches of this epoch are other" in capsys.readouterr().out
 
 
 class Sized(BoringModel):

@@ -110,8 +110,8 @@ class LastCheckpoint(Checkpoint):
         loops = checkpoint.get("softmax_regression.loops", {})
         if len(states) != trainer.world_size:
             if states and loops["batches"] and not isinstance(trainer.datamodule, FashionMNISTDataModule):  # type: ignore[attr-defined]
-                now = f"{trainer.world_size} processes instead of {len(states)}"
-                print_rank_zero(f"{now}: the minibatches of this epoch are other than without the interruption")
+                now = f"processes: {trainer.world_size} instead of {len(states)}"
+                print_rank_zero(f"{now}; the minibatches of this epoch are other than without the interruption")
             return
         self._saved = states[trainer.global_rank] | {"loops": loops}
         self._position.random = self._saved["random"]

@@ -83,7 +83,7 @@ def _arguments(part: Any) -> dict[str, Any]:
     for name, parameter in parameters.items():
         if name not in found and name in vars(part):
             found[name] = vars(part)[name]
-        elif part._hparams_name == name and parameter.kind is not parameter.VAR_KEYWORD:
+        elif getattr(part, "_hparams_name", None) == name and parameter.kind is not parameter.VAR_KEYWORD:
             found[name] = dict(part.hparams_initial)
     return found
 
