@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau, StepLR
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset, default_collate
 
 import softmax_regression as sr
 from marks import slow, slow_but, table
@@ -41,7 +41,7 @@ class Habits:
     without_loss: bool = False  # `training_step` returns None now and then
     keeps_gradients: bool = False  # `optimizer_zero_grad` sets them to zero
     drops: bool = False
-    tells_epoch: bool = False  # `on_train_epoch_start` sets numbers of the data module and of `collate_fn`
+    tells_epoch: bool = False  # `on_train_epoch_start` sets numbers of the data module, the data and `collate_fn`
     stays_in_eval: bool = False  # `on_train_epoch_start` sets a part to eval mode
     logs: dict[str, bool] = field(default_factory=dict)  # options of `self.log`
     trainer: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Net(LightningModule):
             self.net[1].eval()
         if self.habits.tells_epoch:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
-            data.scale = data.collate.scale = 1 + 0.1 * self.current_epoch
+            data.scale = data.collate.scale = data.examples.scale = 1 + 0.1 * self.current_epoch
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         return -1 if self.habits.ends_early and (self.current_epoch, batch_idx) == (1, 4) else None
@@ -115,6 +115,17 @@ class Scaled:
         return x * self.scale, y
 
 
+class Examples(Dataset[Any]):
+    """The data, scaled."""
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+
+    def __getitem__(self, i: int) -> Any:
+        x, y = DATA[i]
+        return x * self.scale, y
+
+
 class Loaders(LightningDataModule):
     """The data, in loaders of several kinds."""
 
@@ -123,13 +134,15 @@ class Loaders(LightningDataModule):
         self.habits = habits
         self.scale = 1.0
         self.collate = Scaled()
+        self.examples = Examples()
 
     def train_dataloader(self) -> Any:
         if self.habits.loader == "stream":
             return DataLoader(Stream(), 8)
         if self.habits.loader == "own generator":
             return DataLoader(DATA, 8, shuffle=True, generator=torch.Generator().manual_seed(3))
-        return DataLoader(DATA, 8, shuffle=True, collate_fn=self.collate)
+        part = Subset(self.examples, range(len(DATA)))
+        return DataLoader(part, 8, shuffle=True, collate_fn=self.collate)
 
     def val_dataloader(self) -> Any:
         if self.habits.validation == "none":

@@ -54,6 +54,7 @@ class Logging(LightningModule):
         self.last: deque[Tensor] = deque(maxlen=2)
         self.sizes: Counter[int] = Counter()
         self.rounded: set[float] = set()
+        self.seen: dict[int, int] = defaultdict(int)
         self.log("at the start", float(self.global_step))
 
     def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
@@ -80,6 +81,7 @@ class Logging(LightningModule):
         self.last.append(value)
         self.sizes.update([len(batch)])
         self.rounded.add(round(value.item(), 1))
+        self.seen[batch_idx] += 1
         self.queue = torch.cat([self.queue, value[None]])[-9:]
         self.log("mean of a queue", self.queue.mean(), on_epoch=True)
         return self.weight
@@ -96,6 +98,7 @@ class Logging(LightningModule):
         self.log("mean of the last", torch.stack([*self.last]).mean())
         self.log("sizes", float(self.sizes[3]))
         self.log("rounded", float(len(self.rounded)))
+        self.log("batches", float(sum(self.seen.values())))
         self.log("steps", float(self.steps))
         self.schedule.step()
         self.log("rate", self.schedule.get_last_lr()[0])
@@ -149,7 +152,7 @@ def test_what_was_logged_is_that_of_the_run_that_was_not_killed() -> None:
     with pytest.raises(Killed):  # before anything more was saved
         logged(Logging(killed_at=11), "again", checkpoint)
     resumed = logged(Logging(), "resumed", Path("logs/softmax/again/checkpoints/last.ckpt"))
-    assert len(whole) == 30
+    assert len(whole) == 31
     assert resumed == whole
 
 

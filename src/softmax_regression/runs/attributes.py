@@ -19,6 +19,7 @@ from softmax_regression.runs.loops import modes_before_validation
 LIBRARIES = ("lightning.", "softmax_regression.")
 # Names of attributes that Lightning sets itself; `training` is also set by hooks that keep a frozen part in eval mode.
 OF_LIGHTNING = {*vars(LightningModule()), *vars(LightningDataModule())} - {"training"}
+FACTORIES: dict[str, Any] = {kind.__name__: kind for kind in (int, float, list, dict, set)}  # of a defaultdict
 OF_TRAINER = ("accumulate_grad_batches", "gradient_clip_val")  # which a callback may set as an epoch begins
 
 
@@ -102,7 +103,9 @@ def _plain(value: Any) -> Any:
     """Return a value as what a checkpoint can hold, if it is a deque or a defaultdict."""
     if type(value) is deque:
         return {"deque": list(value), "maxlen": value.maxlen}
-    return dict(value) if type(value) is defaultdict else value
+    if type(value) is defaultdict:
+        return {"defaultdict": dict(value), "factory": getattr(value.default_factory, "__name__", "")}
+    return value
 
 
 def _is_on_cpu(value: Any) -> bool:
@@ -129,6 +132,11 @@ def _fingerprint(value: Any) -> Any:
 def _set(owner: Any, attribute: str, value: Any) -> None:
     """Set an attribute; a dictionary that is there is filled anew: it may have a default."""
     there = getattr(owner, attribute, None)
+    if isinstance(value, dict) and value.keys() == {"defaultdict", "factory"}:
+        if not isinstance(there, defaultdict):
+            there = defaultdict(FACTORIES.get(value["factory"]))
+            setattr(owner, attribute, there)
+        value = value["defaultdict"]
     if isinstance(value, dict) and value.keys() == {"deque", "maxlen"}:
         setattr(owner, attribute, deque(value["deque"], value["maxlen"]))
     elif isinstance(there, dict) and isinstance(value, dict):

@@ -124,6 +124,7 @@ class ResumableLoader(DataLoader[Any]):
         """Return, by a name, the object and the attribute of each number of the samplers, the data and `collate_fn`."""
         parts: dict[str, Any] = {"sampler": self.sampler, "batches": self.batch_sampler, "data": self.dataset}
         parts |= {"sampler of batches": getattr(self.batch_sampler, "sampler", None), "collate": self.collate_fn}
+        parts["data of a Subset"] = getattr(self.dataset, "dataset", None)
         found = {}
         for name, part in parts.items():
             for attribute, value in getattr(part, "__dict__", {}).items():
