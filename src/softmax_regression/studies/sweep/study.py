@@ -34,8 +34,8 @@ QUICK_SIZES = {"synthetic_size": 1500, "val_size": 500, "train_size": 1000}
 QUICK_LIMITS = {"limit_train_batches": 10, "limit_val_batches": 10, "limit_test_batches": 10}  # for other data modules
 
 
+# In `space` with `Any` alone, the text "no" would become false, and a dictionary that names a class an object.
 def run(
-    # With `Any` alone, the text "no" would become false, and a dictionary that names a class an object.
     space: Mapping[str, Sequence[str | list | dict | Any] | Range],  # type: ignore[type-arg]
     sampler: Literal["grid", "random", "tpe", "GridSampler"] | BaseSampler = "grid",
     trials: int = 100,
