@@ -385,7 +385,6 @@ def test_the_commands_on_the_page_repeat_what_it_says(monkeypatch: pytest.Monkey
     assert f"ends with val/loss {rows[-1]['val/loss']:.4f}" in " ".join(text.split())
 
 
-@pytest.mark.slow
 def test_classes_are_short_in_the_figure() -> None:
     value = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5, "momentum": 0.9}}
     assert short_lines(json.dumps(value)) == "SGD, lr: 0.5,\nmomentum: 0.9"
@@ -393,6 +392,7 @@ def test_classes_are_short_in_the_figure() -> None:
     assert short_lines("[16, 8]") == "[16, 8]"
 
 
+@pytest.mark.slow
 def test_one_configuration_with_one_seed_is_called_so() -> None:
     page = sweep.run({"lr": [0.1], "epochs": [1]}, seeds=[5], name="one", source="synthetic")
     text = " ".join(page.read_text().split("</style>")[1].split())
