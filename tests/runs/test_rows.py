@@ -159,3 +159,14 @@ def test_each_csv_logger_keeps_its_own_rows_also_where_another_one_has_no_file_y
     assert not Path(idle.log_dir, "metrics.csv").exists()
     with Path(used.log_dir, "metrics.csv").open() as file:
         assert list(csv.DictReader(file)) == [{"loss": "0.5", "step": "1"}]
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*logging interval")
+def test_a_training_leaves_the_loops_of_its_trainer_as_they_were() -> None:
+    trainer = Trainer(
+        logger=False, callbacks=[RowCallback()], max_epochs=1, limit_train_batches=2, limit_val_batches=0,
+        accelerator="cpu", enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    before = set(vars(trainer.fit_loop))
+    trainer.fit(BoringModel())
+    assert "on_advance_end" not in vars(trainer.fit_loop).keys() - before

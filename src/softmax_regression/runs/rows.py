@@ -18,7 +18,7 @@ from softmax_regression.errors import InputError
 from softmax_regression.files import append, check_not_moved, write_csv
 from softmax_regression.metrics import learning_rate
 from softmax_regression.runs.callbacks import callbacks_of
-from softmax_regression.runs.loops import call_after, steps_done
+from softmax_regression.runs.loops import call_after, remove_calls, steps_done
 
 Row = dict[str, float]  # `epoch`, from 1, `step`, the number of steps done, `lr`, and metrics by their names
 
@@ -111,7 +111,12 @@ class RowCallback(Callback):
         if trainer.fit_loop.total_batch_idx == self._row_at:
             self.update_row(trainer)
 
-    on_train_end = on_save_checkpoint = complete_row
+    on_save_checkpoint = complete_row
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Complete the last row, and leave the loop as it was."""
+        self.complete_row(trainer, pl_module)
+        remove_calls(trainer)
 
     def update_row(self, trainer: Trainer) -> None:
         """Put what was logged since the last row into the row of this step, and write it."""
